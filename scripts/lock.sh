@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Locks requirements/*.txt with hashes, for every supported Python and platform. Needs uv.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+lock() { uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --python-version 3.11 "$@"; }
+# dev first: what is deployed is then exactly what was tested.
+lock pyproject.toml --group build --group dev --output-file requirements/dev.txt
+lock pyproject.toml --group build --constraint requirements/dev.txt --output-file requirements/runtime.txt
