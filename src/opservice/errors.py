@@ -1,0 +1,115 @@
+"""What can go wrong, as a small tree. Handlers raise; api/status.py says what each is on the wire.
+
+    OpserviceError
+    ├── InvalidArgument            the request itself is wrong; names every field
+    │   └── IdempotencyKeyReused
+    ├── OperationNotFound
+    ├── EndpointNotFound
+    ├── LeaseTokenMismatch
+    ├── PreconditionFailed         the request is fine, the operation's state is not
+    │   ├── OperationDone
+    │   ├── OperationNotCancellable
+    │   └── OperationRunning
+    ├── StoreError                 the database could not serve the request
+    │   ├── StoreUnavailable       for now: try again
+    │   └── StoreFull
+    └── StartupError               the server refuses to start; the message is for the operator
+
+The docstring of an exception is its default message.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from opservice.operation import Record
+
+
+class OpserviceError(Exception):
+    """Something went wrong."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message or type(self).__doc__)
+
+    @property
+    def message(self) -> str:
+        return str(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One field that is wrong, in the words of google.rpc.BadRequest."""
+
+    field: str
+    description: str
+
+
+class InvalidArgument(OpserviceError):
+    """The request is not valid."""
+
+    def __init__(self, violations: Sequence[Violation], message: str = "") -> None:
+        super().__init__(message or "; ".join(f"{v.field}: {v.description}" for v in violations))
+        self.violations = tuple(violations)
+
+
+class IdempotencyKeyReused(InvalidArgument):
+    """The idempotency key was used before with another request"""
+
+    def __init__(self) -> None:
+        super().__init__([Violation("idempotency_key", type(self).__doc__ or "")])
+
+
+class OperationNotFound(OpserviceError):
+    """The operation does not exist, has expired, or may not be seen by the caller."""
+
+    def __init__(self, operation_id: str) -> None:
+        super().__init__(f"Operation {operation_id} not found")
+        self.operation_id = operation_id
+
+
+class EndpointNotFound(OpserviceError):
+    """There is no API endpoint with this id."""
+
+
+class LeaseTokenMismatch(OpserviceError):
+    """The lease token is not the one that started the operation."""
+
+
+class PreconditionFailed(OpserviceError):
+    """The operation is not in a state that allows this."""
+
+    def __init__(self, record: Record, message: str = "") -> None:
+        super().__init__(message)
+        self.record = record
+
+
+class OperationDone(PreconditionFailed):
+    """The operation is done already, with another result."""
+
+
+class OperationNotCancellable(PreconditionFailed):
+    """The operation cannot be cancelled."""
+
+
+class OperationRunning(PreconditionFailed):
+    """The operation is still running: only a done operation can be deleted."""
+
+
+class StoreError(OpserviceError):
+    """The database failed."""
+
+
+class StoreUnavailable(StoreError):
+    """The database is not available at the moment."""
+
+
+class StoreFull(StoreError):
+    """The database has no space left: reads go on, writes are refused."""
+
+
+class StartupError(OpserviceError):
+    """The server cannot start."""

@@ -1,0 +1,243 @@
+"""The operation: its record, the commands that change it, what comes of them, and its ids.
+
+Standard library only. Every time is an integer of microseconds since the Unix epoch, UTC, and every
+duration an integer of microseconds: exact on both databases, and one `divmod` from protobuf.
+Payloads (metadata, response, error) are serialized protobuf that nothing below api/ looks into.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from enum import IntEnum
+
+SECOND = 1_000_000
+DAY = 86_400 * SECOND
+
+DEFAULT_ID_PREFIX = "ops"
+
+_BASE32HEX = "0123456789abcdefghijklmnopqrstuv"
+_ID_CHARACTERS = 17  # of 5 bits each, 85 in all
+
+
+class CancelPolicy(IntEnum):
+    """What Cancel does to a running operation. The numbers are those of the wire."""
+
+    IMMEDIATE = 1
+    """Done at once, CANCELLED."""
+    COOPERATIVE = 2
+    """The producer is asked to stop and has a grace period to end the operation itself."""
+    UNSUPPORTED = 3
+    """Refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    done: int = 0
+    total: int = 0
+    unit: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error as it is kept: a serialized `google.rpc.Status` and its code beside it, for queries."""
+
+    code: int
+    status: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """An operation with what the server keeps beside it: one row, in the order of its columns."""
+
+    id: str
+    parent: str
+    method: str
+    description: str
+    created_by: str
+    created_at: int
+    modified_at: int
+    revision: int
+    done: bool
+    metadata: bytes | None
+    response: bytes | None
+    error: bytes | None
+    error_code: int | None
+    cancel_policy: CancelPolicy
+    cancel_requested_at: int | None
+    progress_done: int | None
+    progress_total: int | None
+    progress_unit: str | None
+    progress_message: str | None
+    lease_token_hash: bytes | None
+    lease: int | None
+    lease_expires_at: int | None
+    timeout_at: int | None
+    retention: int
+    expires_at: int | None
+    request_hash: bytes | None
+
+    @property
+    def progress(self) -> Progress | None:
+        if self.progress_done is None:
+            return None
+        return Progress(
+            self.progress_done,
+            self.progress_total or 0,
+            self.progress_unit or "",
+            self.progress_message or "",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Create a running operation; with `request_hash`, unless the same request created it before.
+
+    `id` is `new_id()`, or `derive_id()` when the caller gave an idempotency key; only then is
+    `request_hash` set.
+    """
+
+    id: str
+    retention: int
+    parent: str = ""
+    method: str = ""
+    description: str = ""
+    created_by: str = ""
+    metadata: bytes | None = None
+    cancel_policy: CancelPolicy = CancelPolicy.IMMEDIATE
+    lease: int | None = None
+    lease_token_hash: bytes | None = None
+    timeout: int | None = None
+    request_hash: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """Prolong the lease by its length from now, and report. What is None stays as it was."""
+
+    id: str
+    lease_token_hash: bytes | None = None
+    metadata: bytes | None = None
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    id: str
+    response: bytes
+    lease_token_hash: bytes | None = None
+    metadata: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    id: str
+    error: Failure
+    lease_token_hash: bytes | None = None
+    metadata: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    id: str
+    error: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class LapseLeases:
+    """End up to `limit` running operations whose lease was not renewed in time."""
+
+    error: Failure
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReachTimeouts:
+    """End up to `limit` running operations whose timeout has passed."""
+
+    error: Failure
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndCancelGrace:
+    """End up to `limit` cancelling operations whose producer had `grace` to do so and did not."""
+
+    grace: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteExpired:
+    """Delete up to `limit` done operations whose retention has passed."""
+
+    limit: int
+
+
+Command = Start | Renew | Complete | Fail | Cancel | Delete
+"""What is asked of one operation."""
+
+Sweep = LapseLeases | ReachTimeouts | EndCancelGrace | DeleteExpired
+"""What housekeeping asks of whichever operations it is time for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a command came to.
+
+    `record` is the operation after it (of Delete: before it); `changed` is false when the command
+    was a repeat. `owned` is for Start: this caller, not an earlier one, is the producer.
+    """
+
+    record: Record
+    changed: bool
+    owned: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """The ids of the operations that a sweep changed; as many as its limit when more may wait."""
+
+    ids: tuple[str, ...]
+
+
+def new_id(prefix: str = DEFAULT_ID_PREFIX) -> str:
+    """A random id: the prefix and 85 random bits in base32hex."""
+    return prefix + _base32hex(os.urandom(11))
+
+
+def derive_id(prefix: str, caller: str, parent: str, idempotency_key: str) -> str:
+    """The id that this caller's idempotency key always leads to under this parent."""
+    return prefix + _base32hex(_digest(caller, parent, idempotency_key))
+
+
+def hash_lease_token(operation_id: str, lease_token: str) -> bytes | None:
+    """What is stored of a lease token, and None for none.
+
+    Bound to the operation, so that equal tokens do not show as equal. Since only digests are ever
+    compared, how long a comparison takes tells nothing about the token.
+    """
+    return _digest(operation_id, lease_token) if lease_token else None
+
+
+def _digest(*parts: str) -> bytes:
+    digest = hashlib.sha256()
+    for part in parts:
+        encoded = part.encode()
+        digest.update(len(encoded).to_bytes(8, "big"))
+        digest.update(encoded)
+    return digest.digest()
+
+
+def _base32hex(data: bytes) -> str:
+    number = int.from_bytes(data[:11], "big") >> 3
+    return "".join(
+        _BASE32HEX[(number >> shift) & 31] for shift in range(5 * (_ID_CHARACTERS - 1), -1, -5)
+    )

@@ -1,0 +1,1 @@
+"""Operations, kept in SQLite or PostgreSQL. Nothing here knows protobuf; no driver exception leaves."""

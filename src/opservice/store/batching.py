@@ -1,0 +1,133 @@
+"""Many callers, few transactions: what arrives while one batch runs forms the next.
+
+There is no timer. A lone caller's batch is its own and starts at once; under load concurrent writes
+share one transaction and one fsync, concurrent reads one query.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+from opservice.errors import OperationNotFound, StoreError, StoreFull, StoreUnavailable
+from opservice.operation import Command, Outcome, Record, Sweep, Swept
+from opservice.store.engine import Database
+from opservice.store.repository import Repository
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+MAX_BATCH = 500
+"""Commands in a transaction, ids in a query: bounds how long one batch keeps the next waiting."""
+
+
+class Batcher(Generic[Item, Result]):
+    """Hands items to `run`, a batch at a time, on a thread of its own; one result for each item.
+
+    A result that is an exception is raised in that item's caller; what `run` raises, in all of them.
+    """
+
+    def __init__(self, name: str, run: Callable[[Sequence[Item]], Sequence[Result | Exception]]):
+        self._run = run
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
+        self._runner: asyncio.Task[None] | None = None
+
+    async def submit(self, item: Item) -> Result:
+        """The item's result. An item whose caller gave up may run all the same."""
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
+        if self._runner is None:
+            self._runner = asyncio.create_task(self._run_batches())
+        return await future
+
+    async def close(self) -> None:
+        """Waits for what was submitted."""
+        if self._runner is not None:
+            await self._runner
+        self._thread.shutdown()
+
+    async def _run_batches(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while self._waiting:
+                batch = self._waiting[:MAX_BATCH]
+                del self._waiting[:MAX_BATCH]
+                batch = [(item, future) for item, future in batch if not future.done()]
+                items = [item for item, _ in batch]
+                results: Sequence[Result | Exception]
+                try:
+                    results = await loop.run_in_executor(self._thread, self._run, items)
+                except Exception as error:  # noqa: BLE001 - goes to the callers
+                    results = [error] * len(batch)
+                for (_, future), result in zip(batch, results, strict=True):
+                    if future.done():
+                        continue
+                    if isinstance(result, Exception):
+                        future.set_exception(result)
+                    else:
+                        future.set_result(result)
+        finally:
+            self._runner = None
+
+
+class OperationStore:
+    """What the rest of the server knows of the store."""
+
+    def __init__(self, database: Database, repository: Repository) -> None:
+        self._database = database
+        self._repository = repository
+        self._reads: Batcher[str, Record] = Batcher("store-read", self._read)
+        self._writes: Batcher[Command, Outcome] = Batcher("store-write", self._write)
+        self._sweeps: Batcher[Sweep, Swept] = Batcher("store-sweep", self._sweep)
+
+    async def get(self, operation_id: str) -> Record:
+        """The operation, as of some moment after the call.
+
+        Raises OperationNotFound, or a StoreError.
+        """
+        return await self._reads.submit(operation_id)
+
+    async def apply(self, command: Command) -> Outcome:
+        """Applies a command; it is durable when this returns.
+
+        Raises what the command is refused with (see errors.py), or a StoreError: then it may or may
+        not have happened, and may be repeated.
+        """
+        return await self._writes.submit(command)
+
+    async def sweep(self, sweep: Sweep) -> Swept:
+        """Applies a sweep, in a transaction of its own. Raises a StoreError."""
+        return await self._sweeps.submit(sweep)
+
+    async def close(self) -> None:
+        """Waits for what was asked for, then closes the database."""
+        for batcher in (self._sweeps, self._writes, self._reads):
+            await batcher.close()
+        self._database.close()
+
+    def _read(self, ids: Sequence[str]) -> list[Record | Exception]:
+        found = self._database.read(lambda connection: self._repository.find(connection, set(ids)))
+        return [found.get(id_) or OperationNotFound(id_) for id_ in ids]
+
+    def _write(self, commands: Sequence[Command]) -> Sequence[Outcome | Exception]:
+        try:
+            return self._database.write(lambda c: self._repository.apply(c, commands))
+        except (StoreUnavailable, StoreFull):
+            raise
+        except StoreError:
+            if len(commands) == 1:
+                raise
+        # One of them is at fault: each for itself, so that the others do not suffer from it.
+        outcomes: list[Outcome | Exception] = []
+        for command in commands:
+            try:
+                outcomes += self._write([command])
+            except StoreError as error:
+                outcomes.append(error)
+        return outcomes
+
+    def _sweep(self, sweeps: Sequence[Sweep]) -> list[Swept | Exception]:
+        return [self._database.write(lambda c, s=s: self._repository.sweep(c, s)) for s in sweeps]  # type: ignore[misc]

@@ -1,0 +1,253 @@
+"""Opening a database, running transactions on it, and turning what drivers raise into our errors."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from opservice.errors import StartupError, StoreError, StoreFull, StoreUnavailable
+
+try:
+    import pysqlite3.dbapi2 as _sqlite
+except ImportError:  # no wheel for this platform
+    _sqlite = sqlite3
+
+Result = TypeVar("Result")
+
+FIRST_SOUND_SQLITE = (3, 51, 3)
+"""SQLite before this can corrupt a WAL database under concurrent connections."""
+
+_LOCK_WAIT_SECONDS = 5
+_CONNECT_SECONDS = 5
+_STATEMENT_SECONDS = 10
+_SERIALIZATION_RETRIES = 8
+_FIRST_BACKOFF_SECONDS = 0.005
+
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+_SERIALIZATION_STATES = frozenset({"40001", "40P01"})
+_READ_ONLY_STATE = "25006"
+_FULL_STATES = frozenset({"53100"})
+_UNAVAILABLE_STATES = frozenset({"25006", "55P03", "57014", "57P01", "57P02", "57P03", "57P05"})
+_UNAVAILABLE_CLASSES = frozenset({"08", "53"})
+
+# https://www.sqlite.org/rescode.html, by the primary code in the name
+_SQLITE_FULL = "SQLITE_FULL"
+_SQLITE_UNAVAILABLE = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_IOERR", "SQLITE_CANTOPEN")
+
+
+@dataclass(frozen=True)
+class Database:
+    """A writer whose transactions exclude one another on SQLite, and a reader in autocommit."""
+
+    url: URL
+    writer: Engine
+    reader: Engine
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self.url.get_backend_name() == "sqlite"
+
+    def write(self, work: Callable[[Connection], Result]) -> Result:
+        """Runs `work` in one transaction, committed when this returns.
+
+        It may run more than once: after a serialization failure or a deadlock, and once more when the
+        connection is lost. A commit whose answer was lost may have happened, so `work` must be made of
+        conditional statements that find out by reading whether they took effect before (those of
+        the repository are).
+
+        Raises StoreUnavailable, StoreFull, or StoreError for what nobody expected.
+        """
+
+        def transaction() -> Result:
+            with self.writer.connect() as connection, connection.begin():
+                return work(connection)
+
+        return self._run(transaction)
+
+    def read(self, work: Callable[[Connection], Result]) -> Result:
+        """Runs `work` without a transaction: every statement sees all that was committed before it.
+
+        Raises as `write` does.
+        """
+
+        def statement() -> Result:
+            with self.reader.connect() as connection:
+                return work(connection)
+
+        return self._run(statement)
+
+    def close(self) -> None:
+        self.writer.dispose()
+        self.reader.dispose()
+
+    def warnings(self) -> list[str]:
+        """What an operator should know of how far this database keeps its promises."""
+        if self.is_sqlite:
+            version = _sqlite.sqlite_version
+            if tuple(map(int, version.split("."))) >= FIRST_SOUND_SQLITE:
+                return []
+            sound = ".".join(map(str, FIRST_SOUND_SQLITE))
+            danger = f"SQLite {version} can corrupt a database that several connections write"
+            return [f"{danger} (fixed in {sound}): install the package pysqlite3"]
+        return [
+            f"PostgreSQL has {setting}=off: acknowledged operations may be lost in a crash"
+            for setting in ("fsync", "full_page_writes", "synchronous_commit")
+            if self.read(lambda c, s=setting: c.execute(text(f"SHOW {s}")).scalar_one()) == "off"  # type: ignore[misc]
+        ]
+
+    def _run(self, attempt: Callable[[], Result]) -> Result:
+        retries, reconnected = 0, False
+        while True:
+            try:
+                return attempt()
+            except DBAPIError as error:
+                if _sqlstate(error) == _READ_ONLY_STATE:
+                    # After a failover the pool may still lead to what is now a standby.
+                    self.writer.dispose()
+                if _sqlstate(error) in _SERIALIZATION_STATES and retries < _SERIALIZATION_RETRIES:
+                    time.sleep(_FIRST_BACKOFF_SECONDS * 2**retries * random.uniform(0.5, 1))
+                    retries += 1
+                elif error.connection_invalidated and not reconnected:
+                    reconnected = True
+                else:
+                    raise store_error(error) from error
+            except PoolTimeout as error:
+                raise StoreUnavailable from error
+            except SQLAlchemyError as error:
+                raise StoreError from error
+
+
+def store_error(error: DBAPIError) -> StoreError:
+    """Our error for a driver's. The driver's stays its cause, for the log, and out of the message."""
+    state = _sqlstate(error)
+    if state in _FULL_STATES:
+        return StoreFull()
+    if state in _SERIALIZATION_STATES | _UNAVAILABLE_STATES or state[:2] in _UNAVAILABLE_CLASSES:
+        return StoreUnavailable()
+    name = getattr(error.orig, "sqlite_errorname", "")
+    if name.startswith(_SQLITE_FULL):
+        return StoreFull()
+    if name.startswith(_SQLITE_UNAVAILABLE):
+        return StoreUnavailable()
+    if error.connection_invalidated or _never_connected(error):
+        return StoreUnavailable()
+    return StoreError()
+
+
+def _sqlstate(error: DBAPIError) -> str:
+    return getattr(error.orig, "sqlstate", None) or ""
+
+
+def _never_connected(error: DBAPIError) -> bool:
+    """psycopg raises an OperationalError without a state when it cannot reach the server."""
+    return error.statement is None and type(error.orig).__name__ in {
+        "OperationalError",
+        "ConnectionTimeout",
+    }
+
+
+def open_database(url: str, *, readers: int = 2) -> Database:
+    """Makes the engines for a database URL; connects to nothing yet.
+
+    Raises StartupError when the URL is not one of a durable SQLite file or of PostgreSQL.
+    """
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError) as error:
+        raise StartupError(
+            "the database URL does not parse: give sqlite:///FILE or"
+            " postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+        ) from error
+    match parsed.drivername:
+        case "sqlite" | "sqlite+pysqlite":
+            return _open_sqlite(parsed, readers)
+        case "postgres" | "postgresql" | "postgresql+psycopg":
+            return _open_postgresql(parsed.set(drivername="postgresql+psycopg"), readers)
+        case other:
+            raise StartupError(
+                f"the database URL begins with {other}://; supported are sqlite:// and postgresql://"
+            )
+
+
+def _open_sqlite(url: URL, readers: int) -> Database:
+    if not url.database or ":memory:" in url.database or "mode=memory" in url.database:
+        raise StartupError(
+            "the database URL names no file: an in-memory SQLite would lose every operation;"
+            " give sqlite:///FILE"
+        )
+    directory = Path(url.database).parent
+    if not url.database.startswith("file:") and not directory.is_dir():
+        raise StartupError(f"the directory of the database does not exist: {directory}")
+    module: ModuleType = _sqlite
+
+    def engine(pool_size: int) -> Engine:
+        made = create_engine(
+            url,
+            module=module,
+            pool_size=pool_size,
+            max_overflow=0,
+            connect_args={"timeout": _LOCK_WAIT_SECONDS},
+            hide_parameters=True,  # payloads do not belong in a log
+        )
+        event.listen(made, "connect", _prepare_sqlite)
+        return made
+
+    writer = engine(1)
+    # pysqlite's own BEGIN is deferred, and a deferred transaction that comes to write loses updates.
+    event.listen(writer, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    return Database(url, writer, engine(readers))
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None
+    for pragma in (
+        "journal_mode=WAL",
+        # NORMAL may lose acknowledged commits when the power fails.
+        "synchronous=FULL",
+        f"journal_size_limit={64 << 20}",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _open_postgresql(url: URL, readers: int) -> Database:
+    session = " ".join(
+        f"-c {setting}={seconds * 1000}"
+        for setting, seconds in (
+            ("statement_timeout", _STATEMENT_SECONDS),
+            ("lock_timeout", _LOCK_WAIT_SECONDS),
+            # A replica that stalls in mid-transaction must not hold its locks for long.
+            ("idle_in_transaction_session_timeout", _STATEMENT_SECONDS),
+        )
+    )
+    defaults: dict[str, Any] = {
+        "connect_timeout": _CONNECT_SECONDS,
+        "application_name": "opservice",
+        "options": session,
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 15_000,
+    }
+    # What the operator wrote into the URL counts.
+    arguments = {key: value for key, value in defaults.items() if key not in url.query}
+    shared: dict[str, Any] = {
+        "connect_args": arguments,
+        "hide_parameters": True,
+        "max_overflow": 0,
+        "pool_timeout": _CONNECT_SECONDS,
+    }
+    writer = create_engine(url, pool_size=2, **shared)
+    reader = create_engine(
+        url, pool_size=readers, isolation_level="AUTOCOMMIT", pool_reset_on_return=None, **shared
+    )
+    return Database(url, writer, reader)

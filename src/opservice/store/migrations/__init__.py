@@ -1,0 +1,67 @@
+"""Bringing a database's schema to what this version needs, by Alembic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
+
+from opservice.errors import StartupError
+from opservice.store.engine import Database
+
+
+def migrate(database: Database) -> tuple[str | None, str]:
+    """Applies what is missing, in one transaction. Returns the revisions before and after.
+
+    Raises StoreError when the database cannot be reached, StartupError when a newer version of
+    opservice has migrated it.
+    """
+
+    def work(connection: Connection) -> str | None:
+        before = _revision(connection)
+        _refuse_unknown(before)
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        return before
+
+    return database.write(work), _head()
+
+
+def check_schema(database: Database) -> None:
+    """Raises StartupError unless the schema is the one that this version works on."""
+    revision = database.read(_revision)
+    _refuse_unknown(revision)
+    if revision != _head():
+        state = "has no opservice schema" if revision is None else f"is at schema {revision}"
+        raise StartupError(
+            f"the database {state}, and this version needs {_head()}: run 'opservice migrate', or"
+            " serve with --migrate"
+        )
+
+
+def _revision(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def _refuse_unknown(revision: str | None) -> None:
+    known = {script.revision for script in _scripts().walk_revisions()}
+    if revision is not None and revision not in known:
+        raise StartupError(
+            f"the database is at schema {revision}, which a newer opservice made: upgrade this one"
+        )
+
+
+def _head() -> str:
+    head = _scripts().get_current_head()
+    assert head is not None
+    return head
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory(str(Path(__file__).parent))

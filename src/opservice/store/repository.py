@@ -1,0 +1,396 @@
+"""The operations table: commands in, outcomes out, every transition one conditional statement.
+
+A statement that changes a row says in its WHERE when it may, and returns the row. Only when it
+changed nothing is the row read, to say why: a terminal state never changes again, so what is read
+then is still true. Each command may therefore be applied twice: the second time it finds what the
+first one did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
+from typing import Any, assert_never
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Connection,
+    LargeBinary,
+    Row,
+    SmallInteger,
+    Update,
+    UpdateBase,
+    and_,
+    bindparam,
+    case,
+    delete,
+    false,
+    func,
+    null,
+    or_,
+    select,
+    true,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import GenericFunction
+
+from opservice.errors import (
+    IdempotencyKeyReused,
+    LeaseTokenMismatch,
+    OperationDone,
+    OperationNotCancellable,
+    OperationNotFound,
+    OperationRunning,
+    OpserviceError,
+    StoreUnavailable,
+)
+from opservice.operation import (
+    Cancel,
+    CancelPolicy,
+    Command,
+    Complete,
+    Delete,
+    DeleteExpired,
+    EndCancelGrace,
+    Fail,
+    LapseLeases,
+    Outcome,
+    ReachTimeouts,
+    Record,
+    Renew,
+    Start,
+    Sweep,
+    Swept,
+)
+from opservice.store.schema import operations
+
+_c = operations.c
+_RECORD = [_c[field.name] for field in fields(Record)]
+
+
+class database_clock(GenericFunction[int]):  # noqa: N801 - reads as the SQL function that it is
+    """The database's clock, in microseconds since the epoch: all replicas share it."""
+
+    type = BigInteger()
+    inherit_cache = True
+
+
+@compiles(database_clock, "postgresql")
+def _postgresql_clock(element: database_clock, compiler: SQLCompiler, **_: Any) -> str:
+    return "CAST(extract(epoch FROM statement_timestamp()) * 1000000 AS BIGINT)"
+
+
+@compiles(database_clock, "sqlite")
+def _sqlite_clock(element: database_clock, compiler: SQLCompiler, **_: Any) -> str:
+    # Its clock has milliseconds; a Julian day as a double has not many more.
+    return "(CAST(round((julianday('now') - 2440587.5) * 86400000) AS INTEGER) * 1000)"
+
+
+class Repository:
+    """The statements, made once. Stateless: one serves every connection of an engine.
+
+    `clock` is an SQL expression for now, in microseconds since the epoch.
+    """
+
+    def __init__(self, clock: ColumnElement[int] | None = None) -> None:
+        now: ColumnElement[int] = database_clock() if clock is None else clock
+        # Grows with every change, even when the clock was set back or two changes share a tick.
+        changed_at = case((now > _c.modified_at, now), else_=_c.modified_at + 1)
+        touched: dict[str, Any] = {"modified_at": changed_at, "revision": _c.revision + 1}
+        ended: dict[str, Any] = {
+            **touched,
+            "done": true(),
+            "lease_expires_at": null(),
+            "expires_at": changed_at + _c.retention,
+        }
+        visible = or_(~_c.done, _c.expires_at > now)
+        self._evict = delete(operations).where(_c.id == bindparam("operation_id"), ~visible)
+        this = _c.id == bindparam("operation_id")
+        by_holder = and_(
+            this,
+            ~_c.done,
+            _c.lease_token_hash.is_not_distinct_from(bindparam("token", type_=LargeBinary)),
+        )
+        new_metadata = func.coalesce(bindparam("new_metadata", type_=LargeBinary), _c.metadata)
+        new_error: dict[str, Any] = {
+            "error": bindparam("new_error", type_=LargeBinary),
+            "error_code": bindparam("new_error_code", type_=SmallInteger),
+        }
+
+        self._find = select(*_RECORD).where(
+            _c.id.in_(bindparam("operation_ids", expanding=True)), visible
+        )
+        given = (
+            _c.id,
+            _c.parent,
+            _c.method,
+            _c.description,
+            _c.created_by,
+            _c.metadata,
+            _c.cancel_policy,
+            _c.lease_token_hash,
+            _c.lease,
+            _c.retention,
+            _c.request_hash,
+        )
+        inserted: dict[str, Any] = {
+            **{column.name: bindparam(column.name, type_=column.type) for column in given},
+            "created_at": now,
+            "modified_at": now,
+            "revision": 1,
+            "done": false(),
+            "lease_expires_at": now + bindparam("lease", type_=BigInteger),
+            "timeout_at": now + bindparam("timeout", type_=BigInteger),
+        }
+        # Both dialects spell ON CONFLICT alike, but SQLAlchemy has no insert for the two.
+        self._insert = {
+            name: insert(operations).values(inserted).on_conflict_do_nothing().returning(*_RECORD)
+            for name, insert in (("sqlite", sqlite.insert), ("postgresql", postgresql.insert))
+        }
+        self._renew = _returning(
+            update(operations)
+            .where(by_holder)
+            .values(
+                **touched,
+                lease_expires_at=now + _c.lease,
+                metadata=new_metadata,
+                **{
+                    column.name: func.coalesce(
+                        bindparam(f"new_{column.name}", type_=column.type), column
+                    )
+                    for column in (
+                        _c.progress_done,
+                        _c.progress_total,
+                        _c.progress_unit,
+                        _c.progress_message,
+                    )
+                },
+            )
+        )
+        self._end = _returning(
+            update(operations)
+            .where(by_holder)
+            .values(
+                **ended,
+                metadata=new_metadata,
+                response=bindparam("new_response", type_=LargeBinary),
+                **new_error,
+            )
+        )
+        at_once = _c.cancel_policy == CancelPolicy.IMMEDIATE
+        self._cancel = _returning(
+            update(operations)
+            .where(
+                this,
+                ~_c.done,
+                _c.cancel_requested_at.is_(None),
+                _c.cancel_policy != CancelPolicy.UNSUPPORTED,
+            )
+            .values(
+                **touched,
+                done=at_once,
+                cancel_requested_at=changed_at,
+                **new_error,
+                lease_expires_at=case((at_once, null()), else_=_c.lease_expires_at),
+                expires_at=case((at_once, changed_at + _c.retention)),
+            )
+        )
+        self._delete = delete(operations).where(this, _c.done, visible).returning(*_RECORD)
+
+        failed = {**ended, **new_error}
+        self._lapse = _sweep(_c.lease_expires_at, now, failed)
+        self._time_out = _sweep(_c.timeout_at, now, failed)
+        grace = bindparam("grace", type_=BigInteger)
+        self._end_grace = _sweep(_c.cancel_requested_at, now - grace, ended)
+        self._expire = delete(operations).where(*_due(_c.done, _c.expires_at, now)).returning(_c.id)
+
+    def find(self, connection: Connection, ids: Iterable[str]) -> dict[str, Record]:
+        """The operations with these ids that exist and have not expired."""
+        rows = connection.execute(self._find, {"operation_ids": list(ids)})
+        return {record.id: record for record in map(_record, rows)}
+
+    def apply(
+        self, connection: Connection, commands: Sequence[Command]
+    ) -> list[Outcome | OpserviceError]:
+        """Applies the commands within the connection's transaction; an outcome for each, in order.
+
+        A refusal is an outcome too. Rows are taken in the order of their ids, so that two such
+        transactions cannot deadlock; commands on the same operation keep their order.
+        """
+        outcomes: dict[int, Outcome | OpserviceError] = {}
+        for index in sorted(range(len(commands)), key=lambda i: commands[i].id):
+            try:
+                outcomes[index] = self._apply(connection, commands[index])
+            except OpserviceError as refusal:
+                outcomes[index] = refusal
+        return [outcomes[index] for index in range(len(commands))]
+
+    def sweep(self, connection: Connection, sweep: Sweep) -> Swept:
+        """Changes operations whose time has come; those that another transaction holds are left."""
+        parameters: dict[str, Any] = {"batch": sweep.limit}
+        match sweep:
+            case LapseLeases() | ReachTimeouts():
+                statement = self._lapse if isinstance(sweep, LapseLeases) else self._time_out
+                parameters |= {"new_error": sweep.error.status, "new_error_code": sweep.error.code}
+            case EndCancelGrace():
+                statement = self._end_grace
+                parameters["grace"] = sweep.grace
+            case DeleteExpired():
+                return Swept(tuple(connection.execute(self._expire, parameters).scalars()))
+            case _:
+                assert_never(sweep)
+        return Swept(tuple(connection.execute(statement, parameters).scalars()))
+
+    def _apply(self, connection: Connection, command: Command) -> Outcome:
+        match command:
+            case Start():
+                return self._start(connection, command)
+            case Renew():
+                progress = command.progress
+                changed = self._change(
+                    connection,
+                    self._renew,
+                    command,
+                    token=command.lease_token_hash,
+                    new_metadata=command.metadata,
+                    new_progress_done=progress and progress.done,
+                    new_progress_total=progress and progress.total,
+                    new_progress_unit=progress and progress.unit,
+                    new_progress_message=progress and progress.message,
+                )
+                return changed or self._explain_held(connection, command)
+            case Complete() | Fail():
+                error = command.error if isinstance(command, Fail) else None
+                changed = self._change(
+                    connection,
+                    self._end,
+                    command,
+                    token=command.lease_token_hash,
+                    new_metadata=command.metadata,
+                    new_response=command.response if isinstance(command, Complete) else None,
+                    new_error=error and error.status,
+                    new_error_code=error and error.code,
+                )
+                return changed or self._explain_held(connection, command)
+            case Cancel():
+                changed = self._change(
+                    connection,
+                    self._cancel,
+                    command,
+                    new_error=command.error.status,
+                    new_error_code=command.error.code,
+                )
+                return changed or self._explain_cancel(connection, command)
+            case Delete():
+                changed = self._change(connection, self._delete, command)
+                if changed:
+                    return changed
+                raise OperationRunning(self._get(connection, command.id))
+            case _:
+                assert_never(command)
+
+    def _start(self, connection: Connection, command: Start) -> Outcome:
+        parameters = asdict(command)
+        insert = self._insert[connection.dialect.name]
+        row = connection.execute(insert, parameters).one_or_none()
+        if row is None:
+            existing = self.find(connection, [command.id]).get(command.id)
+            if existing is not None:
+                return _repeated_start(command, existing)
+            # What has the id is past its retention: as good as deleted.
+            connection.execute(self._evict, {"operation_id": command.id})
+            row = connection.execute(insert, parameters).one_or_none()
+        if row is None:
+            raise StoreUnavailable
+        return Outcome(_record(row), changed=True)
+
+    def _change(
+        self, connection: Connection, statement: UpdateBase, command: Command, **parameters: Any
+    ) -> Outcome | None:
+        row = connection.execute(
+            statement, {"operation_id": command.id, **parameters}
+        ).one_or_none()
+        return None if row is None else Outcome(_record(row), changed=True)
+
+    def _get(self, connection: Connection, operation_id: str) -> Record:
+        record = self.find(connection, [operation_id]).get(operation_id)
+        if record is None:
+            raise OperationNotFound(operation_id)
+        return record
+
+    def _explain_held(self, connection: Connection, command: Renew | Complete | Fail) -> Outcome:
+        """Why a command that needs the lease token changed nothing."""
+        record = self._get(connection, command.id)
+        if record.lease_token_hash != command.lease_token_hash:
+            raise LeaseTokenMismatch
+        if not record.done:
+            raise StoreUnavailable  # it was created between the two statements
+        match command:
+            case Complete() if record.response == command.response:
+                return Outcome(record, changed=False)
+            case Fail() if record.error == command.error.status:
+                return Outcome(record, changed=False)
+            case _:
+                raise OperationDone(record)
+
+    def _explain_cancel(self, connection: Connection, command: Cancel) -> Outcome:
+        """Why a Cancel changed nothing."""
+        record = self._get(connection, command.id)
+        if record.done or record.cancel_requested_at is not None:
+            return Outcome(record, changed=False)
+        if record.cancel_policy is CancelPolicy.UNSUPPORTED:
+            raise OperationNotCancellable(record)
+        raise StoreUnavailable  # it was created between the two statements
+
+
+def _repeated_start(command: Start, existing: Record) -> Outcome:
+    if existing.request_hash != command.request_hash:
+        raise IdempotencyKeyReused
+    if command.request_hash is None:
+        # A random id is this command's alone: it is being applied again after an unknown commit.
+        return Outcome(existing, changed=False)
+    # Without a token nobody can show that it was he who started it.
+    token = command.lease_token_hash
+    owned = token is not None and token == existing.lease_token_hash
+    return Outcome(existing, changed=False, owned=owned)
+
+
+def _due(
+    state: ColumnElement[bool], column: Column[int], deadline: ColumnElement[int]
+) -> tuple[ColumnElement[bool], ...]:
+    """Conditions for at most `batch` rows in the state whose column has reached the deadline.
+
+    They stand twice: within, to choose rows by their index, passing over those that another
+    transaction holds; and without, because on PostgreSQL a row may have changed since it was chosen.
+    """
+    is_due = (state, column <= deadline)
+    chosen = (
+        select(_c.id)
+        .where(*is_due)
+        .order_by(column)
+        .limit(bindparam("batch", type_=BigInteger))
+        .with_for_update(skip_locked=True)
+    )
+    return (_c.id.in_(chosen), *is_due)
+
+
+def _sweep(column: Column[int], deadline: ColumnElement[int], values: dict[str, Any]) -> UpdateBase:
+    return (
+        update(operations)
+        .where(*_due(~_c.done, column, deadline))
+        .values(**values)
+        .returning(_c.id)
+    )
+
+
+def _returning(statement: Update) -> UpdateBase:
+    return statement.returning(*_RECORD)
+
+
+def _record(row: Row[Any]) -> Record:
+    return Record(*tuple(row))

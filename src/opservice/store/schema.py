@@ -1,0 +1,84 @@
+"""The one table, and its indexes. Migrations must lead to exactly this (a test compares)."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Dialect,
+    Index,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    TypeDecorator,
+)
+from sqlalchemy.dialects import postgresql
+
+from opservice.operation import CancelPolicy
+
+
+class CancelPolicyType(TypeDecorator[CancelPolicy]):
+    impl = SmallInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: CancelPolicy | None, dialect: Dialect) -> int | None:
+        return None if value is None else int(value)
+
+    def process_result_value(self, value: int | None, dialect: Dialect) -> CancelPolicy | None:
+        return None if value is None else CancelPolicy(value)
+
+
+# Ids and parents compare byte by byte: cheaper than a language's collation, and the same everywhere.
+_Name = Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
+
+metadata = MetaData()
+
+operations = Table(
+    "operations",
+    metadata,
+    # The columns of operation.Record, in its order.
+    Column("id", _Name, primary_key=True),
+    Column("parent", _Name, nullable=False),
+    Column("method", Text, nullable=False),
+    Column("description", Text, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("modified_at", BigInteger, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("done", Boolean, nullable=False),
+    Column("metadata", LargeBinary),
+    Column("response", LargeBinary),
+    Column("error", LargeBinary),
+    Column("error_code", SmallInteger),
+    Column("cancel_policy", CancelPolicyType, nullable=False),
+    Column("cancel_requested_at", BigInteger),
+    Column("progress_done", BigInteger),
+    Column("progress_total", BigInteger),
+    Column("progress_unit", Text),
+    Column("progress_message", Text),
+    Column("lease_token_hash", LargeBinary),
+    Column("lease", BigInteger),
+    Column("lease_expires_at", BigInteger),
+    Column("timeout_at", BigInteger),
+    Column("retention", BigInteger, nullable=False),
+    Column("expires_at", BigInteger),
+    Column("request_hash", LargeBinary),
+)
+
+_c = operations.c
+
+
+def _partial_index(name: str, column: Column[int], *, done: bool) -> Index:
+    """An index of only those rows that housekeeping may have to act on."""
+    condition = column.is_not(None) & (_c.done if done else ~_c.done)
+    return Index(name, column, postgresql_where=condition, sqlite_where=condition)
+
+
+Index("operations_by_parent", _c.parent, _c.created_at, _c.id)
+_partial_index("operations_by_lease", _c.lease_expires_at, done=False)
+_partial_index("operations_by_timeout", _c.timeout_at, done=False)
+_partial_index("operations_by_cancel", _c.cancel_requested_at, done=False)
+_partial_index("operations_by_expiry", _c.expires_at, done=True)
