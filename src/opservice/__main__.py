@@ -1,0 +1,3 @@
+from opservice.cli import main
+
+main()

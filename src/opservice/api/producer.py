@@ -1,0 +1,61 @@
+"""opservice.v1.ProducerService."""
+
+from __future__ import annotations
+
+from grpc.aio import ServicerContext
+
+from opservice._proto.opservice.v1.producer_service_pb2 import (
+    CompleteRequest,
+    FailRequest,
+    RenewRequest,
+    RenewResponse,
+    StartRequest,
+    StartResponse,
+)
+from opservice._proto.opservice.v1.producer_service_pb2_grpc import ProducerServiceServicer
+from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
+from opservice.api.convert import (
+    complete_from_pb,
+    fail_from_pb,
+    operation_to_pb,
+    renew_from_pb,
+    start_from_pb,
+    timestamp_to_pb,
+)
+from opservice.api.validation import Limits
+from opservice.store.batching import OperationStore
+
+
+class ProducerService(ProducerServiceServicer):
+    def __init__(self, store: OperationStore, limits: Limits) -> None:
+        self._store = store
+        self._limits = limits
+
+    async def Start(
+        self, request: StartRequest, context: ServicerContext[StartRequest, StartResponse]
+    ) -> StartResponse:
+        outcome = await self._store.apply(start_from_pb(request, self._limits))
+        return StartResponse(operation=operation_to_pb(outcome.record), owned=outcome.owned)
+
+    async def Renew(
+        self, request: RenewRequest, context: ServicerContext[RenewRequest, RenewResponse]
+    ) -> RenewResponse:
+        record = (await self._store.apply(renew_from_pb(request, self._limits))).record
+        lapses = record.lease_expires_at
+        return RenewResponse(
+            operation=operation_to_pb(record),
+            cancel_requested=record.cancel_requested_at is not None,
+            lease_expires_at=None if lapses is None else timestamp_to_pb(lapses),
+        )
+
+    async def Complete(
+        self, request: CompleteRequest, context: ServicerContext[CompleteRequest, Operation]
+    ) -> Operation:
+        outcome = await self._store.apply(complete_from_pb(request, self._limits))
+        return operation_to_pb(outcome.record)
+
+    async def Fail(
+        self, request: FailRequest, context: ServicerContext[FailRequest, Operation]
+    ) -> Operation:
+        outcome = await self._store.apply(fail_from_pb(request, self._limits))
+        return operation_to_pb(outcome.record)

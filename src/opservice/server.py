@@ -1,0 +1,240 @@
+"""The composition root: from settings to a running server, and down again."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import ssl
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import grpc
+import structlog
+from google.protobuf.descriptor import FileDescriptor
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+
+from opservice import __version__
+from opservice._proto.opservice.demo.v1 import container_registry_pb2
+from opservice._proto.opservice.v1 import (
+    operation_record_service_pb2,
+    operation_record_service_pb2_grpc,
+    producer_service_pb2,
+    producer_service_pb2_grpc,
+)
+from opservice._proto.yandex.cloud.endpoint import (
+    api_endpoint_service_pb2,
+    api_endpoint_service_pb2_grpc,
+)
+from opservice._proto.yandex.cloud.operation import (
+    operation_service_pb2,
+    operation_service_pb2_grpc,
+)
+from opservice.api.convert import LEASE_EXPIRED, TIMED_OUT
+from opservice.api.endpoints import OWN_ENDPOINTS, ApiEndpointService
+from opservice.api.interceptor import CallInterceptor
+from opservice.api.operations import OperationService
+from opservice.api.producer import ProducerService
+from opservice.api.reflection import add_reflection, build_pool
+from opservice.api.validation import Limits
+from opservice.demo import run_demo
+from opservice.errors import StartupError
+from opservice.housekeeping import SWEEP_LIMIT, keep_house
+from opservice.operation import (
+    SECOND,
+    DeleteExpired,
+    EndCancelGrace,
+    LapseLeases,
+    ReachTimeouts,
+    Sweep,
+)
+from opservice.settings import Settings, split_address
+from opservice.store.batching import OperationStore
+from opservice.store.engine import Database, open_database
+from opservice.store.migrations import check_schema, migrate
+from opservice.store.repository import Repository
+
+_FILES: Sequence[FileDescriptor] = (
+    operation_service_pb2.DESCRIPTOR,
+    producer_service_pb2.DESCRIPTOR,
+    operation_record_service_pb2.DESCRIPTOR,
+    api_endpoint_service_pb2.DESCRIPTOR,
+    cast("FileDescriptor", health_pb2.DESCRIPTOR),
+)
+_SERVICES = [service.full_name for file in _FILES for service in file.services_by_name.values()]
+
+log = structlog.stdlib.get_logger("opservice.server")
+
+
+async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
+    """Serves until SIGTERM or SIGINT, then drains. `announce` gets the line that says it is ready.
+
+    Raises StartupError, or StoreError, when it cannot start.
+    """
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    # Everything that can be wrong with the settings is found before the database is touched.
+    credentials = _credentials(settings)
+    known_types = (*_FILES, container_registry_pb2.DESCRIPTOR)
+    pool = build_pool(known_types, settings.descriptor_set)
+    database = await asyncio.to_thread(_prepare_database, settings)
+    store = OperationStore(database, Repository())
+    server = grpc.aio.server(interceptors=[CallInterceptor()], options=_options(settings))
+    try:
+        address = _bind(server, settings.listen, credentials)
+        health = health_aio.HealthServicer()
+        _add_services(server, settings, store, address, health)
+        add_reflection(server, _SERVICES, pool)
+        await server.start()
+        for name in ("", *_SERVICES):
+            await health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        background = [
+            asyncio.create_task(
+                keep_house(store, _sweeps(settings), settings.housekeeping_interval)
+            )
+        ]
+        security = "plaintext" if credentials is None else "TLS"
+        shown = database.url.render_as_string(hide_password=True)
+        announce(f"opservice {__version__} serving on {address} ({security}, {shown})")
+        log.info("serving", address=address, security=security, database=shown)
+        if settings.demo:
+            background.append(
+                asyncio.create_task(run_demo(store, announce, _grpcurl(settings, address)))
+            )
+        await stop.wait()
+        log.info("draining", seconds=settings.drain / SECOND)
+        await health.enter_graceful_shutdown()
+        for task in background:
+            task.cancel()
+        await server.stop(settings.drain / SECOND)
+        await asyncio.gather(*background, return_exceptions=True)
+        log.info("stopped")
+    finally:
+        await server.stop(None)
+        await store.close()
+
+
+def _prepare_database(settings: Settings) -> Database:
+    database = open_database(settings.database)
+    if database.is_sqlite or settings.migrate:
+        before, after = migrate(database)
+        if before != after:
+            log.info("migrated", before=before, after=after)
+    check_schema(database)
+    for warning in database.warnings():
+        log.warning(warning)
+    return database
+
+
+def _options(settings: Settings) -> list[tuple[str, Any]]:
+    return [
+        # Otherwise a second server would silently share the port.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
+        # By default core refuses calls, at random, once 1,000 are in progress.
+        ("grpc.server.max_pending_requests", settings.max_pending_requests),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * settings.max_pending_requests),
+        # Go clients ping every 30 s, also when idle; by default they would be sent away for it.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", settings.min_ping_interval // 1000),
+        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.keepalive_time_ms", settings.keepalive // 1000),
+    ]
+
+
+def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    # grpc says only that binding failed; OpenSSL says what is wrong.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(settings.tls_cert, settings.tls_key, password=_no_password)
+        client_ca = None
+        if settings.tls_client_ca is not None:
+            context.load_verify_locations(settings.tls_client_ca)
+            client_ca = settings.tls_client_ca.read_bytes()
+        pair = settings.tls_key.read_bytes(), settings.tls_cert.read_bytes()
+    except ssl.SSLError as error:
+        files = ", ".join(str(path) for path in _tls_files(settings))
+        raise StartupError(_explain_tls(error, files)) from error
+    except OSError as error:
+        name = error.filename or ", ".join(str(path) for path in _tls_files(settings))
+        raise StartupError(f"cannot read the TLS file {name}: {error.strerror}") from error
+    return grpc.ssl_server_credentials(
+        [pair], root_certificates=client_ca, require_client_auth=client_ca is not None
+    )
+
+
+def _tls_files(settings: Settings) -> list[Path]:
+    files = settings.tls_cert, settings.tls_key, settings.tls_client_ca
+    return [path for path in files if path is not None]
+
+
+def _explain_tls(error: ssl.SSLError, files: str) -> str:
+    if error.reason == "KEY_VALUES_MISMATCH":
+        return f"the TLS key is not the key of the certificate ({files})"
+    return f"the TLS files cannot be used ({files}): {error.reason or error}"
+
+
+def _no_password() -> str:
+    raise StartupError("the TLS key is encrypted: give one that is not")
+
+
+def _bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None) -> str:
+    """Binds, and returns the address with the port that it got."""
+    host, _ = split_address(listen)
+    try:
+        if credentials is None:
+            port = server.add_insecure_port(listen)
+        else:
+            port = server.add_secure_port(listen, credentials)
+    except RuntimeError as error:
+        raise StartupError(
+            f"cannot listen on {listen}: the port is taken, or the address is not this machine's"
+        ) from error
+    return f"{host}:{port}"
+
+
+def _add_services(
+    server: grpc.aio.Server,
+    settings: Settings,
+    store: OperationStore,
+    address: str,
+    health: health_aio.HealthServicer,
+) -> None:
+    operation_service_pb2_grpc.add_OperationServiceServicer_to_server(
+        OperationService(store), server
+    )
+    producer_service_pb2_grpc.add_ProducerServiceServicer_to_server(
+        ProducerService(store, Limits.of(settings)), server
+    )
+    operation_record_service_pb2_grpc.add_OperationRecordServiceServicer_to_server(
+        # Until its methods exist, the generated ones answer UNIMPLEMENTED.
+        operation_record_service_pb2_grpc.OperationRecordServiceServicer(),  # type: ignore[abstract]
+        server,
+    )
+    own = dict.fromkeys(OWN_ENDPOINTS, settings.advertise or address)
+    api_endpoint_service_pb2_grpc.add_ApiEndpointServiceServicer_to_server(
+        ApiEndpointService(own | settings.endpoints()), server
+    )
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+
+
+def _sweeps(settings: Settings) -> list[Sweep]:
+    return [
+        LapseLeases(LEASE_EXPIRED, SWEEP_LIMIT),
+        ReachTimeouts(TIMED_OUT, SWEEP_LIMIT),
+        EndCancelGrace(settings.cancel_grace, SWEEP_LIMIT),
+        DeleteExpired(SWEEP_LIMIT),
+    ]
+
+
+def _grpcurl(settings: Settings, address: str) -> str:
+    """A line to paste into a shell, with places for an id and a method."""
+    security = "-plaintext" if settings.tls_cert is None else f"-cacert {settings.tls_cert}"
+    service = operation_service_pb2.DESCRIPTOR.services_by_name["OperationService"].full_name
+    request = '\'{{"operation_id": "{id}"}}\''
+    return f"grpcurl {security} -d {request} {address} {service}/{{method}}"
