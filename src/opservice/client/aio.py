@@ -1,0 +1,407 @@
+"""Producing operations from an asyncio service.
+
+producer = Producer("127.0.0.1:50051")
+
+class RegistryService(RegistryServiceServicer):
+    async def Create(self, request, context):
+        work = await producer.start(
+            description="Create registry",
+            metadata=CreateRegistryMetadata(registry_id=registry_id),
+            context=context,  # for the caller's idempotency-key
+        )
+        work.run(self._create, request)
+        return work.operation
+
+    async def _create(self, work, request):
+        for step in range(10):
+            work.report(Progress(done=step, total=10))
+            work.raise_if_cancelled()
+            ...
+        return Registry(...)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Concatenate, NoReturn, ParamSpec, Protocol, Self, TypedDict, Unpack
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyPayload
+from google.protobuf.message import Message
+from google.rpc.code_pb2 import Code
+from google.rpc.status_pb2 import Status
+
+from opservice._proto.opservice.v1.operation_record_pb2 import CancelPolicy, Progress
+from opservice._proto.opservice.v1.producer_service_pb2 import (
+    CompleteRequest,
+    FailRequest,
+    RenewRequest,
+    StartRequest,
+)
+from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
+from opservice._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
+from opservice.client.connection import Connection, Metadata, is_transient
+from opservice.client.errors import Failed, OperationCancelled, StartFailed
+
+__all__ = ["Producer", "StartOptions", "Work", "idempotency_key"]
+
+P = ParamSpec("P")
+Result = Message | None
+
+DEFAULT_LEASE = timedelta(seconds=60)
+"""Long enough to outlast a database failover; an orphan is noticed as late as this."""
+
+_RENEWALS_PER_LEASE = 3
+_LONGEST_RENEWAL_SECONDS = 30.0
+_REPORT_SECONDS = 0.5
+"""Reports between two renewals are merged: each renewal is a durable write."""
+
+log = logging.getLogger("opservice.client")
+
+
+class CallContext(Protocol):
+    """What is needed of a servicer's context, be it of grpc or of grpc.aio."""
+
+    def invocation_metadata(self) -> Any: ...
+
+
+class StartOptions(TypedDict, total=False):
+    """The fields of StartRequest as Python has them; see producer_service.proto for the limits."""
+
+    description: str
+    metadata: Message
+    parent: str
+    method: str
+    created_by: str
+    cancel_policy: CancelPolicy.ValueType
+    lease: timedelta
+    timeout: timedelta
+    retention: timedelta
+    idempotency_key: str
+    id_prefix: str
+    context: CallContext
+    """Takes the caller's `idempotency-key` header, unless `idempotency_key` is given.
+
+    A repeated request must then be the same in every field, `metadata` included: derive the ids of what
+    is being made from `idempotency_key(context)`.
+    """
+
+
+class Producer:
+    """Starts operations and sees that each of them ends. Make one for the life of the service.
+
+    `target` is opservice's address; several replicas may stand behind it (`dns:///name:port`).
+    `start_timeout` bounds how long a Start is retried, `result_timeout` how long a result is.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        metadata: Metadata = (),
+        start_timeout: timedelta = timedelta(seconds=20),
+        result_timeout: timedelta = timedelta(minutes=5),
+    ) -> None:
+        self._connection = Connection(target, credentials, metadata)
+        self._start_timeout = start_timeout
+        self._result_timeout = result_timeout
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def start(self, **options: Unpack[StartOptions]) -> Work:
+        """Starts an operation: durable when this returns, so its id may be handed out.
+
+        Raises StartFailed.
+        """
+        request = _start_request(options)
+        try:
+            started = await self._connection.call(
+                self._connection.producer.Start, request, self._start_timeout
+            )
+        except grpc.aio.AioRpcError as error:
+            raise StartFailed(error) from error
+        lease = options.get("lease", DEFAULT_LEASE)
+        return Work(
+            self._connection,
+            self._result_timeout,
+            self._running,
+            token=request.lease_token,
+            lease=lease,
+            operation=started.operation,
+            owned=started.owned,
+        )
+
+    async def close(self, grace: timedelta = timedelta(0)) -> None:
+        """Waits up to `grace` for running work, fails what is left with ABORTED, and disconnects."""
+        if self._running:
+            await asyncio.wait(self._running, timeout=grace.total_seconds())
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+        await self._connection.channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+class Work:
+    """An operation that this process started, and the work that will end it.
+
+    Either `run` a function in the background, or enter it and give the result in the block:
+
+        async with work:
+            work.complete(Registry(...))
+
+    Until its end its lease is renewed. Whatever happens in between, the operation ends: with the
+    result, with the Failed that was raised, or with INTERNAL when something else was raised or no
+    result was given. Not `owned` means that another request with the same idempotency key owns the
+    operation: then nothing is run, renewed or ended, only `operation` is there to be returned.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        result_timeout: timedelta,
+        running: set[asyncio.Task[None]],
+        *,
+        token: str,
+        lease: timedelta,
+        operation: Operation,
+        owned: bool,
+    ) -> None:
+        self.operation = operation
+        self.owned = owned
+        self.cancelled = asyncio.Event()
+        """Set when Cancel was called, or when the operation has ended without us."""
+        self._connection = connection
+        self._result_timeout = result_timeout
+        self._running = running
+        self._token = token
+        self._lease = lease
+        self._ended = operation.done
+        self._outcome: Message | Status | None = None
+        self._reported = asyncio.Event()
+        self._progress: Progress | None = None
+        self._metadata: Message | None = None
+        self._renewing: asyncio.Task[None] | None = None
+        self._on_cancelled: list[Callable[[], None]] = []
+
+    @property
+    def id(self) -> str:
+        return self.operation.id
+
+    def run(
+        self,
+        function: Callable[Concatenate[Work, P], Awaitable[Result]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> None:
+        """Runs `function(work, ...)` in the background; what it returns is the response.
+
+        Does nothing unless `owned`.
+        """
+        if self.owned:
+            task = asyncio.create_task(self._run(function(self, *args, **kwargs)))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+
+    def report(self, progress: Progress | None = None, metadata: Message | None = None) -> None:
+        """Shows how far the work is, within about half a second. Never waits, never raises."""
+        if progress is not None:
+            self._progress = progress
+        if metadata is not None:
+            self._metadata = metadata
+        self._reported.set()
+
+    def raise_if_cancelled(self) -> None:
+        """Raises OperationCancelled once `cancelled` is set."""
+        if self.cancelled.is_set():
+            self.raise_cancelled()
+
+    def raise_cancelled(self) -> NoReturn:
+        raise OperationCancelled(f"operation {self.id} is cancelled, or has ended")
+
+    def on_cancelled(self, callback: Callable[[], None]) -> None:
+        """Calls back, on the event loop, when `cancelled` is set."""
+        self._on_cancelled.append(callback)
+
+    def complete(self, response: Message | None = None) -> None:
+        """Gives the result, which is sent on leaving the block. None is google.protobuf.Empty."""
+        self._outcome = response if response is not None else AnyPayload()
+
+    def fail(self, failure: Failed) -> None:
+        """Gives the error, which is sent on leaving the block."""
+        self._outcome = failure.status
+
+    async def __aenter__(self) -> Self:
+        if not self.owned:
+            raise RuntimeError(f"operation {self.id} is owned by another: look at work.owned first")
+        self._renewing = asyncio.create_task(self._renew_until_cancelled())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        assert self._renewing is not None
+        outcome = self._outcome if error is None else self._status_of(error)
+        if outcome is None:
+            outcome = Status(code=Code.INTERNAL, message="The work ended without a result")
+            log.error("operation %s: the work ended without a result", self.id)
+        # Shielded: a service that is being stopped still says how its operations ended.
+        await asyncio.shield(self._end(outcome))
+        return isinstance(error, OperationCancelled | Failed)
+
+    async def _run(self, work: Awaitable[Result]) -> None:
+        try:
+            async with self:
+                self.complete(await work)
+        except Exception:  # noqa: BLE001 - logged and turned into the operation's error on leaving
+            return
+
+    def _status_of(self, error: BaseException) -> Status:
+        """The status of an exception: its text only when it is one of ours."""
+        match error:
+            case Failed():
+                return error.status
+            case OperationCancelled():
+                return Status(code=Code.CANCELLED, message="The operation was cancelled")
+            case Exception():
+                log.error("operation %s failed", self.id, exc_info=error)
+                return Status(code=Code.INTERNAL, message="The operation failed unexpectedly")
+            case _:  # CancelledError and the like: the service is going down
+                return Status(code=Code.ABORTED, message="The service was stopped")
+
+    async def _end(self, outcome: Message) -> None:
+        assert self._renewing is not None
+        try:
+            # The lease is renewed while this is retried, lest it lapse before the server is back.
+            if not self._ended:
+                await self._send(outcome)
+        finally:
+            self._renewing.cancel()
+            await asyncio.gather(self._renewing, return_exceptions=True)
+
+    async def _send(self, outcome: Message) -> None:
+        producer, give_up_after = self._connection.producer, self._result_timeout
+        metadata = _packed(self._metadata)
+        try:
+            if isinstance(outcome, Status):
+                fail = FailRequest(
+                    operation_id=self.id,
+                    lease_token=self._token,
+                    error=outcome,
+                    metadata=metadata,
+                )
+                self.operation = await self._connection.call(producer.Fail, fail, give_up_after)
+            else:
+                response = None if isinstance(outcome, AnyPayload) else _packed(outcome)
+                complete = CompleteRequest(
+                    operation_id=self.id,
+                    lease_token=self._token,
+                    response=response,
+                    metadata=metadata,
+                )
+                self.operation = await self._connection.call(
+                    producer.Complete, complete, give_up_after
+                )
+        except grpc.aio.AioRpcError as error:
+            log.warning("operation %s: its result was not taken: %s", self.id, error.details())
+            await self._note_end(error)
+        self._ended = True
+
+    async def _renew_until_cancelled(self) -> None:
+        interval = self._lease.total_seconds() / _RENEWALS_PER_LEASE
+        interval = min(interval, _LONGEST_RENEWAL_SECONDS)
+        while not self._ended:
+            try:
+                await asyncio.wait_for(self._reported.wait(), interval)
+                await asyncio.sleep(_REPORT_SECONDS)
+            except TimeoutError:
+                pass
+            await self._renew()
+
+    async def _renew(self) -> None:
+        self._reported.clear()
+        progress, metadata = self._progress, self._metadata
+        request = RenewRequest(
+            operation_id=self.id,
+            lease_token=self._token,
+            progress=progress,
+            metadata=_packed(metadata),
+        )
+        try:
+            renewed = await self._connection.call(
+                self._connection.producer.Renew, request, self._lease
+            )
+        except grpc.aio.AioRpcError as error:
+            log.warning("operation %s: its lease was not renewed: %s", self.id, error.details())
+            if not is_transient(error):
+                await self._note_end(error)
+            return
+        self.operation = renewed.operation
+        if self._progress is progress:
+            self._progress = None
+        if self._metadata is metadata:
+            self._metadata = None
+        if renewed.cancel_requested:
+            self._set_cancelled()
+
+    def _set_cancelled(self) -> None:
+        if not self.cancelled.is_set():
+            self.cancelled.set()
+            for callback in self._on_cancelled:
+                callback()
+
+    async def _note_end(self, refusal: grpc.aio.AioRpcError) -> None:
+        """After a refusal: reads how the operation really ended."""
+        self._ended = True
+        self._set_cancelled()
+        if refusal.code() == grpc.StatusCode.FAILED_PRECONDITION:
+            get = GetOperationRequest(operation_id=self.id)
+            try:
+                self.operation = await self._connection.call(
+                    self._connection.operations.Get, get, self._lease
+                )
+            except grpc.aio.AioRpcError as error:
+                log.warning("operation %s: its end was not read: %s", self.id, error.details())
+
+
+def _start_request(options: StartOptions) -> StartRequest:
+    fields: dict[str, Any] = {"lease": DEFAULT_LEASE, **options}
+    context = fields.pop("context", None)
+    key = fields.pop("idempotency_key", "") or (idempotency_key(context) if context else "")
+    if "metadata" in fields:
+        fields["metadata"] = _packed(fields["metadata"])
+    return StartRequest(
+        # A key of our own makes a Start whose answer is lost safe to repeat.
+        idempotency_key=key or str(uuid.uuid4()),
+        lease_token=secrets.token_urlsafe(24),
+        **fields,
+    )
+
+
+def idempotency_key(context: CallContext) -> str:
+    """The caller's `idempotency-key` header, or an empty string."""
+    metadata: Mapping[str, Any] = dict(context.invocation_metadata() or ())
+    key = metadata.get("idempotency-key", "")
+    return key if isinstance(key, str) else ""
+
+
+def _packed(message: Message | None) -> AnyPayload | None:
+    if message is None or isinstance(message, AnyPayload):
+        return message
+    payload = AnyPayload()
+    payload.Pack(message)
+    return payload

@@ -1,0 +1,54 @@
+"""What a producer's work raises, and what it may see raised.
+
+ProducerError
+├── Failed               raise it: the operation fails with this status
+├── OperationCancelled   Cancel was called, or the operation ended without us; let it pass
+└── StartFailed          the operation could not be started
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import grpc
+from google.protobuf.message import Message
+from google.rpc.code_pb2 import Code
+from google.rpc.status_pb2 import Status
+
+
+class ProducerError(Exception):
+    """Something about an operation went wrong."""
+
+
+class Failed(ProducerError):
+    """Raised by the work: fails the operation with this code, message and details.
+
+    Unlike the text of any other exception, this message is shown to whoever may see the operation.
+    """
+
+    def __init__(
+        self, code: grpc.StatusCode | int, message: str, details: Sequence[Message] = ()
+    ) -> None:
+        number = code.value[0] if isinstance(code, grpc.StatusCode) else code
+        if number == Code.OK or number not in Code.values():
+            raise ValueError(f"an operation cannot fail with code {number}")
+        super().__init__(message)
+        self.status = Status(code=number, message=message)
+        for detail in details:
+            self.status.details.add().Pack(detail)
+
+
+class OperationCancelled(ProducerError):
+    """The operation is to be cancelled, or has ended already: stop, clean up, and let this pass."""
+
+
+class StartFailed(ProducerError):
+    """opservice refused the operation, or could not be reached for long enough.
+
+    `code` and `details` are those of its last answer.
+    """
+
+    def __init__(self, error: grpc.aio.AioRpcError) -> None:
+        super().__init__(f"{error.code().name}: {error.details()}")
+        self.code = error.code()
+        self.details = error.details() or ""
