@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Runs an image (`opservice`, or the one named) as a strict cluster would (read-only, no capabilities, not root), and looks at it from
+# outside: ready, healthy, answering, stopped by SIGTERM with 0, and still knowing its operations when started again.
+# ENGINE is docker or podman. Needs grpcurl.
+set -euo pipefail
+image=${1:-opservice}
+engine=${ENGINE:-$(docker info >/dev/null 2>&1 && echo docker || echo podman)}
+# podman would have systemd run the health check, and there may be no systemd; `start` runs it.
+export DISABLE_HC_SYSTEMD=true
+container=
+volume=$("$engine" volume create)
+cleanup() {
+    if [[ $container ]]; then "$engine" rm --force "$container" >/dev/null; fi
+    "$engine" volume rm --force "$volume" >/dev/null
+}
+trap cleanup EXIT
+
+fail() {
+    echo "FAILED: $*" >&2
+    if [[ $container ]]; then "$engine" logs "$container" >&2; fi
+    exit 1
+}
+inside() { timeout 20 "$engine" exec "$container" "$@"; }
+call() { timeout 20 grpcurl -plaintext "${@:2}" "$address" "$1"; }
+
+start() {
+    # The limits are low enough for any machine; an engine's own defaults are not.
+    container=$("$engine" run --detach --read-only --cap-drop ALL --security-opt no-new-privileges \
+        --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 --volume "$volume:/data" --publish 127.0.0.1::50051 "$image")
+    address=$("$engine" port "$container" 50051/tcp)
+    local healthcheck
+    read -ra healthcheck < <("$engine" inspect --format '{{join .Config.Healthcheck.Test " "}}' "$container")
+    for _ in {1..60}; do
+        if inside "${healthcheck[@]:1}" >/dev/null 2>&1; then return; fi
+        sleep 0.5
+    done
+    fail "not healthy within 30 s"
+}
+
+stop() {
+    timeout 60 "$engine" stop -t 30 "$container" >/dev/null
+    local code
+    code=$("$engine" inspect --format '{{.State.ExitCode}}' "$container")
+    [[ $code == 0 ]] || fail "exit code $code after SIGTERM"
+    "$engine" rm "$container" >/dev/null
+    container=
+}
+
+start
+echo "ready and healthy at $address"
+[[ $(inside id -u) == 10001 ]] || fail "runs as user $(inside id -u)"
+if timeout 20 "$engine" exec --user 0 "$container" touch /opt/probe 2>/dev/null; then fail "the root file system is writable"; fi
+if inside python -c 'import setuptools' 2>/dev/null || inside python -c 'import pip' 2>/dev/null; then fail "install tools are left"; fi
+[[ $(call list) == *yandex.cloud.operation.OperationService* ]] || fail "reflection does not list OperationService"
+get=yandex.cloud.operation.OperationService/Get
+answer=$(call $get -d '{"operation_id": "opsunknown0000000000"}' 2>&1) && fail "an unknown operation was found"
+[[ $answer == *'Code: NotFound'* ]] || fail "an unknown operation answered: $answer"
+id=$(call opservice.v1.ProducerService/Start -d '{"description": "smoke"}' | sed -n 's/^ *"id": "\(.*\)",$/\1/p')
+[[ $id ]] || fail "Start gave no operation"
+stop
+echo "stopped by SIGTERM with 0"
+start
+[[ $(call $get -d "{\"operation_id\": \"$id\"}") == *'"description": "smoke"'* ]] || fail "operation $id did not survive"
+stop
+echo "operation $id survived a restart"
