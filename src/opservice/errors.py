@@ -13,6 +13,7 @@
     ├── StoreError                 the database could not serve the request
     │   ├── StoreUnavailable       for now: try again
     │   └── StoreFull
+    ├── ServerStopping             a stream ends because the server does
     └── StartupError               the server refuses to start; the message is for the operator
 
 The docstring of an exception is its default message.
@@ -109,6 +110,10 @@ class StoreUnavailable(StoreError):
 
 class StoreFull(StoreError):
     """The database has no space left: reads go on, writes are refused."""
+
+
+class ServerStopping(OpserviceError):
+    """The server is being stopped: ask again."""
 
 
 class StartupError(OpserviceError):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import structlog
 
 from opservice.errors import StoreError
-from opservice.operation import SECOND, Sweep
+from opservice.operation import SECOND, LapseLeases, Sweep
 from opservice.store.batching import OperationStore
 
 SWEEP_LIMIT = 200
@@ -22,16 +22,28 @@ SWEEP_LIMIT = 200
 log = structlog.stdlib.get_logger("opservice.housekeeping")
 
 
-async def keep_house(store: OperationStore, sweeps: Sequence[Sweep], interval: int) -> None:
-    """Runs the sweeps every `interval` microseconds, until cancelled."""
+async def keep_house(
+    store: OperationStore, sweeps: Sequence[Sweep], interval: int, restart_grace: int
+) -> None:
+    """Runs the sweeps every `interval` microseconds, until cancelled.
+
+    Leases may have lapsed only because no server was there to renew them, so for the first
+    `restart_grace` microseconds they are let be.
+    """
+    loop = asyncio.get_running_loop()
+    lapses_from = loop.time() + restart_grace / SECOND
     while True:
         # Replicas that were started together should not sweep together for ever.
         await asyncio.sleep(interval / SECOND * random.uniform(0.75, 1))
         for sweep in sweeps:
+            if isinstance(sweep, LapseLeases) and loop.time() < lapses_from:
+                continue
             try:
                 await _sweep(store, sweep)
             except StoreError as error:
                 log.warning("sweep failed", sweep=_name(sweep), cause=str(error.__cause__ or error))
+            except Exception:
+                log.exception("sweep failed", sweep=_name(sweep))
 
 
 async def _sweep(store: OperationStore, sweep: Sweep) -> None:

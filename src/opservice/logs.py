@@ -49,3 +49,9 @@ def configure_logging(settings: Settings) -> None:
     # Of libraries only what needs attention, whatever our own level.
     for library in ("alembic", "sqlalchemy", "asyncio", "grpc"):
         logging.getLogger(library).setLevel(max(logging.WARNING, root.level))
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_holds_no_header)
+
+
+def _holds_no_header(record: logging.LogRecord) -> bool:
+    """grpc logs, value and traceback, each header that is not UTF-8: anybody could send secrets so."""
+    return not record.getMessage().startswith("Invalid encoding on ")

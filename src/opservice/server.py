@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import ssl
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import grpc
@@ -36,6 +34,7 @@ from opservice.api.endpoints import OWN_ENDPOINTS, ApiEndpointService
 from opservice.api.interceptor import CallInterceptor
 from opservice.api.operations import OperationService
 from opservice.api.producer import ProducerService
+from opservice.api.records import OperationRecordService
 from opservice.api.reflection import add_reflection, build_pool
 from opservice.api.validation import Limits
 from opservice.demo import run_demo
@@ -54,6 +53,7 @@ from opservice.store.batching import OperationStore
 from opservice.store.engine import Database, open_database
 from opservice.store.migrations import check_schema, migrate
 from opservice.store.repository import Repository
+from opservice.tls import server_credentials
 
 _FILES: Sequence[FileDescriptor] = (
     operation_service_pb2.DESCRIPTOR,
@@ -76,11 +76,11 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     # Everything that can be wrong with the settings is found before the database is touched.
-    credentials = _credentials(settings)
+    credentials = server_credentials(settings)
     known_types = (*_FILES, container_registry_pb2.DESCRIPTOR)
     pool = build_pool(known_types, settings.descriptor_set)
     database = await asyncio.to_thread(_prepare_database, settings)
-    store = OperationStore(database, Repository())
+    store = OperationStore(database, Repository(), settings.poll_interval)
     server = grpc.aio.server(interceptors=[CallInterceptor()], options=_options(settings))
     try:
         address = _bind(server, settings.listen, credentials)
@@ -92,7 +92,12 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
             await health.set(name, health_pb2.HealthCheckResponse.SERVING)
         background = [
             asyncio.create_task(
-                keep_house(store, _sweeps(settings), settings.housekeeping_interval)
+                keep_house(
+                    store,
+                    _sweeps(settings),
+                    settings.housekeeping_interval,
+                    settings.restart_grace,
+                )
             )
         ]
         security = "plaintext" if credentials is None else "TLS"
@@ -106,6 +111,7 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         await stop.wait()
         log.info("draining", seconds=settings.drain / SECOND)
         await health.enter_graceful_shutdown()
+        store.stop_following()
         for task in background:
             task.cancel()
         await server.stop(settings.drain / SECOND)
@@ -145,44 +151,6 @@ def _options(settings: Settings) -> list[tuple[str, Any]]:
     ]
 
 
-def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
-    if settings.tls_cert is None or settings.tls_key is None:
-        return None
-    # grpc says only that binding failed; OpenSSL says what is wrong.
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(settings.tls_cert, settings.tls_key, password=_no_password)
-        client_ca = None
-        if settings.tls_client_ca is not None:
-            context.load_verify_locations(settings.tls_client_ca)
-            client_ca = settings.tls_client_ca.read_bytes()
-        pair = settings.tls_key.read_bytes(), settings.tls_cert.read_bytes()
-    except ssl.SSLError as error:
-        files = ", ".join(str(path) for path in _tls_files(settings))
-        raise StartupError(_explain_tls(error, files)) from error
-    except OSError as error:
-        name = error.filename or ", ".join(str(path) for path in _tls_files(settings))
-        raise StartupError(f"cannot read the TLS file {name}: {error.strerror}") from error
-    return grpc.ssl_server_credentials(
-        [pair], root_certificates=client_ca, require_client_auth=client_ca is not None
-    )
-
-
-def _tls_files(settings: Settings) -> list[Path]:
-    files = settings.tls_cert, settings.tls_key, settings.tls_client_ca
-    return [path for path in files if path is not None]
-
-
-def _explain_tls(error: ssl.SSLError, files: str) -> str:
-    if error.reason == "KEY_VALUES_MISMATCH":
-        return f"the TLS key is not the key of the certificate ({files})"
-    return f"the TLS files cannot be used ({files}): {error.reason or error}"
-
-
-def _no_password() -> str:
-    raise StartupError("the TLS key is encrypted: give one that is not")
-
-
 def _bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None) -> str:
     """Binds, and returns the address with the port that it got."""
     host, _ = split_address(listen)
@@ -212,9 +180,7 @@ def _add_services(
         ProducerService(store, Limits.of(settings)), server
     )
     operation_record_service_pb2_grpc.add_OperationRecordServiceServicer_to_server(
-        # Until its methods exist, the generated ones answer UNIMPLEMENTED.
-        operation_record_service_pb2_grpc.OperationRecordServiceServicer(),  # type: ignore[abstract]
-        server,
+        OperationRecordService(store), server
     )
     own = dict.fromkeys(OWN_ENDPOINTS, settings.advertise or address)
     api_endpoint_service_pb2_grpc.add_ApiEndpointServiceServicer_to_server(

@@ -114,6 +114,19 @@ class Settings:
         "How often lapsed leases, timeouts, cancel grace and retention are looked for.",
         least=SECOND // 100,
     )
+    restart_grace: int = _setting(
+        "duration",
+        10 * SECOND,
+        "How long after its start the server lets lapsed leases be: their producers may have been"
+        " unable to renew them while it was away.",
+        least=0,
+    )
+    poll_interval: int = _setting(
+        "duration",
+        SECOND // 2,
+        "How often operations that are watched are looked up, for changes made by other replicas.",
+        least=SECOND // 100,
+    )
     log_level: str = _setting(
         "choice",
         "info",

@@ -64,9 +64,27 @@ def operation_to_pb(record: Record) -> Operation:
     return operation
 
 
+def record_to_pb(record: Record) -> record_pb.OperationRecord:
+    return record_pb.OperationRecord(
+        operation=operation_to_pb(record),
+        parent=record.parent,
+        method=record.method,
+        cancel_policy=record_pb.CancelPolicy.ValueType(record.cancel_policy),
+        cancel_requested_at=_optional_timestamp_to_pb(record.cancel_requested_at),
+        progress=None if record.progress is None else progress_to_pb(record.progress),
+        lease_expires_at=_optional_timestamp_to_pb(record.lease_expires_at),
+        expires_at=_optional_timestamp_to_pb(record.expires_at),
+        revision=record.revision,
+    )
+
+
 def timestamp_to_pb(microseconds: int) -> Timestamp:
     seconds, rest = divmod(microseconds, SECOND)
     return Timestamp(seconds=seconds, nanos=rest * 1000)
+
+
+def _optional_timestamp_to_pb(microseconds: int | None) -> Timestamp | None:
+    return None if microseconds is None else timestamp_to_pb(microseconds)
 
 
 def payload_to_bytes(payload: Any) -> bytes:
@@ -93,6 +111,12 @@ TIMED_OUT = _own_failure(
 )
 _EMPTY = Any()
 _EMPTY.Pack(Empty())
+
+
+def progress_to_pb(progress: Progress) -> record_pb.Progress:
+    return record_pb.Progress(
+        done=progress.done, total=progress.total, unit=progress.unit, message=progress.message
+    )
 
 
 def progress_from_pb(progress: record_pb.Progress) -> Progress:

@@ -11,6 +11,7 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
@@ -67,11 +68,10 @@ class _Call:
 
     def succeed(self) -> None:
         self._context.set_trailing_metadata(((REQUEST_ID, self.request_id),))
-        is_read = self._method.rpartition("/")[2] in _READS
-        (log.debug if is_read else log.info)("call", **self._line(Code.OK))
+        self._log(Code.OK)
 
     def cancelled(self) -> None:
-        log.info("call", **self._line(Code.CANCELLED))
+        self._log(Code.CANCELLED)
 
     async def fail(self, error: Exception) -> NoReturn:
         code = meaning_of(error).code
@@ -88,6 +88,10 @@ class _Call:
             status.message,
             ((_STATUS_DETAILS, status.SerializeToString()), (REQUEST_ID, self.request_id)),
         )
+
+    def _log(self, code: int) -> None:
+        is_read = self._method.rpartition("/")[2] in _READS
+        (log.debug if is_read else log.info)("call", **self._line(code))
 
     def _line(self, code: int) -> dict[str, object]:
         line: dict[str, object] = {
@@ -157,8 +161,9 @@ def _wrap_stream(method: str, behavior: Callable[..., Any]) -> Callable[..., Any
         try:
             responses = behavior(request, context)
             if inspect.isasyncgen(responses):
-                async for response in responses:
-                    yield response
+                async with aclosing(responses):
+                    async for response in responses:
+                        yield response
             else:  # it writes to the context itself
                 await responses
         except AbortError:

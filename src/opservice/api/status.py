@@ -21,6 +21,7 @@ from opservice.errors import (
     OperationRunning,
     OpserviceError,
     PreconditionFailed,
+    ServerStopping,
     StoreFull,
     StoreUnavailable,
 )
@@ -49,6 +50,7 @@ MEANINGS: dict[type[BaseException], Meaning] = {
     OperationRunning: Meaning(Code.FAILED_PRECONDITION, "OPERATION_RUNNING"),
     StoreUnavailable: Meaning(Code.UNAVAILABLE, "STORE_UNAVAILABLE", retry=True),
     StoreFull: Meaning(Code.RESOURCE_EXHAUSTED, "STORE_FULL", retry=True),
+    ServerStopping: Meaning(Code.UNAVAILABLE, "SERVER_STOPPING", retry=True),
     NotImplementedError: Meaning(Code.UNIMPLEMENTED, "METHOD_NOT_IMPLEMENTED"),
 }
 _UNEXPECTED = Meaning(Code.INTERNAL, "INTERNAL")

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import secrets
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
@@ -38,6 +39,9 @@ from google.rpc.code_pb2 import Code
 from google.rpc.status_pb2 import Status
 
 from opservice._proto.opservice.v1.operation_record_pb2 import CancelPolicy, Progress
+from opservice._proto.opservice.v1.operation_record_service_pb2 import (
+    WatchOperationRecordRequest,
+)
 from opservice._proto.opservice.v1.producer_service_pb2 import (
     CompleteRequest,
     FailRequest,
@@ -61,6 +65,8 @@ _RENEWALS_PER_LEASE = 3
 _LONGEST_RENEWAL_SECONDS = 30.0
 _REPORT_SECONDS = 0.5
 """Reports between two renewals are merged: each renewal is a durable write."""
+
+_WATCH_AGAIN_SECONDS = 2.0
 
 log = logging.getLogger("opservice.client")
 
@@ -193,6 +199,7 @@ class Work:
         self._progress: Progress | None = None
         self._metadata: Message | None = None
         self._renewing: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._on_cancelled: list[Callable[[], None]] = []
 
     @property
@@ -245,7 +252,8 @@ class Work:
     async def __aenter__(self) -> Self:
         if not self.owned:
             raise RuntimeError(f"operation {self.id} is owned by another: look at work.owned first")
-        self._renewing = asyncio.create_task(self._renew_until_cancelled())
+        self._renewing = asyncio.create_task(self._renew_until_ended())
+        self._watching = asyncio.create_task(self._watch_until_ended())
         return self
 
     async def __aexit__(
@@ -254,7 +262,6 @@ class Work:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        assert self._renewing is not None
         outcome = self._outcome if error is None else self._status_of(error)
         if outcome is None:
             outcome = Status(code=Code.INTERNAL, message="The work ended without a result")
@@ -284,14 +291,13 @@ class Work:
                 return Status(code=Code.ABORTED, message="The service was stopped")
 
     async def _end(self, outcome: Message) -> None:
-        assert self._renewing is not None
+        await _cancel(self._watching)
         try:
             # The lease is renewed while this is retried, lest it lapse before the server is back.
             if not self._ended:
                 await self._send(outcome)
         finally:
-            self._renewing.cancel()
-            await asyncio.gather(self._renewing, return_exceptions=True)
+            await _cancel(self._renewing)
 
     async def _send(self, outcome: Message) -> None:
         producer, give_up_after = self._connection.producer, self._result_timeout
@@ -321,7 +327,26 @@ class Work:
             await self._note_end(error)
         self._ended = True
 
-    async def _renew_until_cancelled(self) -> None:
+    async def _watch_until_ended(self) -> None:
+        """Learns of a Cancel as soon as it happens; the next renewal would tell as well."""
+        request = WatchOperationRecordRequest(operation_id=self.id)
+        while not self.cancelled.is_set():
+            try:
+                records = self._connection.records.Watch(
+                    request, metadata=self._connection.metadata
+                )
+                async for record in records:
+                    if record.operation.done:
+                        self.operation, self._ended = record.operation, True
+                    if record.operation.done or record.HasField("cancel_requested_at"):
+                        self._set_cancelled()
+                        return
+            except grpc.aio.AioRpcError as error:
+                if not is_transient(error):
+                    return
+            await asyncio.sleep(_WATCH_AGAIN_SECONDS * random.uniform(0.5, 1))
+
+    async def _renew_until_ended(self) -> None:
         interval = self._lease.total_seconds() / _RENEWALS_PER_LEASE
         interval = min(interval, _LONGEST_RENEWAL_SECONDS)
         while not self._ended:
@@ -397,6 +422,12 @@ def idempotency_key(context: CallContext) -> str:
     metadata: Mapping[str, Any] = dict(context.invocation_metadata() or ())
     key = metadata.get("idempotency-key", "")
     return key if isinstance(key, str) else ""
+
+
+async def _cancel(task: asyncio.Task[None] | None) -> None:
+    if task is not None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def _packed(message: Message | None) -> AnyPayload | None:

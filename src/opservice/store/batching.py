@@ -7,12 +7,20 @@ share one transaction and one fsync, concurrent reads one query.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Generic, TypeVar
 
-from opservice.errors import OperationNotFound, StoreError, StoreFull, StoreUnavailable
-from opservice.operation import Command, Outcome, Record, Sweep, Swept
+from opservice.errors import (
+    OperationNotFound,
+    ServerStopping,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+)
+from opservice.operation import SECOND, Command, Outcome, Record, Sweep, Swept
+from opservice.store.changes import Changes
 from opservice.store.engine import Database
 from opservice.store.repository import Repository
 
@@ -76,9 +84,12 @@ class Batcher(Generic[Item, Result]):
 class OperationStore:
     """What the rest of the server knows of the store."""
 
-    def __init__(self, database: Database, repository: Repository) -> None:
+    def __init__(
+        self, database: Database, repository: Repository, poll_interval: int = SECOND
+    ) -> None:
         self._database = database
         self._repository = repository
+        self._changes = Changes(self._read_revisions, poll_interval)
         self._reads: Batcher[str, Record] = Batcher("store-read", self._read)
         self._writes: Batcher[Command, Outcome] = Batcher("store-write", self._write)
         self._sweeps: Batcher[Sweep, Swept] = Batcher("store-sweep", self._sweep)
@@ -96,17 +107,52 @@ class OperationStore:
         Raises what the command is refused with (see errors.py), or a StoreError: then it may or may
         not have happened, and may be repeated.
         """
-        return await self._writes.submit(command)
+        outcome = await self._writes.submit(command)
+        if outcome.changed:
+            self._changes.notify((outcome.record.id,))
+        return outcome
 
     async def sweep(self, sweep: Sweep) -> Swept:
         """Applies a sweep, in a transaction of its own. Raises a StoreError."""
-        return await self._sweeps.submit(sweep)
+        swept = await self._sweeps.submit(sweep)
+        self._changes.notify(swept.ids)
+        return swept
+
+    async def follow(self, operation_id: str) -> AsyncGenerator[Record]:
+        """The operation as it is, then as it becomes, until it is done.
+
+        States may be skipped, but `revision` only grows. Raises OperationNotFound, also when it is
+        deleted meanwhile, a StoreError, or ServerStopping.
+        """
+        with self._changes.subscribe(operation_id) as signal:
+            while not self._changes.closed:
+                record = await self.get(operation_id)
+                if record.revision > signal.seen:
+                    signal.seen = record.revision
+                    yield record
+                    if record.done:
+                        return
+                await signal.wait()
+            raise ServerStopping
+
+    def stop_following(self) -> None:
+        """Ends every `follow`, so that clients go on with another replica."""
+        self._changes.close()
 
     async def close(self) -> None:
         """Waits for what was asked for, then closes the database."""
+        self.stop_following()
         for batcher in (self._sweeps, self._writes, self._reads):
             await batcher.close()
         self._database.close()
+
+    async def _read_revisions(self, ids: list[str]) -> dict[str, int]:
+        revisions: dict[str, int] = {}
+        for start in range(0, len(ids), MAX_BATCH):
+            batch = ids[start : start + MAX_BATCH]
+            read = partial(self._repository.revisions, ids=batch)
+            revisions |= await asyncio.to_thread(self._database.read, read)
+        return revisions
 
     def _read(self, ids: Sequence[str]) -> list[Record | Exception]:
         found = self._database.read(lambda connection: self._repository.find(connection, set(ids)))

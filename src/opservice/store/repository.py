@@ -125,6 +125,9 @@ class Repository:
         self._find = select(*_RECORD).where(
             _c.id.in_(bindparam("operation_ids", expanding=True)), visible
         )
+        self._revisions = select(_c.id, _c.revision).where(
+            _c.id.in_(bindparam("operation_ids", expanding=True)), visible
+        )
         given = (
             _c.id,
             _c.parent,
@@ -213,6 +216,11 @@ class Repository:
         """The operations with these ids that exist and have not expired."""
         rows = connection.execute(self._find, {"operation_ids": list(ids)})
         return {record.id: record for record in map(_record, rows)}
+
+    def revisions(self, connection: Connection, ids: Iterable[str]) -> dict[str, int]:
+        """The revisions of those operations that `find` would find."""
+        rows = connection.execute(self._revisions, {"operation_ids": list(ids)})
+        return {row.id: row.revision for row in rows}
 
     def apply(
         self, connection: Connection, commands: Sequence[Command]

@@ -1,0 +1,67 @@
+"""opservice.v1.OperationRecordService."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+from google.protobuf.empty_pb2 import Empty
+from grpc.aio import ServicerContext
+
+from opservice._proto.opservice.v1.operation_record_pb2 import OperationRecord
+from opservice._proto.opservice.v1.operation_record_service_pb2 import (
+    DeleteOperationRecordRequest,
+    GetOperationRecordRequest,
+    ListOperationRecordsRequest,
+    ListOperationRecordsResponse,
+    WaitOperationRecordRequest,
+    WatchOperationRecordRequest,
+)
+from opservice._proto.opservice.v1.operation_record_service_pb2_grpc import (
+    OperationRecordServiceServicer,
+)
+from opservice.api.convert import record_to_pb
+from opservice.api.validation import valid_id
+from opservice.store.batching import OperationStore
+
+
+class OperationRecordService(OperationRecordServiceServicer):
+    def __init__(self, store: OperationStore) -> None:
+        self._store = store
+
+    async def Get(
+        self,
+        request: GetOperationRecordRequest,
+        context: ServicerContext[GetOperationRecordRequest, OperationRecord],
+    ) -> OperationRecord:
+        return record_to_pb(await self._store.get(valid_id(request.operation_id)))
+
+    async def Watch(
+        self,
+        request: WatchOperationRecordRequest,
+        context: ServicerContext[WatchOperationRecordRequest, OperationRecord],
+    ) -> AsyncIterator[OperationRecord]:
+        async with aclosing(self._store.follow(valid_id(request.operation_id))) as records:
+            async for record in records:
+                yield record_to_pb(record)
+
+    async def Wait(
+        self,
+        request: WaitOperationRecordRequest,
+        context: ServicerContext[WaitOperationRecordRequest, OperationRecord],
+    ) -> OperationRecord:
+        raise NotImplementedError
+
+    async def List(
+        self,
+        request: ListOperationRecordsRequest,
+        context: ServicerContext[ListOperationRecordsRequest, ListOperationRecordsResponse],
+    ) -> ListOperationRecordsResponse:
+        raise NotImplementedError
+
+    async def Delete(
+        self,
+        request: DeleteOperationRecordRequest,
+        context: ServicerContext[DeleteOperationRecordRequest, Empty],
+    ) -> Empty:
+        raise NotImplementedError
