@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from logging import DEBUG, INFO, getLogger
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
@@ -31,7 +32,9 @@ _READS = frozenset({"Get", "List", "Wait", "Watch", "Check", "ServerReflectionIn
 Context: TypeAlias = "ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
-log = structlog.stdlib.get_logger("opservice.call")
+_LOGGER = "opservice.call"
+_gate = getLogger(_LOGGER)
+log = structlog.stdlib.get_logger(_LOGGER)
 
 
 class CallInterceptor(ServerInterceptor):
@@ -90,8 +93,9 @@ class _Call:
         )
 
     def _log(self, code: int) -> None:
-        is_read = self._method.rpartition("/")[2] in _READS
-        (log.debug if is_read else log.info)("call", **self._line(code))
+        level = DEBUG if self._method.rpartition("/")[2] in _READS else INFO
+        if _gate.isEnabledFor(level):  # a read's line costs nothing unless it is wanted
+            log.log(level, "call", **self._line(code))
 
     def _line(self, code: int) -> dict[str, object]:
         line: dict[str, object] = {

@@ -305,17 +305,17 @@ class Repository:
     def _start(self, connection: Connection, command: Start) -> Outcome:
         parameters = asdict(command)
         insert = self._insert[connection.dialect.name]
-        row = connection.execute(insert, parameters).one_or_none()
-        if row is None:
+        for _ in range(2):
+            row = connection.execute(insert, parameters).one_or_none()
+            if row is not None:
+                return Outcome(_record(row), changed=True)
             existing = self.find(connection, [command.id]).get(command.id)
             if existing is not None:
                 return _repeated_start(command, existing)
-            # What has the id is past its retention: as good as deleted.
+            # What has the id is past its retention, as good as deleted: start anew, unless another
+            # replica was quicker.
             connection.execute(self._evict, {"operation_id": command.id})
-            row = connection.execute(insert, parameters).one_or_none()
-        if row is None:
-            raise StoreUnavailable
-        return Outcome(_record(row), changed=True)
+        raise StoreUnavailable
 
     def _change(
         self, connection: Connection, statement: UpdateBase, command: Command, **parameters: Any

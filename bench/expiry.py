@@ -1,0 +1,110 @@
+"""What deleting 100,000 expired operations in the background costs the Gets that go on meanwhile.
+
+    .venv/bin/python bench/expiry.py sqlite:////tmp/expiry.db
+    .venv/bin/python bench/expiry.py postgresql://...        # an empty database
+
+Fills the database, serves it first without housekeeping and then with, and asks one Get after another.
+Prints the Gets' latencies in both phases.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+
+import grpc
+from sqlalchemy import func, insert, select
+
+from opservice._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
+from opservice._proto.yandex.cloud.operation.operation_service_pb2_grpc import OperationServiceStub
+from opservice.operation import SECOND, CancelPolicy, Record, new_id
+from opservice.store.engine import Database, open_database
+from opservice.store.migrations import migrate
+from opservice.store.schema import operations
+
+EXPIRED = 100_000
+LIVE = 1_000
+QUIET_SECONDS = 10
+
+
+def main(url: str) -> None:
+    database = open_database(url)
+    migrate(database)
+    live = fill(database)
+    print(f"{'phase':12} {'Gets':>8} {'p50 ms':>8} {'p99 ms':>8} {'max ms':>8}")
+    with served(url, housekeeping="1h") as address:
+        asyncio.run(ask("quiet", address, live, lambda elapsed: elapsed > QUIET_SECONDS))
+    with served(url, housekeeping="1s") as address:
+        started = time.monotonic()
+        asyncio.run(ask("deleting", address, live, lambda _: count(database) == LIVE))
+        took = time.monotonic() - started
+    database.close()
+    print(f"{EXPIRED} expired operations were gone after {took:.1f} s")
+
+
+def fill(database: Database) -> list[str]:
+    """Inserts expired and live operations; returns the ids of the live ones."""
+    now = time.time_ns() // 1000
+    empty = dict.fromkeys(field.name for field in fields(Record))
+    common = {
+        **empty,
+        "parent": "folders/bench",
+        "method": "bench",
+        "description": "An operation",
+        "created_by": "bench",
+        "created_at": now - 3600 * SECOND,
+        "modified_at": now - 3600 * SECOND,
+        "revision": 2,
+        "cancel_policy": CancelPolicy.IMMEDIATE,
+        "retention": SECOND,
+    }
+    ended = {**common, "done": True, "response": b"x" * 200, "expires_at": now - 60 * SECOND}
+    running = {**common, "done": False}
+    live = [new_id() for _ in range(LIVE)]
+    with database.writer.begin() as connection:
+        connection.execute(insert(operations), [{**running, "id": id_} for id_ in live])
+        for _ in range(EXPIRED // 1000):
+            batch = [{**ended, "id": new_id()} for _ in range(1000)]
+            connection.execute(insert(operations), batch)
+    return live
+
+
+def count(database: Database) -> int:
+    return database.read(
+        lambda c: c.execute(select(func.count()).select_from(operations)).scalar_one()
+    )
+
+
+@contextmanager
+def served(url: str, housekeeping: str) -> Iterator[str]:
+    command = [sys.executable, "-m", "opservice", "serve", "--listen", "127.0.0.1:0"]
+    settings = ["--database", url, "--housekeeping-interval", housekeeping, "--log-level", "error"]
+    with subprocess.Popen([*command, *settings], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().split(" serving on ")[1].split()[0]
+        process.terminate()
+
+
+async def ask(phase: str, address: str, ids: list[str], enough: Callable[[float], bool]) -> None:
+    """One Get after another; every so often looks whether it is enough."""
+    took: list[float] = []
+    started = time.monotonic()
+    async with grpc.aio.insecure_channel(address) as channel:
+        get = OperationServiceStub(channel).Get
+        while len(took) % 500 or not await asyncio.to_thread(enough, time.monotonic() - started):
+            request = GetOperationRequest(operation_id=ids[len(took) % len(ids)])
+            before = time.perf_counter()
+            await get(request)
+            took.append((time.perf_counter() - before) * 1000)
+    took.sort()
+    p50, p99 = took[len(took) // 2], took[len(took) * 99 // 100]
+    print(f"{phase:12} {len(took):8} {p50:8.2f} {p99:8.2f} {took[-1]:8.2f}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
