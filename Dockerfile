@@ -35,7 +35,7 @@ WORKDIR /data
 EXPOSE 50051
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["opservice", "health", "--server", "127.0.0.1:50051"]
+    CMD ["opservice", "health"]
 ENTRYPOINT ["opservice"]
 CMD ["serve"]
 # Last, because they change with every build.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs an image (`opservice`, or the one named) as a strict cluster would (read-only, no capabilities, not root), and looks at it from
-# outside: ready, healthy, answering, stopped by SIGTERM with 0, and still knowing its operations when started again.
+# Runs an image (`opservice`, or the one named) as a strict cluster would: read-only, without capabilities, not as root.
+# Looks at it from outside: healthy, answering, stopped by SIGTERM with 0, still knowing its operations when started again.
 # ENGINE is docker or podman. Needs grpcurl.
 set -euo pipefail
 image=${1:-opservice}
@@ -49,8 +49,12 @@ stop() {
 start
 echo "ready and healthy at $address"
 [[ $(inside id -u) == 10001 ]] || fail "runs as user $(inside id -u)"
-if timeout 20 "$engine" exec --user 0 "$container" touch /opt/probe 2>/dev/null; then fail "the root file system is writable"; fi
-if inside python -c 'import setuptools' 2>/dev/null || inside python -c 'import pip' 2>/dev/null; then fail "install tools are left"; fi
+if timeout 20 "$engine" exec --user 0 "$container" touch /opt/probe 2>/dev/null; then
+    fail "the root file system is writable"
+fi
+for tool in pip setuptools; do
+    if inside python -c "import $tool" 2>/dev/null; then fail "$tool is left in the image"; fi
+done
 [[ $(call list) == *yandex.cloud.operation.OperationService* ]] || fail "reflection does not list OperationService"
 get=yandex.cloud.operation.OperationService/Get
 answer=$(call $get -d '{"operation_id": "opsunknown0000000000"}' 2>&1) && fail "an unknown operation was found"

@@ -115,14 +115,31 @@ def migrate(database: str) -> None:
 
 
 @cli.command()
-@click.option("--server", default="127.0.0.1:50051", show_default=True, metavar="HOST:PORT")
 @click.option(
-    "--tls-ca", type=click.Path(path_type=Path, exists=True), help="Speak TLS; trust these (PEM)."
+    "--server",
+    default="127.0.0.1:50051",
+    show_default=True,
+    envvar="OPSERVICE_SERVER",
+    show_envvar=True,
+    metavar="HOST:PORT",
+)
+@click.option(
+    "--tls-ca",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    envvar="OPSERVICE_TLS_CA",
+    show_envvar=True,
+    help="Speak TLS, and trust these authorities (PEM).",
+)
+@click.option(
+    "--tls-server-name",
+    envvar="OPSERVICE_TLS_SERVER_NAME",
+    show_envvar=True,
+    help="The name to expect in the server's certificate, where it is not that of --server.",
 )
 @click.option("--timeout", type=Duration(), default="3s", show_default=True)
-def health(server: str, tls_ca: Path | None, timeout: int) -> None:
+def health(server: str, tls_ca: Path | None, tls_server_name: str | None, timeout: int) -> None:
     """Exit with 0 when the server is serving, else with 1."""
-    with _channel(server, tls_ca) as channel:
+    with _channel(server, tls_ca, tls_server_name) as channel:
         try:
             stub = health_pb2_grpc.HealthStub(channel)
             answer = stub.Check(  # type: ignore[attr-defined] # its types lack the methods
@@ -138,10 +155,12 @@ def health(server: str, tls_ca: Path | None, timeout: int) -> None:
         raise SystemExit(1)
 
 
-def _channel(server: str, tls_ca: Path | None) -> grpc.Channel:
+def _channel(server: str, tls_ca: Path | None, server_name: str | None) -> grpc.Channel:
     if tls_ca is None:
         return grpc.insecure_channel(server)
-    return grpc.secure_channel(server, grpc.ssl_channel_credentials(tls_ca.read_bytes()))
+    options = [("grpc.ssl_target_name_override", server_name)] if server_name else []
+    credentials = grpc.ssl_channel_credentials(tls_ca.read_bytes())
+    return grpc.secure_channel(server, credentials, options)
 
 
 def main() -> None:

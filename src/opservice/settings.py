@@ -70,10 +70,13 @@ class Settings:
         "duration",
         30 * DAY,
         "How long a done operation is kept unless its Start says.",
-        least=SECOND,
+        least=SECOND // 1000,
     )
     max_retention: int = _setting(
-        "duration", 365 * DAY, "The longest retention that a Start may ask for.", least=SECOND
+        "duration",
+        365 * DAY,
+        "The longest retention that a Start may ask for.",
+        least=SECOND // 1000,
     )
     max_lease: int = _setting(
         "duration", DAY, "The longest lease that a Start may ask for.", least=SECOND
