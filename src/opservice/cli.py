@@ -13,7 +13,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from opservice import __version__
-from opservice.errors import OpserviceError
+from opservice.errors import OpserviceError, StoreError
 from opservice.logs import configure_logging
 from opservice.server import serve as serve_until_stopped
 from opservice.settings import (
@@ -167,5 +167,12 @@ def main() -> None:
     try:
         cli()
     except OpserviceError as error:
-        click.echo(f"opservice: {error.message}", err=True)
+        click.echo(f"opservice: {error.message}{_cause(error)}", err=True)
         raise SystemExit(1) from error
+
+
+def _cause(error: OpserviceError) -> str:
+    """What the driver said, for the operator: without it nobody knows why the database failed."""
+    if not isinstance(error, StoreError) or error.__cause__ is None:
+        return ""
+    return " " + str(error.__cause__).partition("\n")[0]

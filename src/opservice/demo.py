@@ -17,7 +17,7 @@ from google.rpc.status_pb2 import Status
 
 from opservice._proto.opservice.demo.v1 import container_registry_pb2 as registry_pb
 from opservice.api.convert import CANCELLED, failure_from_pb, payload_to_bytes
-from opservice.errors import PreconditionFailed
+from opservice.errors import PreconditionFailed, StoreError
 from opservice.operation import (
     DAY,
     SECOND,
@@ -101,6 +101,8 @@ async def _work(store: OperationStore, job: Job, id_: str, token: str) -> None:
             await store.apply(Complete(id_, _packed(job.result), token_hash))
     except PreconditionFailed:  # somebody cancelled it
         log.info("demo operation ended by another", operation_id=id_)
+    except StoreError as error:
+        log.warning("demo operation left to its lease", operation_id=id_, cause=error.message)
 
 
 def _packed(message: Message) -> bytes:

@@ -5,6 +5,7 @@
     │   └── IdempotencyKeyReused
     ├── OperationNotFound
     ├── EndpointNotFound
+    ├── ServiceUnknown
     ├── LeaseTokenMismatch
     ├── PreconditionFailed         the request is fine, the operation's state is not
     │   ├── OperationDone
@@ -12,6 +13,7 @@
     │   └── OperationRunning
     ├── StoreError                 the database could not serve the request
     │   ├── StoreUnavailable       for now: try again
+    │   │   └── StoreBusy
     │   └── StoreFull
     ├── ServerStopping             a stream ends because the server does
     └── StartupError               the server refuses to start; the message is for the operator
@@ -58,10 +60,10 @@ class InvalidArgument(OpserviceError):
 
 
 class IdempotencyKeyReused(InvalidArgument):
-    """The idempotency key was used before with another request"""
+    """The idempotency key was used before with another request."""
 
     def __init__(self) -> None:
-        super().__init__([Violation("idempotency_key", type(self).__doc__ or "")])
+        super().__init__([Violation("idempotency_key", "was used before with another request")])
 
 
 class OperationNotFound(OpserviceError):
@@ -74,6 +76,10 @@ class OperationNotFound(OpserviceError):
 
 class EndpointNotFound(OpserviceError):
     """There is no API endpoint with this id."""
+
+
+class ServiceUnknown(OpserviceError):
+    """This server has no such service."""
 
 
 class LeaseTokenMismatch(OpserviceError):
@@ -106,6 +112,10 @@ class StoreError(OpserviceError):
 
 class StoreUnavailable(StoreError):
     """The database is not available at the moment."""
+
+
+class StoreBusy(StoreUnavailable):
+    """Another transaction has held the operation for too long."""
 
 
 class StoreFull(StoreError):

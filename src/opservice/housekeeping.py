@@ -27,32 +27,35 @@ async def keep_house(
 ) -> None:
     """Runs the sweeps every `interval` microseconds, until cancelled.
 
-    Leases may have lapsed only because no server was there to renew them, so for the first
-    `restart_grace` microseconds they are let be.
+    Leases may have lapsed only because nothing could renew them: after the start, and after the
+    database was away, they are let be for `restart_grace` microseconds.
     """
     loop = asyncio.get_running_loop()
     lapses_from = loop.time() + restart_grace / SECOND
     while True:
-        # Replicas that were started together should not sweep together for ever.
-        await asyncio.sleep(interval / SECOND * random.uniform(0.75, 1))
+        more_is_due = False
+        # A batch of each in turn, so that much of one does not keep the others waiting.
         for sweep in sweeps:
             if isinstance(sweep, LapseLeases) and loop.time() < lapses_from:
                 continue
             try:
-                await _sweep(store, sweep)
+                more_is_due |= await _sweep(store, sweep)
             except StoreError as error:
                 log.warning("sweep failed", sweep=_name(sweep), cause=str(error.__cause__ or error))
-            except Exception:
+                lapses_from = loop.time() + restart_grace / SECOND
+            except Exception:  # whatever it is, the other sweeps must go on
                 log.exception("sweep failed", sweep=_name(sweep))
+        if not more_is_due:
+            # Replicas that were started together should not sweep together for ever.
+            await asyncio.sleep(interval / SECOND * random.uniform(0.75, 1))
 
 
-async def _sweep(store: OperationStore, sweep: Sweep) -> None:
-    while True:
-        ids = (await store.sweep(sweep)).ids
-        if ids:
-            log.info("swept", sweep=_name(sweep), count=len(ids), operation_ids=ids[:10])
-        if len(ids) < sweep.limit:
-            return
+async def _sweep(store: OperationStore, sweep: Sweep) -> bool:
+    """Whether there may be more."""
+    ids = (await store.sweep(sweep)).ids
+    if ids:
+        log.info("swept", sweep=_name(sweep), count=len(ids), operation_ids=ids[:10])
+    return len(ids) == sweep.limit
 
 
 def _name(sweep: Sweep) -> str:

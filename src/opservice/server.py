@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -11,7 +12,6 @@ import grpc
 import structlog
 from google.protobuf.descriptor import FileDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio
 
 from opservice import __version__
 from opservice._proto.opservice.demo.v1 import container_registry_pb2
@@ -31,6 +31,7 @@ from opservice._proto.yandex.cloud.operation import (
 )
 from opservice.api.convert import LEASE_EXPIRED, TIMED_OUT
 from opservice.api.endpoints import OWN_ENDPOINTS, ApiEndpointService
+from opservice.api.health import HealthService
 from opservice.api.interceptor import CallInterceptor
 from opservice.api.operations import OperationService
 from opservice.api.producer import ProducerService
@@ -64,6 +65,9 @@ _FILES: Sequence[FileDescriptor] = (
 )
 _SERVICES = [service.full_name for file in _FILES for service in file.services_by_name.values()]
 
+_CLOSE_SECONDS = 5
+_WILDCARDS = {"0.0.0.0", "[::]"}  # noqa: S104 - to warn of them
+
 log = structlog.stdlib.get_logger("opservice.server")
 
 
@@ -72,24 +76,20 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
 
     Raises StartupError, or StoreError, when it cannot start.
     """
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = _stop_on_signals()
     # Everything that can be wrong with the settings is found before the database is touched.
     credentials = server_credentials(settings)
     known_types = (*_FILES, container_registry_pb2.DESCRIPTOR)
     pool = build_pool(known_types, settings.descriptor_set)
     database = await asyncio.to_thread(_prepare_database, settings)
     store = OperationStore(database, Repository(), settings.poll_interval)
+    health = HealthService(_SERVICES)
     server = grpc.aio.server(interceptors=[CallInterceptor()], options=_options(settings))
     try:
         address = _bind(server, settings.listen, credentials)
-        health = health_aio.HealthServicer()
         _add_services(server, settings, store, address, health)
         add_reflection(server, _SERVICES, pool)
         await server.start()
-        for name in ("", *_SERVICES):
-            await health.set(name, health_pb2.HealthCheckResponse.SERVING)
         background = [
             asyncio.create_task(
                 keep_house(
@@ -102,15 +102,19 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         ]
         security = "plaintext" if credentials is None else "TLS"
         shown = database.url.render_as_string(hide_password=True)
+        if not settings.advertise and split_address(settings.listen)[0] in _WILDCARDS:
+            log.warning(
+                "set --advertise: SDKs that look for services here would be told", address=address
+            )
         announce(f"opservice {__version__} serving on {address} ({security}, {shown})")
         log.info("serving", address=address, security=security, database=shown)
-        if settings.demo:
+        if settings.demo and not stop.is_set():
             background.append(
                 asyncio.create_task(run_demo(store, announce, _grpcurl(settings, address)))
             )
         await stop.wait()
         log.info("draining", seconds=settings.drain / SECOND)
-        await health.enter_graceful_shutdown()
+        health.stop()
         store.stop_following()
         for task in background:
             task.cancel()
@@ -119,7 +123,32 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         log.info("stopped")
     finally:
         await server.stop(None)
-        await store.close()
+        await _close(store)
+
+
+def _stop_on_signals() -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT. A second one ends the process at once."""
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            log.warning("stopped at once by a second signal")
+            os._exit(1)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    return stop
+
+
+async def _close(store: OperationStore) -> None:
+    try:
+        async with asyncio.timeout(_CLOSE_SECONDS):
+            await store.close()
+    except TimeoutError:
+        # A thread that waits for the database cannot be ended, only left. Nobody was told of success.
+        log.error("the database hangs: stopped without waiting for it")  # noqa: TRY400 - no more to say
+        os._exit(1)
 
 
 def _prepare_database(settings: Settings) -> Database:
@@ -140,7 +169,7 @@ def _options(settings: Settings) -> list[tuple[str, Any]]:
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
-        # By default core refuses calls, at random, once 1,000 are in progress.
+        # By default core refuses calls, at random, once 1,000 wait to be accepted.
         ("grpc.server.max_pending_requests", settings.max_pending_requests),
         ("grpc.server.max_pending_requests_hard_limit", 2 * settings.max_pending_requests),
         # Go clients ping every 30 s, also when idle; by default they would be sent away for it.
@@ -171,7 +200,7 @@ def _add_services(
     settings: Settings,
     store: OperationStore,
     address: str,
-    health: health_aio.HealthServicer,
+    health: HealthService,
 ) -> None:
     operation_service_pb2_grpc.add_OperationServiceServicer_to_server(
         OperationService(store), server

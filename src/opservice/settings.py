@@ -20,6 +20,9 @@ MINUTE, HOUR = 60 * SECOND, 3600 * SECOND
 _UNITS = {"us": 1, "ms": 1_000, "s": SECOND, "m": MINUTE, "h": HOUR, "d": DAY}
 
 
+_LONGEST = 10_000 * DAY
+
+
 def _setting(kind: Kind, default: Any, meaning: str, **more: Any) -> Any:
     return field(default=default, metadata={"kind": kind, "meaning": meaning, **more})
 
@@ -96,17 +99,22 @@ class Settings:
     max_pending_requests: int = _setting(
         "count",
         20_000,
-        "Calls in progress at which the server begins to refuse more; at twice this it refuses all.",
+        "Calls that wait to be accepted at which the server begins to refuse more; at twice this it"
+        " refuses all.",
         least=1,
     )
     max_concurrent_streams: int = _setting(
         "count", 10_000, "Calls in progress on one connection.", least=1
     )
     min_ping_interval: int = _setting(
-        "duration", 10 * SECOND, "How often a client may ping, busy or idle.", least=0
+        "duration", 10 * SECOND, "How often a client may ping, busy or idle.", least=0, most=DAY
     )
     keepalive: int = _setting(
-        "duration", MINUTE, "How long a connection may be silent before it is pinged.", least=SECOND
+        "duration",
+        MINUTE,
+        "How long a connection may be silent before it is pinged.",
+        least=SECOND,
+        most=DAY,
     )
     drain: int = _setting(
         "duration", 20 * SECOND, "How long calls in progress may go on after SIGTERM.", least=0
@@ -146,11 +154,14 @@ class Settings:
     def __post_init__(self) -> None:
         """Raises StartupError when a setting is out of bounds, or settings contradict each other."""
         for each in fields(self):
-            least = each.metadata.get("least")
+            least, most = each.metadata.get("least"), each.metadata.get("most", _LONGEST)
             value = getattr(self, each.name)
             if least is not None and value < least:
                 shown = format_value(each, value), format_value(each, least)
                 raise StartupError(f"{flag(each)} is {shown[0]}, but must be at least {shown[1]}")
+            if each.metadata["kind"] == "duration" and value > most:
+                shown = format_value(each, value), format_value(each, most)
+                raise StartupError(f"{flag(each)} is {shown[0]}, but must be at most {shown[1]}")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise StartupError("--tls-cert and --tls-key belong together: give both or neither")
         if self.tls_client_ca is not None and self.tls_cert is None:
@@ -202,7 +213,7 @@ def format_value(setting: Field[Any], value: Any) -> str:
 
 def parse_duration(text: str) -> int:
     """Microseconds from `500ms`, `2m`, `1.5h`, `30d`. Raises ValueError when it is none of these."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(us|ms|s|m|h|d)", text.strip())
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(us|ms|s|m|h|d)", text.strip())
     if match is None:
         raise ValueError("expected a number and a unit (us, ms, s, m, h, d), such as 30s or 1.5h")
     return round(float(match[1]) * _UNITS[match[2]])
@@ -217,7 +228,7 @@ def format_duration(microseconds: int) -> str:
 
 def split_address(address: str) -> tuple[str, int]:
     """Host and port of HOST:PORT or [IPV6]:PORT. Raises StartupError when it is neither."""
-    match = re.fullmatch(r"(\[[0-9A-Fa-f:.%]+\]|[^:\[\]/\s]+):(\d{1,5})", address)
+    match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^:\[\]/\s]+):([0-9]{1,5})", address)
     if match is None or int(match[2]) > 65_535:
         raise StartupError(f"{address!r} is no address: expected HOST:PORT")
     return match[1], int(match[2])

@@ -6,7 +6,6 @@ Handlers raise. What they raise becomes a status here, by the table of status.py
 from __future__ import annotations
 
 import asyncio
-import inspect
 import re
 import time
 import uuid
@@ -60,12 +59,12 @@ class CallInterceptor(ServerInterceptor):
 class _Call:
     """One call, from its start to its line in the log."""
 
-    __slots__ = ("_context", "_method", "_request", "_started", "request_id")
+    __slots__ = ("_context", "_method", "_started", "request", "request_id")
 
-    def __init__(self, method: str, request: Any, context: Context) -> None:
+    def __init__(self, method: str, context: Context) -> None:
         self._started = time.perf_counter()
         self._method = method
-        self._request = request
+        self.request: Any = None
         self._context = context
         self.request_id = _request_id(context)
 
@@ -105,7 +104,7 @@ class _Call:
             "request_id": self.request_id,
             "peer": self._context.peer(),
         }
-        operation_id = getattr(self._request, "operation_id", None)
+        operation_id = getattr(self.request, "operation_id", None)
         if operation_id:
             line["operation_id"] = operation_id[:128]
         return line
@@ -123,29 +122,31 @@ def _wrap(method: str, handler: Handler) -> Handler:
     unary = handler.unary_unary
     if unary is not None:
         return grpc.unary_unary_rpc_method_handler(
-            _wrap_unary(method, unary), handler.request_deserializer, handler.response_serializer
+            _wrap_unary(method, unary, handler.request_deserializer),
+            response_serializer=handler.response_serializer,
         )
     if handler.unary_stream is not None:
         return grpc.unary_stream_rpc_method_handler(
-            _wrap_stream(method, handler.unary_stream),
-            handler.request_deserializer,
-            handler.response_serializer,
+            _wrap_stream(method, handler.unary_stream, handler.request_deserializer),
+            response_serializer=handler.response_serializer,
         )
     assert handler.stream_stream is not None, method
     return grpc.stream_stream_rpc_method_handler(
-        _wrap_stream(method, handler.stream_stream),
+        _wrap_stream(method, handler.stream_stream, None),
         handler.request_deserializer,
         handler.response_serializer,
     )
 
 
-def _wrap_unary(method: str, behavior: Callable[..., Any]) -> Callable[..., Any]:
+def _wrap_unary(
+    method: str, behavior: Callable[..., Any], decode: Callable[[bytes], Any] | None
+) -> Callable[..., Any]:
     async def call(request: Any, context: Context) -> Any:
-        this = _Call(method, request, context)
+        this = _Call(method, context)
         try:
-            response = behavior(request, context)
-            if inspect.isawaitable(response):  # the generated stand-ins for missing methods are not
-                response = await response
+            if decode is not None:  # here, so that a request that is none gets our kind of error
+                request = this.request = decode(request)
+            response = await behavior(request, context)
         except AbortError:
             raise
         except asyncio.CancelledError:
@@ -159,17 +160,17 @@ def _wrap_unary(method: str, behavior: Callable[..., Any]) -> Callable[..., Any]
     return call
 
 
-def _wrap_stream(method: str, behavior: Callable[..., Any]) -> Callable[..., Any]:
+def _wrap_stream(
+    method: str, behavior: Callable[..., Any], decode: Callable[[bytes], Any] | None
+) -> Callable[..., Any]:
     async def call(request: Any, context: Context) -> AsyncIterator[Any]:
-        this = _Call(method, request, context)
+        this = _Call(method, context)
         try:
-            responses = behavior(request, context)
-            if inspect.isasyncgen(responses):
-                async with aclosing(responses):
-                    async for response in responses:
-                        yield response
-            else:  # it writes to the context itself
-                await responses
+            if decode is not None:
+                request = this.request = decode(request)
+            async with aclosing(behavior(request, context)) as responses:
+                async for response in responses:
+                    yield response
         except AbortError:
             raise
         except asyncio.CancelledError:

@@ -55,7 +55,7 @@ def build_pool(files: Iterable[FileDescriptor], descriptor_sets: Iterable[Path])
 
 def add_reflection(server: Server, services: Iterable[str], pool: DescriptorPool) -> None:
     """Serves both versions of reflection for these services, and for itself."""
-    servicer = reflection_aio.ReflectionServicer([*services, SERVICE_NAME, V1_SERVICE_NAME], pool)
+    servicer = _ReflectionServicer([*services, SERVICE_NAME, V1_SERVICE_NAME], pool)
     handler = grpc.stream_stream_rpc_method_handler(
         servicer.ServerReflectionInfo,
         reflection_pb2.ServerReflectionRequest.FromString,
@@ -65,6 +65,25 @@ def add_reflection(server: Server, services: Iterable[str], pool: DescriptorPool
         methods = {"ServerReflectionInfo": handler}
         generic = grpc.method_handlers_generic_handler(name, methods)
         server.add_generic_rpc_handlers((generic,))
+
+
+class _ReflectionServicer(reflection_aio.ReflectionServicer):
+    """Finds methods too: grpcurl asks for them by name, and protobuf's pools do not know them so."""
+
+    def __init__(self, services: Iterable[str], pool: DescriptorPool) -> None:
+        super().__init__(services, pool)
+        self._types = pool
+
+    def _file_containing_symbol(
+        self, request: reflection_pb2.ServerReflectionRequest, fully_qualified_name: str
+    ) -> reflection_pb2.ServerReflectionResponse:
+        service, _, method = fully_qualified_name.rpartition(".")
+        try:
+            is_method = method in self._types.FindServiceByName(service).methods_by_name
+        except KeyError:
+            is_method = False
+        symbol = service if is_method else fully_qualified_name
+        return super()._file_containing_symbol(request, symbol)  # type: ignore[misc,no-any-return] # not in its stubs
 
 
 def _public_files() -> Iterable[FileDescriptor]:
@@ -82,12 +101,25 @@ def _add(pool: DescriptorPool, file: FileDescriptor, known: set[str]) -> None:
         known.add(file.name)
         for dependency in file.dependencies:
             _add(pool, dependency, known)
-        pool.AddSerializedFile(file.serialized_pb)
+        pool.AddSerializedFile(_with_json_names(file).SerializeToString())
+
+
+def _with_json_names(file: FileDescriptor) -> FileDescriptorProto:
+    """The file as protoc knows it: generated code has lost the names that fields have in JSON."""
+    copied = FileDescriptorProto()
+    file.CopyToProto(copied)
+    messages = [(proto, file.message_types_by_name[proto.name]) for proto in copied.message_type]
+    for proto, descriptor in messages:  # grows with what is nested
+        for field in proto.field:
+            field.json_name = descriptor.fields_by_name[field.name].json_name
+        messages += [
+            (each, descriptor.nested_types_by_name[each.name]) for each in proto.nested_type
+        ]
+    return copied
 
 
 def _v1_file() -> FileDescriptorProto:
-    text = reflection_pb2.DESCRIPTOR.serialized_pb
-    file = FileDescriptorProto.FromString(text)
+    file = _with_json_names(cast("FileDescriptor", reflection_pb2.DESCRIPTOR))
     file.name, file.package = "grpc/reflection/v1/reflection.proto", _V1
     for message in file.message_type:
         for field in message.field:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
 from google.rpc.code_pb2 import Code
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RequestInfo, RetryInfo
 from google.rpc.status_pb2 import Status
@@ -22,6 +23,8 @@ from opservice.errors import (
     OpserviceError,
     PreconditionFailed,
     ServerStopping,
+    ServiceUnknown,
+    StoreBusy,
     StoreFull,
     StoreUnavailable,
 )
@@ -44,14 +47,21 @@ MEANINGS: dict[type[BaseException], Meaning] = {
     IdempotencyKeyReused: Meaning(Code.INVALID_ARGUMENT, "IDEMPOTENCY_KEY_REUSED"),
     OperationNotFound: Meaning(Code.NOT_FOUND, "OPERATION_NOT_FOUND"),
     EndpointNotFound: Meaning(Code.NOT_FOUND, "ENDPOINT_NOT_FOUND"),
+    ServiceUnknown: Meaning(Code.NOT_FOUND, "SERVICE_UNKNOWN"),
+    DecodeError: Meaning(Code.INVALID_ARGUMENT, "MALFORMED_REQUEST"),
     LeaseTokenMismatch: Meaning(Code.PERMISSION_DENIED, "LEASE_TOKEN_MISMATCH"),
     OperationDone: Meaning(Code.FAILED_PRECONDITION, "OPERATION_DONE"),
     OperationNotCancellable: Meaning(Code.FAILED_PRECONDITION, "OPERATION_NOT_CANCELLABLE"),
     OperationRunning: Meaning(Code.FAILED_PRECONDITION, "OPERATION_RUNNING"),
     StoreUnavailable: Meaning(Code.UNAVAILABLE, "STORE_UNAVAILABLE", retry=True),
+    StoreBusy: Meaning(Code.UNAVAILABLE, "STORE_UNAVAILABLE", retry=True),
     StoreFull: Meaning(Code.RESOURCE_EXHAUSTED, "STORE_FULL", retry=True),
     ServerStopping: Meaning(Code.UNAVAILABLE, "SERVER_STOPPING", retry=True),
     NotImplementedError: Meaning(Code.UNIMPLEMENTED, "METHOD_NOT_IMPLEMENTED"),
+}
+_OTHERS: dict[type[BaseException], str] = {
+    DecodeError: "The request is not a valid message of its type",
+    NotImplementedError: "The method is not implemented",
 }
 _UNEXPECTED = Meaning(Code.INTERNAL, "INTERNAL")
 
@@ -68,7 +78,7 @@ def error_to_pb(error: BaseException, request_id: str) -> Status:
     elif isinstance(error, OpserviceError):
         message = error.message
     else:
-        message = "The method is not implemented"
+        message = _OTHERS[type(error)]
     status = Status(code=meaning.code, message=_shortened(message))
     info = ErrorInfo(reason=meaning.reason, domain=ERROR_DOMAIN)
     if isinstance(error, PreconditionFailed):

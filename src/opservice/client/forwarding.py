@@ -18,6 +18,7 @@ import grpc
 _SERVICE = "yandex.cloud.operation.OperationService"
 _METHODS = ("Get", "Cancel")
 _STATUS_DETAILS = "grpc-status-details-bin"
+_LONGEST_SECONDS = 30.0
 
 # What belongs to one connection, or is set anew by the library.
 _NOT_FORWARDED = frozenset({"user-agent", "content-type", "te", "host", "connection"})
@@ -31,16 +32,20 @@ def forward_operations(server: grpc.Server, channel: grpc.Channel) -> None:
         call = channel.unary_unary(f"/{_SERVICE}/{method}")
 
         def handle(request: bytes, context: grpc.ServicerContext) -> bytes:
-            response: bytes
+            answer = call.future(
+                request,
+                timeout=_timeout(context.time_remaining()),
+                metadata=_forwarded(context.invocation_metadata()),
+            )
+            if not context.add_callback(lambda: _ignore(answer.cancel())):
+                answer.cancel()  # the caller has gone already
             try:
-                response, answer = call.with_call(
-                    request,
-                    timeout=context.time_remaining(),
-                    metadata=_forwarded(context.invocation_metadata()),
-                )
+                response: bytes = answer.result()
+            except grpc.FutureCancelledError:
+                context.abort(grpc.StatusCode.CANCELLED, "The caller has gone")
             except grpc.RpcError as error:
                 context.set_trailing_metadata(_returned(error.trailing_metadata()))
-                context.abort(error.code(), error.details() or "")
+                context.abort(error.code(), _message(error))
             context.send_initial_metadata(_returned(answer.initial_metadata()))
             context.set_trailing_metadata(_returned(answer.trailing_metadata()))
             return response
@@ -60,15 +65,14 @@ def forward_operations_aio(server: grpc.aio.Server, channel: grpc.aio.Channel) -
         async def handle(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
             answer = call(
                 request,
-                timeout=context.time_remaining(),
+                timeout=_timeout(context.time_remaining()),
                 metadata=_forwarded(context.invocation_metadata()),
             )
             try:
                 response: bytes = await answer
             except grpc.aio.AioRpcError as error:
-                await context.abort(
-                    error.code(), error.details() or "", _returned(error.trailing_metadata())
-                )
+                returned = _returned(error.trailing_metadata())
+                await context.abort(error.code(), _message(error), returned)
             await context.send_initial_metadata(_returned(await answer.initial_metadata()))
             context.set_trailing_metadata(_returned(await answer.trailing_metadata()))
             return response
@@ -76,6 +80,23 @@ def forward_operations_aio(server: grpc.aio.Server, channel: grpc.aio.Channel) -
         return handle
 
     server.add_generic_rpc_handlers((_handlers(forward),))
+
+
+def _timeout(remaining: float | None) -> float:
+    """Without a deadline a caller has all the time, or what grpc.server takes for it."""
+    return _LONGEST_SECONDS if remaining is None else min(remaining, _LONGEST_SECONDS)
+
+
+def _message(error: grpc.RpcError) -> str:
+    """opservice's own, which has details; a channel's tells addresses that are none of the caller's."""
+    is_ours = _STATUS_DETAILS in dict(_returned(error.trailing_metadata()))
+    if error.code() is grpc.StatusCode.UNAVAILABLE and not is_ours:
+        return "The operations server is not available"
+    return error.details() or ""
+
+
+def _ignore(_: object) -> None:
+    """Makes a callback of something that returns a value."""
 
 
 def _handlers(forward: Callable[[str], Callable[..., Any]]) -> grpc.GenericRpcHandler:

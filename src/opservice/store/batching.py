@@ -15,8 +15,8 @@ from typing import Generic, TypeVar
 from opservice.errors import (
     OperationNotFound,
     ServerStopping,
+    StoreBusy,
     StoreError,
-    StoreFull,
     StoreUnavailable,
 )
 from opservice.operation import SECOND, Command, Outcome, Record, Sweep, Swept
@@ -31,10 +31,18 @@ MAX_BATCH = 500
 """Commands in a transaction, ids in a query: bounds how long one batch keeps the next waiting."""
 
 
+HANG_SECONDS = 15
+"""After this a batch is held to hang; longer than any of the database's own time limits.
+
+Some waits have none: a COMMIT for a synchronous standby that is away, a disk that does not answer.
+"""
+
+
 class Batcher(Generic[Item, Result]):
     """Hands items to `run`, a batch at a time, on a thread of its own; one result for each item.
 
     A result that is an exception is raised in that item's caller; what `run` raises, in all of them.
+    While `run` hangs, callers are told StoreUnavailable rather than kept, and no more are taken.
     """
 
     def __init__(self, name: str, run: Callable[[Sequence[Item]], Sequence[Result | Exception]]):
@@ -42,9 +50,15 @@ class Batcher(Generic[Item, Result]):
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
         self._runner: asyncio.Task[None] | None = None
+        self._hangs = False
 
     async def submit(self, item: Item) -> Result:
-        """The item's result. An item whose caller gave up may run all the same."""
+        """The item's result. An item whose caller gave up may run all the same.
+
+        Raises StoreUnavailable when that takes longer than HANG_SECONDS.
+        """
+        if self._hangs:
+            raise StoreUnavailable
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         if self._runner is None:
@@ -58,27 +72,38 @@ class Batcher(Generic[Item, Result]):
         self._thread.shutdown()
 
     async def _run_batches(self) -> None:
-        loop = asyncio.get_running_loop()
         try:
             while self._waiting:
-                batch = self._waiting[:MAX_BATCH]
+                batch = [entry for entry in self._waiting[:MAX_BATCH] if not entry[1].done()]
                 del self._waiting[:MAX_BATCH]
-                batch = [(item, future) for item, future in batch if not future.done()]
-                items = [item for item, _ in batch]
-                results: Sequence[Result | Exception]
-                try:
-                    results = await loop.run_in_executor(self._thread, self._run, items)
-                except Exception as error:  # noqa: BLE001 - goes to the callers
-                    results = [error] * len(batch)
-                for (_, future), result in zip(batch, results, strict=True):
-                    if future.done():
-                        continue
-                    if isinstance(result, Exception):
-                        future.set_exception(result)
-                    else:
-                        future.set_result(result)
+                if batch:
+                    await self._run_batch(batch)
         finally:
             self._runner = None
+
+    async def _run_batch(self, batch: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
+        items = [item for item, _ in batch]
+        running = asyncio.get_running_loop().run_in_executor(self._thread, self._run, items)
+        await asyncio.wait([running], timeout=HANG_SECONDS)
+        if not running.done():
+            self._hangs = True
+            for _, future in (*batch, *self._waiting):
+                if not future.done():
+                    future.set_exception(StoreUnavailable())
+            self._waiting.clear()
+        results: Sequence[Result | Exception]
+        try:
+            results = await running
+        except Exception as error:  # noqa: BLE001 - goes to the callers
+            results = [error] * len(batch)
+        self._hangs = False
+        for (_, future), result in zip(batch, results, strict=True):
+            if future.done():
+                continue
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
 
 
 class OperationStore:
@@ -89,10 +114,11 @@ class OperationStore:
     ) -> None:
         self._database = database
         self._repository = repository
-        self._changes = Changes(self._read_revisions, poll_interval)
         self._reads: Batcher[str, Record] = Batcher("store-read", self._read)
         self._writes: Batcher[Command, Outcome] = Batcher("store-write", self._write)
         self._sweeps: Batcher[Sweep, Swept] = Batcher("store-sweep", self._sweep)
+        self._polls: Batcher[list[str], dict[str, int]] = Batcher("store-poll", self._poll)
+        self._changes = Changes(self._polls.submit, poll_interval)
 
     async def get(self, operation_id: str) -> Record:
         """The operation, as of some moment after the call.
@@ -142,16 +168,20 @@ class OperationStore:
     async def close(self) -> None:
         """Waits for what was asked for, then closes the database."""
         self.stop_following()
-        for batcher in (self._sweeps, self._writes, self._reads):
-            await batcher.close()
+        await self._polls.close()
+        await self._sweeps.close()
+        await self._writes.close()
+        await self._reads.close()
         self._database.close()
 
-    async def _read_revisions(self, ids: list[str]) -> dict[str, int]:
+    def _poll(self, polls: Sequence[list[str]]) -> list[dict[str, int]]:
+        return [self._revisions(ids) for ids in polls]
+
+    def _revisions(self, ids: list[str]) -> dict[str, int]:
         revisions: dict[str, int] = {}
         for start in range(0, len(ids), MAX_BATCH):
             batch = ids[start : start + MAX_BATCH]
-            read = partial(self._repository.revisions, ids=batch)
-            revisions |= await asyncio.to_thread(self._database.read, read)
+            revisions |= self._database.read(partial(self._repository.revisions, ids=batch))
         return revisions
 
     def _read(self, ids: Sequence[str]) -> list[Record | Exception]:
@@ -161,10 +191,9 @@ class OperationStore:
     def _write(self, commands: Sequence[Command]) -> Sequence[Outcome | Exception]:
         try:
             return self._database.write(lambda c: self._repository.apply(c, commands))
-        except (StoreUnavailable, StoreFull):
-            raise
-        except StoreError:
-            if len(commands) == 1:
+        except StoreError as error:
+            for_a_command = type(error) in (StoreError, StoreBusy)
+            if len(commands) == 1 or not for_a_command:
                 raise
         # One of them is at fault: each for itself, so that the others do not suffer from it.
         outcomes: list[Outcome | Exception] = []

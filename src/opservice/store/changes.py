@@ -83,6 +83,9 @@ class Changes:
                 except StoreError as error:
                     log.warning("poll failed", cause=str(error.__cause__ or error))
                     continue
+                except Exception:  # whatever it is, who follows must not be forgotten
+                    log.exception("poll failed")
+                    continue
                 for operation_id, followers in self._signals.items():
                     revision = revisions.get(operation_id)
                     for signal in followers:

@@ -11,11 +11,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    ExceptionContext,
+    create_engine,
+    event,
+    make_url,
+    text,
+)
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from opservice.errors import StartupError, StoreError, StoreFull, StoreUnavailable
+from opservice.errors import StartupError, StoreBusy, StoreError, StoreFull, StoreUnavailable
 
 try:
     import pysqlite3.dbapi2 as _sqlite
@@ -27,7 +36,8 @@ Result = TypeVar("Result")
 FIRST_SOUND_SQLITE = (3, 51, 3)
 """SQLite before this can corrupt a WAL database under concurrent connections."""
 
-_LOCK_WAIT_SECONDS = 5
+_LOCK_WAIT_SECONDS = 5  # for the whole of SQLite
+_ROW_LOCK_WAIT_SECONDS = 2  # for an operation on PostgreSQL
 _CONNECT_SECONDS = 5
 _STATEMENT_SECONDS = 10
 _SERIALIZATION_RETRIES = 8
@@ -36,8 +46,9 @@ _FIRST_BACKOFF_SECONDS = 0.005
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _SERIALIZATION_STATES = frozenset({"40001", "40P01"})
 _READ_ONLY_STATE = "25006"
+_BUSY_STATE = "55P03"
 _FULL_STATES = frozenset({"53100"})
-_UNAVAILABLE_STATES = frozenset({"25006", "55P03", "57014", "57P01", "57P02", "57P03", "57P05"})
+_UNAVAILABLE_STATES = frozenset({"25006", "57014", "57P01", "57P02", "57P03", "57P05"})
 _UNAVAILABLE_CLASSES = frozenset({"08", "53"})
 
 # https://www.sqlite.org/rescode.html, by the primary code in the name
@@ -113,7 +124,7 @@ class Database:
             except DBAPIError as error:
                 if _sqlstate(error) == _READ_ONLY_STATE:
                     # After a failover the pool may still lead to what is now a standby.
-                    self.writer.dispose()
+                    self.close()
                 if _sqlstate(error) in _SERIALIZATION_STATES and retries < _SERIALIZATION_RETRIES:
                     time.sleep(_FIRST_BACKOFF_SECONDS * 2**retries * random.uniform(0.5, 1))
                     retries += 1
@@ -132,6 +143,8 @@ def store_error(error: DBAPIError) -> StoreError:
     state = _sqlstate(error)
     if state in _FULL_STATES:
         return StoreFull()
+    if state == _BUSY_STATE:
+        return StoreBusy()
     if state in _SERIALIZATION_STATES | _UNAVAILABLE_STATES or state[:2] in _UNAVAILABLE_CLASSES:
         return StoreUnavailable()
     name = getattr(error.orig, "sqlite_errorname", "")
@@ -163,11 +176,12 @@ def open_database(url: str, *, readers: int = 2) -> Database:
     """
     try:
         parsed = make_url(url)
-    except (ArgumentError, ValueError) as error:
+    except (ArgumentError, ValueError):
+        # The cause may quote the password.
         raise StartupError(
             "the database URL does not parse: give sqlite:///FILE or"
             " postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
-        ) from error
+        ) from None
     match parsed.drivername:
         case "sqlite" | "sqlite+pysqlite":
             return _open_sqlite(parsed, readers)
@@ -180,13 +194,17 @@ def open_database(url: str, *, readers: int = 2) -> Database:
 
 
 def _open_sqlite(url: URL, readers: int) -> Database:
-    if not url.database or ":memory:" in url.database or "mode=memory" in url.database:
+    if url.host:
+        raise StartupError("the database URL names a host: give sqlite:///FILE, with three slashes")
+    file = url.database or ""
+    in_memory = url.query.get("mode") == "memory" or url.query.get("vfs") == "memdb"
+    if in_memory or file in ("", "file:") or ":memory:" in file:
         raise StartupError(
             "the database URL names no file: an in-memory SQLite would lose every operation;"
             " give sqlite:///FILE"
         )
-    directory = Path(url.database).parent
-    if not url.database.startswith("file:") and not directory.is_dir():
+    directory = Path(file).parent
+    if not file.startswith("file:") and not directory.is_dir():
         raise StartupError(f"the directory of the database does not exist: {directory}")
     module: ModuleType = _sqlite
 
@@ -210,8 +228,8 @@ def _open_sqlite(url: URL, readers: int) -> Database:
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None
+    _switch_to_wal(connection)
     for pragma in (
-        "journal_mode=WAL",
         # NORMAL may lose acknowledged commits when the power fails.
         "synchronous=FULL",
         f"journal_size_limit={64 << 20}",
@@ -219,12 +237,29 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
         connection.execute(f"PRAGMA {pragma}")
 
 
+def _switch_to_wal(connection: Any) -> None:
+    """Of several that open a new file at the same time; here SQLite does not wait for its lock."""
+    deadline = time.monotonic() + _LOCK_WAIT_SECONDS
+    while True:
+        try:
+            (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+        except _sqlite.OperationalError as error:
+            busy = getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY")
+            if not busy or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            if mode != "wal":
+                raise StartupError("SQLite cannot use WAL there: is it a network file system?")
+            return
+
+
 def _open_postgresql(url: URL, readers: int) -> Database:
     session = " ".join(
         f"-c {setting}={seconds * 1000}"
         for setting, seconds in (
             ("statement_timeout", _STATEMENT_SECONDS),
-            ("lock_timeout", _LOCK_WAIT_SECONDS),
+            ("lock_timeout", _ROW_LOCK_WAIT_SECONDS),
             # A replica that stalls in mid-transaction must not hold its locks for long.
             ("idle_in_transaction_session_timeout", _STATEMENT_SECONDS),
         )
@@ -233,6 +268,8 @@ def _open_postgresql(url: URL, readers: int) -> Database:
         "connect_timeout": _CONNECT_SECONDS,
         "application_name": "opservice",
         "options": session,
+        # Of several hosts, or behind a name that moves: the primary, never a standby.
+        "target_session_attrs": "read-write",
         "keepalives_idle": 10,
         "keepalives_interval": 5,
         "keepalives_count": 3,
@@ -250,4 +287,15 @@ def _open_postgresql(url: URL, readers: int) -> Database:
     reader = create_engine(
         url, pool_size=readers, isolation_level="AUTOCOMMIT", pool_reset_on_return=None, **shared
     )
+    for engine in (writer, reader):
+        event.listen(engine, "handle_error", _hide_rows)
     return Database(url, writer, reader)
+
+
+def _hide_rows(context: ExceptionContext) -> None:
+    """PostgreSQL quotes a row that violates a constraint: payloads do not belong in a log."""
+    diagnosis = getattr(context.original_exception, "diag", None)
+    for quoted in (getattr(diagnosis, name, None) for name in ("message_detail", "context")):
+        for error in (context.original_exception, context.sqlalchemy_exception):
+            if quoted and error is not None:
+                error.args = (str(error.args[0]).replace(quoted, "(hidden)"), *error.args[1:])

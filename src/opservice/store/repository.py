@@ -210,7 +210,7 @@ class Repository:
         self._time_out = _sweep(_c.timeout_at, now, failed)
         grace = bindparam("grace", type_=BigInteger)
         self._end_grace = _sweep(_c.cancel_requested_at, now - grace, ended)
-        self._expire = delete(operations).where(*_due(_c.done, _c.expires_at, now)).returning(_c.id)
+        self._expire = delete(operations).where(_due(_c.done, _c.expires_at, now)).returning(_c.id)
 
     def find(self, connection: Connection, ids: Iterable[str]) -> dict[str, Record]:
         """The operations with these ids that exist and have not expired."""
@@ -370,29 +370,29 @@ def _repeated_start(command: Start, existing: Record) -> Outcome:
 
 def _due(
     state: ColumnElement[bool], column: Column[int], deadline: ColumnElement[int]
-) -> tuple[ColumnElement[bool], ...]:
-    """Conditions for at most `batch` rows in the state whose column has reached the deadline.
+) -> ColumnElement[bool]:
+    """Is one of at most `batch` rows in the state whose column has reached the deadline.
 
-    They stand twice: within, to choose rows by their index, passing over those that another
-    transaction holds; and without, because on PostgreSQL a row may have changed since it was chosen.
+    They are chosen by the index of that column, passing over those that another transaction holds, and
+    locked; PostgreSQL checks the conditions again on what it locked. So they must not stand outside as
+    well: it would then visit all rows that are due, not only those chosen. And the choice must not be
+    joined as a plain subquery, which may be made anew for each row.
     """
-    is_due = (state, column <= deadline)
     chosen = (
         select(_c.id)
-        .where(*is_due)
+        .where(state, column <= deadline)
         .order_by(column)
         .limit(bindparam("batch", type_=BigInteger))
         .with_for_update(skip_locked=True)
+        .cte("due")
+        .prefix_with("MATERIALIZED")
     )
-    return (_c.id.in_(chosen), *is_due)
+    return _c.id.in_(select(chosen.c.id))
 
 
 def _sweep(column: Column[int], deadline: ColumnElement[int], values: dict[str, Any]) -> UpdateBase:
     return (
-        update(operations)
-        .where(*_due(~_c.done, column, deadline))
-        .values(**values)
-        .returning(_c.id)
+        update(operations).where(_due(~_c.done, column, deadline)).values(**values).returning(_c.id)
     )
 
 

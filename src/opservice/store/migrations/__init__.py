@@ -8,9 +8,10 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
+from alembic.util import CommandError
+from sqlalchemy import Connection, text
 
-from opservice.errors import StartupError
+from opservice.errors import StartupError, StoreError
 from opservice.store.engine import Database
 
 
@@ -24,13 +25,24 @@ def migrate(database: Database) -> tuple[str | None, str]:
     def work(connection: Connection) -> str | None:
         before = _revision(connection)
         _refuse_unknown(before)
+        if not database.is_sqlite:
+            # A migration may take its time; the limits are for what callers wait for.
+            connection.execute(text("SET LOCAL statement_timeout = 0"))
+            connection.execute(text("SET LOCAL lock_timeout = 0"))
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
         return before
 
-    return database.write(work), _head()
+    try:
+        before = database.write(work)
+    except (StoreError, CommandError):
+        # Of replicas that migrate at the same time, PostgreSQL lets one win once it has committed.
+        before = database.read(_revision)
+        if before != _head():
+            raise
+    return before, _head()
 
 
 def check_schema(database: Database) -> None:
