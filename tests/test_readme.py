@@ -17,7 +17,9 @@ def settings_table() -> str:
         default = format_value(setting, default_of(setting))
         shown = f"`{default}`" if default else ""
         meaning = setting.metadata["meaning"]
-        rows.append(f"| `{flag(setting)}` | `{environment_variable(setting)}` | {shown} | {meaning} |")
+        rows.append(
+            f"| `{flag(setting)}` | `{environment_variable(setting)}` | {shown} | {meaning} |"
+        )
     return "\n".join(rows)
 
 

@@ -1,0 +1,1 @@
+"""A small Container Registry API whose operations live in opservice."""
