@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+import psycopg
 import pytest
 
 from opservice.store.engine import Database, open_database
@@ -25,14 +27,9 @@ def postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture(scope="session")
-def migrated_template(postgres: PostgresServer) -> str:
-    """The name of a database to copy, since migrating each anew takes longer."""
-    name = "migrated"
-    postgres.execute(f"CREATE DATABASE {name} TEMPLATE template0")
-    database = open_database(postgres.url(name))
-    migrate(database)
-    database.close()
-    return name
+def migrated_databases(postgres: PostgresServer) -> list[str]:
+    """URLs of databases with the schema and no operations, to be borrowed: making one takes long."""
+    return []
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -42,12 +39,30 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 
 @pytest.fixture
-def database_url(backend: Backend, request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of a fresh database with the schema in it."""
-    if backend == "postgresql":
-        postgres: PostgresServer = request.getfixturevalue("postgres")
-        return postgres.create_database(request.getfixturevalue("migrated_template"))
-    url = f"sqlite:///{tmp_path}/operations.db"
+def database_url(backend: Backend, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a database with the schema in it and nothing else."""
+    if backend == "sqlite":
+        yield _migrated(f"sqlite:///{tmp_path}/operations.db")
+        return
+    postgres: PostgresServer = request.getfixturevalue("postgres")
+    spare: list[str] = request.getfixturevalue("migrated_databases")
+    url = spare.pop() if spare else _migrated(postgres.create_database())
+    name = url.rpartition("/")[2]
+    made = postgres.execute(_OBJECTS, name)
+    yield url
+    with suppress(psycopg.Error):  # one that cannot be emptied is not used again
+        postgres.execute("SET lock_timeout = '1s'; TRUNCATE operations", name)
+        if postgres.execute(_OBJECTS, name) == made:
+            spare.append(url)
+
+
+_OBJECTS = """
+    SELECT (SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace),
+           (SELECT count(*) FROM pg_constraint WHERE connamespace = 'public'::regnamespace)
+"""
+
+
+def _migrated(url: str) -> str:
     database = open_database(url)
     migrate(database)
     database.close()

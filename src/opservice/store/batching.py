@@ -205,4 +205,10 @@ class OperationStore:
         return outcomes
 
     def _sweep(self, sweeps: Sequence[Sweep]) -> list[Swept | Exception]:
-        return [self._database.write(lambda c, s=s: self._repository.sweep(c, s)) for s in sweeps]  # type: ignore[misc]
+        swept: list[Swept | Exception] = []
+        for sweep in sweeps:
+            try:
+                swept.append(self._database.write(partial(self._repository.sweep, sweep=sweep)))
+            except StoreError as error:
+                swept.append(error)
+        return swept

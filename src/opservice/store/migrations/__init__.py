@@ -30,7 +30,8 @@ def migrate(database: Database) -> tuple[str | None, str]:
             connection.execute(text("SET LOCAL statement_timeout = 0"))
             connection.execute(text("SET LOCAL lock_timeout = 0"))
         config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent))
+        directory = str(Path(__file__).parent)
+        config.set_main_option("script_location", directory.replace("%", "%%"))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
         return before

@@ -1,0 +1,172 @@
+"""The statements that run all the time find their rows by an index, however large the table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import astuple, replace
+
+import pytest
+from sqlalchemy import Connection, event, insert, text
+
+from opservice.operation import (
+    DAY,
+    SECOND,
+    Cancel,
+    CancelPolicy,
+    Complete,
+    Delete,
+    DeleteExpired,
+    EndCancelGrace,
+    LapseLeases,
+    ReachTimeouts,
+    Record,
+    Renew,
+    Sweep,
+)
+from opservice.store.engine import Database
+from opservice.store.repository import Repository
+from opservice.store.schema import operations
+from store.conftest import ABORTED, CANCELLED, Ops
+
+Plan = list[str]
+Work = Callable[[Connection], object]
+
+ROWS = 3000
+
+
+@pytest.fixture
+def full(ops: Ops) -> Database:
+    """A database with many operations of every kind, few of them due, and fresh statistics."""
+    template = ops.start()
+    now = time.time_ns() // 1000
+    columns = operations.columns.keys()
+
+    def row(number: int) -> dict[str, object]:
+        done = number % 5 != 0
+        at = now + (number - ROWS // 50) * SECOND
+        record: Record = replace(
+            template,
+            id=f"ops{number:017}",
+            parent=f"folders/{number % 7}",
+            created_at=now - number,
+            done=done,
+            cancel_policy=CancelPolicy.COOPERATIVE,
+            cancel_requested_at=at if number % 3 == 0 else None,
+            lease=DAY,
+            lease_expires_at=None if done else at,
+            timeout_at=at if number % 2 == 0 else None,
+            expires_at=at if done else None,
+        )
+        return dict(zip(columns, astuple(record), strict=True))
+
+    def fill(connection: Connection) -> None:
+        connection.execute(insert(operations), [row(number) for number in range(ROWS)])
+        connection.execute(text("ANALYZE operations"))
+
+    ops.database.write(fill)
+    return ops.database
+
+
+def plans(database: Database, work: Work) -> list[Plan]:
+    """How the database would run each statement of `work`; nothing that it does stays."""
+    statements: list[tuple[str, object]] = []
+
+    def collect(
+        connection: Connection, cursor: object, statement: str, parameters: object, *_: object
+    ) -> None:
+        statements.append((statement, parameters))
+
+    with database.writer.connect() as connection, connection.begin() as transaction:
+        event.listen(connection, "before_cursor_execute", collect)
+        work(connection)
+        event.remove(connection, "before_cursor_execute", collect)
+        transaction.rollback()
+    explain = "EXPLAIN QUERY PLAN" if database.is_sqlite else "EXPLAIN"
+    with database.reader.connect() as connection:
+        return [
+            [
+                str(row[-1])
+                for row in connection.exec_driver_sql(f"{explain} {statement}", parameters)  # type: ignore[arg-type]
+            ]
+            for statement, parameters in statements
+        ]
+
+
+def scans(plan: Plan) -> Plan:
+    """The lines of a plan that read the whole table."""
+    whole_table = ("SCAN operations", "Seq Scan on operations")
+    return [line for line in plan if any(scan in line for scan in whole_table)]
+
+
+def uses(plan: Plan, index: str) -> bool:
+    return any(index in line for line in plan)
+
+
+PRIMARY_KEY = {True: "sqlite_autoindex_operations_1", False: "operations_pkey"}
+RUNNING, DONE = f"ops{2000:017}", f"ops{2001:017}"
+COMMANDS = {
+    "Renew": Renew(RUNNING),
+    "Complete": Complete(RUNNING, b"response"),
+    "Cancel": Cancel(RUNNING, CANCELLED),
+    "Delete": Delete(DONE),
+}
+READS: dict[str, Callable[[Repository, Connection, list[str]], object]] = {
+    "find": Repository.find,
+    "revisions": Repository.revisions,
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+@pytest.mark.parametrize("ids", [[DONE], [f"ops{n:017}" for n in range(0, 500, 10)]], ids=len)
+def test_reads_find_their_rows_by_the_primary_key(
+    full: Database,
+    read: Callable[[Repository, Connection, list[str]], object],
+    ids: list[str],
+) -> None:
+    (plan,) = plans(full, lambda connection: read(Repository(), connection, ids))
+
+    assert uses(plan, PRIMARY_KEY[full.is_sqlite]), plan
+    assert not scans(plan), plan
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_a_command_finds_its_row_by_the_primary_key(
+    full: Database, command: Renew | Complete | Cancel | Delete
+) -> None:
+    (plan,) = plans(full, lambda connection: Repository().apply(connection, [command]))
+
+    assert uses(plan, PRIMARY_KEY[full.is_sqlite]), plan
+    assert not scans(plan), plan
+
+
+@pytest.mark.parametrize(
+    ("sweep", "index"),
+    [
+        (LapseLeases(ABORTED, 10), "operations_by_lease"),
+        (ReachTimeouts(ABORTED, 10), "operations_by_timeout"),
+        (EndCancelGrace(0, 10), "operations_by_cancel"),
+        (DeleteExpired(10), "operations_by_expiry"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_a_sweep_finds_what_is_due_by_its_partial_index(
+    full: Database, sweep: Sweep, index: str
+) -> None:
+    (plan,) = plans(full, lambda connection: Repository().sweep(connection, sweep))
+
+    assert uses(plan, index), plan
+    assert not scans(plan), plan
+
+
+def test_a_page_of_a_parents_operations_is_read_in_the_order_of_its_index(full: Database) -> None:
+    page = text(
+        "SELECT id FROM operations WHERE parent = 'folders/3' AND (created_at, id) > (5, 'ops')"
+        " ORDER BY created_at, id LIMIT 10"
+    )
+
+    (plan,) = plans(full, lambda connection: connection.execute(page))
+
+    assert uses(plan, "operations_by_parent"), plan
+    assert not scans(plan), plan
+    assert not any("Sort" in line or "TEMP B-TREE" in line for line in plan), plan

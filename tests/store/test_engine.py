@@ -1,0 +1,173 @@
+"""Opening a database by its URL, and what of a driver's errors comes out of the store."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from sqlalchemy import insert, literal_column, text
+
+from opservice.errors import StartupError, StoreBusy, StoreError, StoreFull, StoreUnavailable
+from opservice.operation import DAY, CancelPolicy, Start, new_id
+from opservice.store.engine import Database, open_database
+from opservice.store.repository import Repository
+from opservice.store.schema import operations
+from support.postgres import PostgresServer
+from support.replicas import apply_one
+
+SECRET = "swordfish"
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("", "does not parse"),
+        ("operations.db", "does not parse"),
+        (f"user:{SECRET}@host/database", "does not parse"),
+        (f"postgresql://user:{SECRET}@host:port/database", "does not parse"),
+        (f"postgresql://user:1@{SECRET}:{SECRET}@host/database", "does not parse"),
+        (f"mysql://user:{SECRET}@host/database", "begins with mysql://; supported are sqlite://"),
+        (f"postgresql+asyncpg://user:{SECRET}@host/database", "begins with postgresql+asyncpg://"),
+        ("sqlite+aiosqlite:///operations.db", "begins with sqlite+aiosqlite://"),
+        ("sqlite://", "names no file"),
+        ("sqlite:///", "names no file"),
+        ("sqlite:///:memory:", "names no file"),
+        ("sqlite:///file::memory:?uri=true", "names no file"),
+        ("sqlite:///file::memory:?cache=shared&uri=true", "names no file"),
+        ("sqlite:///file:operations?mode=memory&cache=shared&uri=true", "names no file"),
+        ("sqlite:///file:/operations?vfs=memdb&uri=true", "names no file"),
+        ("sqlite:///file:?uri=true", "names no file"),
+        (f"sqlite://user:{SECRET}@host/operations.db", "names a host"),
+        ("sqlite:///no/such/directory/operations.db", "does not exist: no/such/directory"),
+    ],
+)
+def test_a_url_that_leads_to_no_durable_database_is_refused_without_its_password(
+    url: str, said: str
+) -> None:
+    with pytest.raises(StartupError) as refused:
+        open_database(url)
+    assert said in str(refused.value)
+    assert SECRET not in "".join(traceback.format_exception(refused.value))
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
+def test_postgresql_is_reached_by_each_of_its_schemes(
+    postgres: PostgresServer, scheme: str
+) -> None:
+    with closing(
+        open_database(postgres.url("postgres").replace("postgresql", scheme, 1))
+    ) as database:
+        version = database.read(lambda connection: connection.execute(text("SHOW server_version")))
+        assert version.scalar_one()
+
+
+@pytest.mark.parametrize("scheme", ["sqlite", "sqlite+pysqlite"])
+def test_sqlite_is_reached_by_each_of_its_schemes(tmp_path: Path, scheme: str) -> None:
+    with closing(open_database(f"{scheme}:///{tmp_path}/operations.db")) as database:
+        assert database.read(lambda connection: connection.scalar(text("SELECT 1"))) == 1
+        assert (tmp_path / "operations.db").exists()
+
+
+def test_opening_a_database_connects_to_nothing(tmp_path: Path) -> None:
+    open_database(f"sqlite:///{tmp_path}/operations.db").close()
+    open_database("postgresql://127.0.0.1:1/nothing").close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_server_that_cannot_be_reached_is_unavailable_and_its_password_is_not_told() -> None:
+    with closing(open_database(f"postgresql://user:{SECRET}@127.0.0.1:1/nothing")) as database:
+        with pytest.raises(StoreUnavailable) as failed:
+            database.read(lambda connection: connection.scalar(text("SELECT 1")))
+        assert SECRET not in "".join(traceback.format_exception(failed.value)) + repr(database)
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        ("53100", StoreFull),  # disk full
+        ("53200", StoreUnavailable),  # out of memory
+        ("53300", StoreUnavailable),  # too many connections
+        ("57P03", StoreUnavailable),  # cannot connect now
+        ("57014", StoreUnavailable),  # query canceled
+        ("55P03", StoreBusy),  # lock not available
+        ("25006", StoreUnavailable),  # read-only transaction
+        ("08006", StoreUnavailable),  # connection failure
+        ("23505", StoreError),  # unique violation
+        ("42501", StoreError),  # insufficient privilege
+        ("XX000", StoreError),  # internal error
+    ],
+)
+def test_what_postgresql_says_decides_whether_to_try_again(
+    postgres: PostgresServer, state: str, expected: type[StoreError]
+) -> None:
+    with closing(open_database(postgres.url("postgres"))) as database:
+        raising = f"DO $$ BEGIN RAISE 'no' USING ERRCODE = '{state}'; END $$"
+        with pytest.raises(StoreError) as failed:
+            database.write(lambda connection: connection.execute(text(raising)))
+        assert type(failed.value) is expected
+
+
+def fail_at_a_constraint(database: Database) -> object:
+    """A row without `method`, which PostgreSQL quotes in its message."""
+    row = {
+        "id": new_id(),
+        "parent": "",
+        "description": SECRET,
+        "created_by": "",
+        "created_at": 0,
+        "modified_at": 0,
+        "revision": 1,
+        "done": False,
+        "metadata": SECRET.encode(),
+        "cancel_policy": CancelPolicy.IMMEDIATE,
+        "retention": DAY,
+    }
+    return database.write(lambda connection: connection.execute(insert(operations), row))
+
+
+def fail_at_a_statement(database: Database) -> object:
+    broken = Repository(clock=literal_column("no_such_clock()"))
+    start = Start(new_id(), DAY, description=SECRET, metadata=SECRET.encode())
+    return apply_one(database, start, broken)
+
+
+@pytest.mark.parametrize("fail", [fail_at_a_constraint, fail_at_a_statement])
+def test_an_error_keeps_its_cause_but_never_what_was_to_be_stored(
+    database: Database, fail: Callable[[Database], object]
+) -> None:
+    with pytest.raises(StoreError) as failed:
+        fail(database)
+    assert type(failed.value) is StoreError
+    assert str(failed.value) == "The database failed."
+    assert failed.value.__cause__ is not None
+    told = "".join(traceback.format_exception(failed.value))
+    assert "Error" in told
+    assert SECRET not in told
+    assert SECRET.encode().hex() not in told
+
+
+def test_a_database_that_keeps_every_promise_gives_no_warning(database: Database) -> None:
+    assert database.warnings() == []
+
+
+def test_a_server_that_may_lose_what_it_acknowledged_is_warned_of(postgres: PostgresServer) -> None:
+    url = postgres.create_database()
+    name = url.rsplit("/", 1)[1]
+    postgres.execute(f"ALTER DATABASE {name} SET synchronous_commit = off")
+    with closing(open_database(url)) as database:
+        (warning,) = database.warnings()
+        assert "synchronous_commit=off" in warning
+
+
+@pytest.mark.parametrize(
+    ("version", "warned"), [("3.40.1", True), ("3.51.2", True), ("3.51.3", False), ("3.100", False)]
+)
+def test_a_sqlite_that_can_corrupt_the_file_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, warned: bool
+) -> None:
+    monkeypatch.setattr("opservice.store.engine._sqlite.sqlite_version", version)
+    with closing(open_database(f"sqlite:///{tmp_path}/operations.db")) as database:
+        assert [version in warning for warning in database.warnings()] == [True] * warned

@@ -1,0 +1,141 @@
+"""A connection that breaks at COMMIT: whether it happened is found out, and it happens once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from opservice.operation import (
+    DAY,
+    SECOND,
+    Cancel,
+    CancelPolicy,
+    Command,
+    Complete,
+    Fail,
+    Failure,
+    LapseLeases,
+    Progress,
+    Renew,
+    Start,
+    derive_id,
+    new_id,
+)
+from opservice.store.engine import Database, open_database
+from opservice.store.repository import Repository, database_clock
+from support.postgres import PostgresServer
+from support.proxy import CommitLosingProxy, Loss
+from support.replicas import apply, apply_one, find, sweep
+
+TOKEN = b"the hash of a token"
+FAILED, CANCELLED = Failure(13, b"failed"), Failure(1, b"cancelled")
+IN_AN_HOUR = Repository(database_clock() + 3600 * SECOND)
+
+COMMANDS: dict[str, Callable[[str], Command]] = {
+    "Complete": lambda id_: Complete(id_, b"answer", TOKEN),
+    "Fail": lambda id_: Fail(id_, FAILED, TOKEN),
+    "Cancel": lambda id_: Cancel(id_, CANCELLED),
+}
+
+LOSSES = pytest.mark.parametrize("loss", ["request", "answer"])
+
+
+@pytest.fixture
+def backend() -> str:
+    return "postgresql"
+
+
+@pytest.fixture
+def proxy(postgres: PostgresServer) -> Iterator[CommitLosingProxy]:
+    with CommitLosingProxy(postgres.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def unlucky(
+    database_url: str, postgres: PostgresServer, proxy: CommitLosingProxy
+) -> Iterator[Database]:
+    """The database, reached through the proxy."""
+    database = open_database(database_url.replace(f":{postgres.port}", f":{proxy.port}"))
+    apply(database)  # connects
+    yield database
+    database.close()
+
+
+@LOSSES
+@pytest.mark.parametrize("request_hash", [None, b"request"], ids=["random id", "derived id"])
+def test_a_start_whose_commit_is_lost_starts_one_operation_that_its_caller_owns(
+    unlucky: Database,
+    database: Database,
+    proxy: CommitLosingProxy,
+    loss: Loss,
+    request_hash: bytes | None,
+) -> None:
+    id_ = derive_id("ops", "caller", "", "key") if request_hash else new_id()
+    proxy.lose_next(loss)
+    outcome = apply_one(unlucky, Start(id_, DAY, lease_token_hash=TOKEN, request_hash=request_hash))
+    assert proxy.lost == 1
+    assert outcome.owned
+    assert outcome.changed == (loss == "request")
+    assert find(database, id_) == outcome.record
+
+
+@LOSSES
+@pytest.mark.parametrize("policy", [CancelPolicy.IMMEDIATE, CancelPolicy.COOPERATIVE])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_transition_whose_commit_is_lost_happens_once_and_succeeds(
+    unlucky: Database,
+    database: Database,
+    proxy: CommitLosingProxy,
+    loss: Loss,
+    policy: CancelPolicy,
+    command: str,
+) -> None:
+    start = Start(new_id(), DAY, lease_token_hash=TOKEN, cancel_policy=policy)
+    before = apply_one(database, start).record
+    proxy.lose_next(loss)
+    outcome = apply_one(unlucky, COMMANDS[command](before.id))
+    assert proxy.lost == 1
+    assert outcome.record.revision == before.revision + 1
+    assert outcome.changed == (loss == "request")
+    assert find(database, before.id) == outcome.record
+
+
+@LOSSES
+def test_a_renewal_whose_commit_is_lost_succeeds(
+    unlucky: Database, database: Database, proxy: CommitLosingProxy, loss: Loss
+) -> None:
+    start = Start(new_id(), DAY, lease=60 * SECOND, lease_token_hash=TOKEN)
+    before = apply_one(database, start).record
+    proxy.lose_next(loss)
+    outcome = apply_one(unlucky, Renew(before.id, TOKEN, progress=Progress(1, 2)))
+    assert proxy.lost == 1
+    assert outcome.record.progress == Progress(1, 2)
+    assert find(database, before.id) == outcome.record
+
+
+@LOSSES
+def test_a_batch_whose_commit_is_lost_is_applied_whole(
+    unlucky: Database, database: Database, proxy: CommitLosingProxy, loss: Loss
+) -> None:
+    ids = [new_id() for _ in range(20)]
+    proxy.lose_next(loss)
+    outcomes = apply(unlucky, *(Start(id_, DAY) for id_ in ids))
+    assert proxy.lost == 1
+    found = database.read(lambda connection: Repository().find(connection, ids))
+    assert [found[id_] for id_ in ids] == [getattr(outcome, "record", None) for outcome in outcomes]
+
+
+@LOSSES
+def test_a_sweep_whose_commit_is_lost_ends_each_operation_once(
+    unlucky: Database, database: Database, proxy: CommitLosingProxy, loss: Loss
+) -> None:
+    before = apply_one(database, Start(new_id(), DAY, lease=SECOND)).record
+    proxy.lose_next(loss)
+    sweep(unlucky, LapseLeases(FAILED, 10), IN_AN_HOUR)
+    assert proxy.lost == 1
+    after = find(database, before.id)
+    assert after is not None
+    assert after.done
+    assert after.revision == before.revision + 1

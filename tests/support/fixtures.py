@@ -1,0 +1,52 @@
+"""A server on each database, shared by the tests that only ask it things."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from opservice.store.engine import open_database
+from support.client import Client
+from support.postgres import PostgresServer
+from support.server import ServerProcess, serving
+
+
+def empty_database(request: pytest.FixtureRequest, directory: Path) -> str:
+    """The URL of a new database, of the kind that is the fixture's parameter."""
+    if request.param == "sqlite":
+        return f"sqlite:///{directory}/operations.db"
+    postgres: PostgresServer = request.getfixturevalue("postgres")
+    return postgres.create_database()
+
+
+def execute(database_url: str, statement: str) -> None:
+    """Runs a statement behind the server's back."""
+    database = open_database(database_url)
+    try:
+        database.write(lambda connection: connection.execute(text(statement)))
+    finally:
+        database.close()
+
+
+@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
+    directory = tmp_path_factory.mktemp("server")
+    database = empty_database(request, directory)
+    settings: dict[str, Any] = {
+        "housekeeping_interval": "100ms",
+        "restart_grace": "0s",
+        "cancel_grace": "1h",
+    }
+    with serving(directory, database, **settings) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: ServerProcess) -> Client:
+    return server.client

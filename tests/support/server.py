@@ -1,0 +1,201 @@
+"""The server as a process of its own, started and stopped as an operator would."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import grpc
+
+from support.client import Client, open_channel
+
+PATIENCE = 60.0
+"""Seconds after which a test stops waiting for what should long have happened."""
+
+Found = TypeVar("Found")
+
+
+def eventually(look: Callable[[], Found | None], seconds: float = PATIENCE) -> Found:
+    """What `look` returns once it is true. Fails when it is not within the time."""
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline, f"still {found!r} after {seconds} s"
+        time.sleep(0.02)
+    return found
+
+
+def command_line(arguments: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
+    """`python -m opservice` with these arguments; settings as keywords of Settings."""
+    line = [sys.executable, "-m", "opservice", *arguments]
+    for name, value in settings.items():
+        option = "--" + name.replace("_", "-")
+        if value is True:
+            line.append(option)
+        elif value is not False:
+            for each in value if isinstance(value, list) else [value]:
+                line += [option, str(each)]
+    return line
+
+
+def clean_environment(**variables: str) -> dict[str, str]:
+    """This process's environment, without what would set the server otherwise."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("OPSERVICE_")}
+    return {**kept, **variables}
+
+
+def run_opservice(
+    *arguments: str, environment: Mapping[str, str] | None = None, **settings: Any
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command that is expected to end by itself."""
+    return subprocess.run(
+        command_line(arguments, settings),
+        env=clean_environment(**(environment or {})),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+
+
+class ServerProcess:
+    """`opservice serve`. Settings are given as keywords: `cancel_grace="1s"`, `demo=True`."""
+
+    def __init__(
+        self,
+        directory: Path,
+        database: str,
+        *,
+        environment: Any = None,  # a mapping; so typed that **dict[str, …] may be given
+        **settings: Any,
+    ) -> None:
+        self.settings: dict[str, Any] = {
+            "listen": "127.0.0.1:0",
+            "migrate": True,
+            "restart_grace": "0s",
+            **settings,
+        }
+        self.database = database
+        self._environment = clean_environment(
+            **{"OPSERVICE_DATABASE": database, **(environment or {})}
+        )
+        self._stdout = directory / f"stdout-{id(self)}"
+        self._stderr = directory / f"stderr-{id(self)}"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channels: list[grpc.Channel] = []
+        self._client: Client | None = None
+        self.address = ""
+
+    def start(self) -> Self:
+        """Returns once the server says that it is ready. After the first time, on the same port."""
+        assert self._process is None
+        started_at = self._stdout.stat().st_size if self._stdout.exists() else 0
+        self._process = self._launch()
+
+        def ready() -> re.Match[str] | None:
+            ended = self._process is None or self._process.poll() is not None
+            assert not ended, f"the server did not start: {self._stderr.read_text()}"
+            printed = self._stdout.read_bytes()[started_at:].decode()
+            return re.search(r"^opservice \S+ serving on (\S+) .*\n", printed, re.MULTILINE)
+
+        self.address = eventually(ready)[1]
+        self.settings["listen"] = self.address
+        return self
+
+    def expect_refusal(self) -> int:
+        """The exit code of a server that cannot start; `stderr` has the reason."""
+        self._process = self._launch()
+        try:
+            return self.wait()
+        finally:
+            self.close()
+
+    def _launch(self) -> subprocess.Popen[bytes]:
+        with self._stdout.open("ab") as stdout, self._stderr.open("ab") as stderr:
+            return subprocess.Popen(
+                command_line(["serve"], self.settings),
+                env=self._environment,
+                stdout=stdout,
+                stderr=stderr,
+            )
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def stdout(self) -> str:
+        return self._stdout.read_text()
+
+    @property
+    def stderr(self) -> str:
+        return self._stderr.read_text()
+
+    @property
+    def client(self) -> Client:
+        """Stubs on a plaintext channel that is made once; it finds the server after a restart."""
+        if self._client is None:
+            self._client = Client(self.channel())
+        return self._client
+
+    def channel(self, *, root_certificates: bytes | None = None, **options: Any) -> grpc.Channel:
+        """A new channel, closed when the server is."""
+        channel = open_channel(self.address, root_certificates, **options)
+        self._channels.append(channel)
+        return channel
+
+    def log(self, **wanted: Any) -> list[dict[str, Any]]:
+        """The lines logged so far that have these entries. Fails when one is not JSON."""
+        lines = [json.loads(line) for line in self.stderr.splitlines(keepends=True) if "\n" in line]
+        return [line for line in lines if wanted.items() <= line.items()]
+
+    def send_signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def wait(self) -> int:
+        """The exit code, once it has ended."""
+        assert self._process is not None
+        code = self._process.wait(PATIENCE)
+        self._process = None
+        return code
+
+    def terminate(self) -> int:
+        """Sends SIGTERM and returns the exit code."""
+        assert self._process is not None
+        self._process.terminate()
+        return self.wait()
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self.wait()
+
+    def close(self) -> None:
+        """Ends whatever is left of it."""
+        for channel in self._channels:
+            channel.close()
+        if self._process is not None:
+            self.kill()
+
+
+@contextmanager
+def serving(
+    directory: Path,
+    database: str,
+    *,
+    environment: Any = None,
+    **settings: Any,
+) -> Iterator[ServerProcess]:
+    server = ServerProcess(directory, database, environment=environment, **settings)
+    try:
+        yield server.start()
+    finally:
+        server.close()
