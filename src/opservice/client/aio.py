@@ -34,6 +34,7 @@ from typing import Any, Concatenate, NoReturn, ParamSpec, Protocol, Self, TypedD
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyPayload
+from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 from google.rpc.code_pb2 import Code
 from google.rpc.status_pb2 import Status
@@ -50,7 +51,7 @@ from opservice._proto.opservice.v1.producer_service_pb2 import (
 )
 from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
 from opservice._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
-from opservice.client.connection import Connection, Metadata, is_transient
+from opservice.client.connection import Connection, Metadata, is_malformed, is_transient
 from opservice.client.errors import Failed, OperationCancelled, StartFailed
 
 __all__ = ["Producer", "StartOptions", "Work", "idempotency_key"]
@@ -63,10 +64,15 @@ DEFAULT_LEASE = timedelta(seconds=60)
 
 _RENEWALS_PER_LEASE = 3
 _LONGEST_RENEWAL_SECONDS = 30.0
+_FAREWELL_SECONDS = 10.0
 _REPORT_SECONDS = 0.5
 """Reports between two renewals are merged: each renewal is a durable write."""
 
 _WATCH_AGAIN_SECONDS = 2.0
+
+_STOPPED = Status(code=Code.ABORTED, message="The service was stopped")
+_REFUSED = Status(code=Code.INTERNAL, message="The result cannot be stored")
+_MEANS_ENDED = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND)
 
 log = logging.getLogger("opservice.client")
 
@@ -94,13 +100,14 @@ class StartOptions(TypedDict, total=False):
     context: CallContext
     """Takes the caller's `idempotency-key` header, unless `idempotency_key` is given.
 
-    A repeated request must then be the same in every field, `metadata` included: derive the ids of what
-    is being made from `idempotency_key(context)`.
+    Keys of different users are told apart by `created_by`: give that too. A repeated request must then
+    be the same in every field, `metadata` included: derive the ids of what is being made from
+    `idempotency_key(context)`, the user and the request.
     """
 
 
 class Producer:
-    """Starts operations and sees that each of them ends. Make one for the life of the service.
+    """Starts operations, and sees that each ends whose work is begun. Make one for a service's life.
 
     `target` is opservice's address; several replicas may stand behind it (`dns:///name:port`).
     `start_timeout` bounds how long a Start is retried, `result_timeout` how long a result is.
@@ -118,7 +125,7 @@ class Producer:
         self._connection = Connection(target, credentials, metadata)
         self._start_timeout = start_timeout
         self._result_timeout = result_timeout
-        self._running: set[asyncio.Task[None]] = set()
+        self._unended: dict[Work, asyncio.Future[None]] = {}
 
     async def start(self, **options: Unpack[StartOptions]) -> Work:
         """Starts an operation: durable when this returns, so its id may be handed out.
@@ -136,7 +143,7 @@ class Producer:
         return Work(
             self._connection,
             self._result_timeout,
-            self._running,
+            self._unended,
             token=request.lease_token,
             lease=lease,
             operation=started.operation,
@@ -144,13 +151,15 @@ class Producer:
         )
 
     async def close(self, grace: timedelta = timedelta(0)) -> None:
-        """Waits up to `grace` for running work, fails what is left with ABORTED, and disconnects."""
-        if self._running:
-            await asyncio.wait(self._running, timeout=grace.total_seconds())
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
-        await self._connection.channel.close()
+        """Waits up to `grace` for running work, fails what is left with ABORTED, and disconnects.
+
+        What opservice cannot be told of within ten seconds more ends when its lease lapses.
+        """
+        if self._unended:
+            await asyncio.wait(self._unended.values(), timeout=grace.total_seconds())
+        # The newest first: what waits for a thread must not get that of another which is stopped.
+        await asyncio.gather(*(work.stop() for work in reversed(self._unended)))
+        await self._connection.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -177,7 +186,7 @@ class Work:
         self,
         connection: Connection,
         result_timeout: timedelta,
-        running: set[asyncio.Task[None]],
+        unended: dict[Work, asyncio.Future[None]],
         *,
         token: str,
         lease: timedelta,
@@ -187,20 +196,24 @@ class Work:
         self.operation = operation
         self.owned = owned
         self.cancelled = asyncio.Event()
-        """Set when Cancel was called, or when the operation has ended without us."""
+        """Set when Cancel was called, or the operation has ended without us, or the producer closes."""
         self._connection = connection
         self._result_timeout = result_timeout
-        self._running = running
+        self._unended = unended
         self._token = token
         self._lease = lease
         self._ended = operation.done
-        self._outcome: Message | Status | None = None
+        self._outcome: AnyPayload | Status | None = None
         self._reported = asyncio.Event()
         self._progress: Progress | None = None
-        self._metadata: Message | None = None
+        self._metadata: AnyPayload | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
         self._renewing: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._on_cancelled: list[Callable[[], None]] = []
+        if self._ended:
+            self._set_cancelled()
 
     @property
     def id(self) -> str:
@@ -214,19 +227,22 @@ class Work:
     ) -> None:
         """Runs `function(work, ...)` in the background; what it returns is the response.
 
-        Does nothing unless `owned`.
+        Does nothing unless `owned`, nor when it is cancelled before its turn.
         """
         if self.owned:
-            task = asyncio.create_task(self._run(function(self, *args, **kwargs)))
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            self._task = asyncio.create_task(self._run(function, *args, **kwargs))
+            self._note_begin()
 
     def report(self, progress: Progress | None = None, metadata: Message | None = None) -> None:
-        """Shows how far the work is, within about half a second. Never waits, never raises."""
+        """Shows how far the work is, within about half a second. Never waits.
+
+        It is a hint: what the server refuses is logged and dropped, and the work goes on.
+        """
+        # Copies, for the work may go on to change what it has reported.
         if progress is not None:
-            self._progress = progress
+            self._progress = copied(progress)
         if metadata is not None:
-            self._metadata = metadata
+            self._metadata = pack(metadata)
         self._reported.set()
 
     def raise_if_cancelled(self) -> None:
@@ -238,22 +254,38 @@ class Work:
         raise OperationCancelled(f"operation {self.id} is cancelled, or has ended")
 
     def on_cancelled(self, callback: Callable[[], None]) -> None:
-        """Calls back, on the event loop, when `cancelled` is set."""
-        self._on_cancelled.append(callback)
+        """Calls back, on the event loop, when `cancelled` is set; at once if it is."""
+        if self.cancelled.is_set():
+            callback()
+        else:
+            self._on_cancelled.append(callback)
 
     def complete(self, response: Message | None = None) -> None:
         """Gives the result, which is sent on leaving the block. None is google.protobuf.Empty."""
-        self._outcome = response if response is not None else AnyPayload()
+        self._outcome = pack(Empty() if response is None else response)
 
     def fail(self, failure: Failed) -> None:
         """Gives the error, which is sent on leaving the block."""
         self._outcome = failure.status
+
+    async def stop(self) -> None:
+        """Fails the operation with ABORTED, unless its end is on the way: what closing does."""
+        self._set_cancelled()
+        if self._task is not None and self._ending is None:
+            self._task.cancel()
+        elif self._task is None:
+            self._begin_end(_STOPPED)
+        if (end := self._unended.get(self)) is not None:
+            await asyncio.wait([end], timeout=_FAREWELL_SECONDS)
+        await _cancel(self._ending)
+        await _cancel(self._task)
 
     async def __aenter__(self) -> Self:
         if not self.owned:
             raise RuntimeError(f"operation {self.id} is owned by another: look at work.owned first")
         self._renewing = asyncio.create_task(self._renew_until_ended())
         self._watching = asyncio.create_task(self._watch_until_ended())
+        self._note_begin()
         return self
 
     async def __aexit__(
@@ -267,13 +299,14 @@ class Work:
             outcome = Status(code=Code.INTERNAL, message="The work ended without a result")
             log.error("operation %s: the work ended without a result", self.id)
         # Shielded: a service that is being stopped still says how its operations ended.
-        await asyncio.shield(self._end(outcome))
+        await asyncio.shield(self._begin_end(outcome))
         return isinstance(error, OperationCancelled | Failed)
 
-    async def _run(self, work: Awaitable[Result]) -> None:
+    async def _run(self, function: Callable[..., Awaitable[Result]], *args: Any, **kw: Any) -> None:
         try:
             async with self:
-                self.complete(await work)
+                self.raise_if_cancelled()
+                self.complete(await function(self, *args, **kw))
         except Exception:  # noqa: BLE001 - logged and turned into the operation's error on leaving
             return
 
@@ -288,44 +321,57 @@ class Work:
                 log.error("operation %s failed", self.id, exc_info=error)
                 return Status(code=Code.INTERNAL, message="The operation failed unexpectedly")
             case _:  # CancelledError and the like: the service is going down
-                return Status(code=Code.ABORTED, message="The service was stopped")
+                return _STOPPED
 
-    async def _end(self, outcome: Message) -> None:
-        await _cancel(self._watching)
+    def _note_begin(self) -> None:
+        """From here on the producer knows of this work: it does not close before its end."""
+        if self not in self._unended:
+            self._unended[self] = asyncio.get_running_loop().create_future()
+
+    def _begin_end(self, outcome: AnyPayload | Status) -> asyncio.Task[None]:
+        """The task that ends the operation. There is one only: what is said first counts."""
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._end(outcome))
+        return self._ending
+
+    async def _end(self, outcome: AnyPayload | Status) -> None:
         try:
+            await _cancel(self._watching)
             # The lease is renewed while this is retried, lest it lapse before the server is back.
             if not self._ended:
                 await self._send(outcome)
         finally:
             await _cancel(self._renewing)
+            self._unended.pop(self).set_result(None)
 
-    async def _send(self, outcome: Message) -> None:
-        producer, give_up_after = self._connection.producer, self._result_timeout
-        metadata = _packed(self._metadata)
-        try:
-            if isinstance(outcome, Status):
-                fail = FailRequest(
-                    operation_id=self.id,
-                    lease_token=self._token,
-                    error=outcome,
-                    metadata=metadata,
-                )
-                self.operation = await self._connection.call(producer.Fail, fail, give_up_after)
-            else:
-                response = None if isinstance(outcome, AnyPayload) else _packed(outcome)
-                complete = CompleteRequest(
-                    operation_id=self.id,
-                    lease_token=self._token,
-                    response=response,
-                    metadata=metadata,
-                )
-                self.operation = await self._connection.call(
-                    producer.Complete, complete, give_up_after
-                )
-        except grpc.aio.AioRpcError as error:
-            log.warning("operation %s: its result was not taken: %s", self.id, error.details())
-            await self._note_end(error)
+    async def _send(self, outcome: AnyPayload | Status) -> None:
+        # What the server finds malformed, a payload too large perhaps, is not to make an orphan.
+        metadata = self._metadata
+        for said, shown in ((outcome, metadata), (outcome, None), (_REFUSED, None)):
+            try:
+                self.operation = await self._say(said, shown)
+            except grpc.aio.AioRpcError as error:
+                log.warning("operation %s: its result was not taken: %s", self.id, error.details())
+                if is_malformed(error):
+                    continue
+                await self._note_end(error)
+            break
         self._ended = True
+
+    def _say(
+        self, outcome: AnyPayload | Status, metadata: AnyPayload | None
+    ) -> Awaitable[Operation]:
+        id_, token = self.id, self._token
+        producer, give_up_after = self._connection.producer, self._result_timeout
+        if isinstance(outcome, Status):
+            fail = FailRequest(
+                operation_id=id_, lease_token=token, error=outcome, metadata=metadata
+            )
+            return self._connection.call(producer.Fail, fail, give_up_after)
+        complete = CompleteRequest(
+            operation_id=id_, lease_token=token, response=outcome, metadata=metadata
+        )
+        return self._connection.call(producer.Complete, complete, give_up_after)
 
     async def _watch_until_ended(self) -> None:
         """Learns of a Cancel as soon as it happens; the next renewal would tell as well."""
@@ -352,10 +398,13 @@ class Work:
         while not self._ended:
             try:
                 await asyncio.wait_for(self._reported.wait(), interval)
-                await asyncio.sleep(_REPORT_SECONDS)
+                await asyncio.sleep(min(_REPORT_SECONDS, interval))
             except TimeoutError:
                 pass
-            await self._renew()
+            try:
+                await self._renew()
+            except Exception:  # whatever it is, the lease must not lapse for it
+                log.exception("operation %s: its lease was not renewed", self.id)
 
     async def _renew(self) -> None:
         self._reported.clear()
@@ -364,7 +413,7 @@ class Work:
             operation_id=self.id,
             lease_token=self._token,
             progress=progress,
-            metadata=_packed(metadata),
+            metadata=metadata,
         )
         try:
             renewed = await self._connection.call(
@@ -372,7 +421,9 @@ class Work:
             )
         except grpc.aio.AioRpcError as error:
             log.warning("operation %s: its lease was not renewed: %s", self.id, error.details())
-            if not is_transient(error):
+            if is_transient(error):
+                self._reported.set()  # renew again soon: the lease may be about to lapse
+            else:
                 await self._note_end(error)
             return
         self.operation = renewed.operation
@@ -390,7 +441,11 @@ class Work:
                 callback()
 
     async def _note_end(self, refusal: grpc.aio.AioRpcError) -> None:
-        """After a refusal: reads how the operation really ended."""
+        """After a refusal: reads how the operation really ended, if that is what it says."""
+        if is_malformed(refusal):
+            self._progress = self._metadata = None  # renew without
+        if refusal.code() not in _MEANS_ENDED:
+            return
         self._ended = True
         self._set_cancelled()
         if refusal.code() == grpc.StatusCode.FAILED_PRECONDITION:
@@ -408,7 +463,7 @@ def _start_request(options: StartOptions) -> StartRequest:
     context = fields.pop("context", None)
     key = fields.pop("idempotency_key", "") or (idempotency_key(context) if context else "")
     if "metadata" in fields:
-        fields["metadata"] = _packed(fields["metadata"])
+        fields["metadata"] = pack(fields["metadata"])
     return StartRequest(
         # A key of our own makes a Start whose answer is lost safe to repeat.
         idempotency_key=key or str(uuid.uuid4()),
@@ -430,9 +485,19 @@ async def _cancel(task: asyncio.Task[None] | None) -> None:
         await asyncio.gather(task, return_exceptions=True)
 
 
-def _packed(message: Message | None) -> AnyPayload | None:
-    if message is None or isinstance(message, AnyPayload):
-        return message
+def pack(message: Message) -> AnyPayload:
+    """A copy of the message in an Any, or of the Any that it is already."""
     payload = AnyPayload()
-    payload.Pack(message)
+    if isinstance(message, AnyPayload):
+        payload.CopyFrom(message)
+    else:
+        # Not in any order, lest an equal request look like another one.
+        payload.Pack(message, deterministic=True)
     return payload
+
+
+def copied(progress: Progress) -> Progress:
+    """Raises TypeError when it is no Progress."""
+    copy = Progress()
+    copy.CopyFrom(progress)
+    return copy

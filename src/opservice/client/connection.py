@@ -47,16 +47,37 @@ _CHANNEL_OPTIONS = [
     ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.keepalive_time_ms", 30_000),
+    # Each channel has connections of its own, and so streams of its own.
+    ("grpc.use_local_subchannel_pool", 1),
     ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
 ]
 
 
 def is_transient(error: Exception) -> bool:
-    return isinstance(error, grpc.aio.AioRpcError) and error.code() in _TRANSIENT
+    """Whether the same call may be answered otherwise later."""
+    return (
+        isinstance(error, grpc.aio.AioRpcError)
+        and error.code() in _TRANSIENT
+        and not is_malformed(error)
+    )
+
+
+def is_malformed(error: grpc.aio.AioRpcError) -> bool:
+    """Whether it is the request's own fault: a bad field, or a size that gRPC itself refuses."""
+    return error.code() == grpc.StatusCode.INVALID_ARGUMENT or (
+        error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        and "message larger than max" in (error.details() or "")
+    )
+
+
+def _channel(target: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+    if credentials is None:
+        return grpc.aio.insecure_channel(target, _CHANNEL_OPTIONS)
+    return grpc.aio.secure_channel(target, credentials, _CHANNEL_OPTIONS)
 
 
 class Connection:
-    """A channel to opservice, the stubs on it, and calls with retries.
+    """Channels to opservice, the stubs on them, and calls with retries.
 
     `credentials` make it TLS; `metadata` goes with every call, such as an `authorization`.
     """
@@ -64,15 +85,17 @@ class Connection:
     def __init__(
         self, target: str, credentials: grpc.ChannelCredentials | None, metadata: Metadata
     ) -> None:
-        self.channel = (
-            grpc.aio.insecure_channel(target, _CHANNEL_OPTIONS)
-            if credentials is None
-            else grpc.aio.secure_channel(target, credentials, _CHANNEL_OPTIONS)
-        )
+        self.channel = _channel(target, credentials)
+        # There is a watch for each operation that runs; their streams must not keep renewals waiting.
+        self._watch_channel = _channel(target, credentials)
         self.metadata = tuple(metadata)
         self.producer = ProducerServiceStub(self.channel)
         self.operations = OperationServiceStub(self.channel)
-        self.records = OperationRecordServiceStub(self.channel)
+        self.records = OperationRecordServiceStub(self._watch_channel)
+
+    async def close(self) -> None:
+        await self.channel.close()
+        await self._watch_channel.close()
 
     async def call(
         self,
@@ -81,6 +104,7 @@ class Connection:
         give_up_after: timedelta,
     ) -> Response:
         """Raises AioRpcError: the server's refusal at once, a transient error after this long."""
+        attempt_seconds = min(_ATTEMPT_SECONDS, give_up_after.total_seconds())
         async for attempt in stamina.retry_context(
             on=is_transient,
             attempts=None,
@@ -89,5 +113,5 @@ class Connection:
             wait_max=_LONGEST_WAIT_SECONDS,
         ):
             with attempt:
-                return await method(request, timeout=_ATTEMPT_SECONDS, metadata=self.metadata)
+                return await method(request, timeout=attempt_seconds, metadata=self.metadata)
         raise AssertionError("stamina raises when it gives up")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
 from types import TracebackType
@@ -21,7 +21,7 @@ from opservice._proto.opservice.v1.operation_record_pb2 import Progress
 from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
 from opservice.client import aio
 from opservice.client.connection import Metadata
-from opservice.client.errors import Failed
+from opservice.client.errors import Failed, OperationCancelled
 
 __all__ = ["Producer", "Work"]
 
@@ -42,11 +42,7 @@ class Producer:
         result_timeout: timedelta = timedelta(minutes=5),
         max_workers: int = 32,
     ) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._loop.run_forever, name="opservice-client", daemon=True
-        )
-        self._thread.start()
+        self._loop = _LoopThread()
         self._workers = ThreadPoolExecutor(max_workers, thread_name_prefix="opservice-work")
 
         async def connect() -> aio.Producer:
@@ -58,25 +54,24 @@ class Producer:
                 result_timeout=result_timeout,
             )
 
-        self._producer = self._wait(connect())
+        self._producer = self._loop.wait(connect())
 
     def start(self, **options: Unpack[aio.StartOptions]) -> Work:
         """Starts an operation: durable when this returns, so its id may be handed out.
 
         Raises StartFailed.
         """
-        return Work(self._wait(self._producer.start(**options)), self._loop, self._workers)
+        return Work(self._loop.wait(self._producer.start(**options)), self._loop, self._workers)
 
     def close(self, grace: timedelta = timedelta(0)) -> None:
         """Waits up to `grace` for running work, fails what is left with ABORTED, and disconnects.
 
         A thread cannot be stopped from outside: work that does not look at `cancelled` runs on.
         """
-        self._wait(self._producer.close(grace))
-        self._workers.shutdown(wait=False, cancel_futures=True)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        if not self._loop.stopped:
+            self._loop.wait(self._producer.close(grace))
+            self._workers.shutdown(wait=False, cancel_futures=True)
+            self._loop.stop()
 
     def __enter__(self) -> Self:
         return self
@@ -84,21 +79,16 @@ class Producer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
-
 
 class Work:
     """See opservice.client.aio.Work. Its methods may be called from any thread."""
 
-    def __init__(
-        self, work: aio.Work, loop: asyncio.AbstractEventLoop, workers: ThreadPoolExecutor
-    ) -> None:
+    def __init__(self, work: aio.Work, loop: _LoopThread, workers: ThreadPoolExecutor) -> None:
         self._work = work
         self._loop = loop
         self._workers = workers
         self.cancelled = threading.Event()
-        """Set when Cancel was called, or when the operation has ended without us."""
+        """Set when Cancel was called, or the operation has ended without us, or the producer closes."""
         work.on_cancelled(self.cancelled.set)
 
     @property
@@ -121,22 +111,31 @@ class Work:
     ) -> None:
         """Runs `function(work, ...)` in a thread; what it returns is the response.
 
-        Does nothing unless `owned`.
+        Does nothing unless `owned`, nor when it is cancelled before its turn.
         """
-        call = partial(function, self, *args, **kwargs)
+
+        def call() -> Message | None:
+            self.raise_if_cancelled()
+            try:
+                return function(self, *args, **kwargs)
+            except (StopIteration, SystemExit, KeyboardInterrupt) as error:
+                # An event loop cannot pass these on: the first would be lost, the others end it.
+                raise RuntimeError("the work raised what it must not") from error
 
         async def in_thread(_: aio.Work) -> Message | None:
-            try:
-                return await self._loop.run_in_executor(self._workers, call)
-            except asyncio.CancelledError:
-                self.cancelled.set()
-                raise
+            return await asyncio.get_running_loop().run_in_executor(self._workers, call)
 
-        self._loop.call_soon_threadsafe(self._work.run, in_thread)
+        self._loop.call_soon(partial(self._work.run, in_thread))
 
     def report(self, progress: Progress | None = None, metadata: Message | None = None) -> None:
-        """Shows how far the work is, within about half a second. Never waits, never raises."""
-        self._loop.call_soon_threadsafe(partial(self._work.report, progress, metadata))
+        """Shows how far the work is, within about half a second. Never waits.
+
+        It is a hint: what the server refuses is logged and dropped, and the work goes on.
+        """
+        # Copies, for the loop's thread reads them when the work may be changing them again.
+        progress = None if progress is None else aio.copied(progress)
+        metadata = None if metadata is None else aio.pack(metadata)
+        self._loop.call_soon(partial(self._work.report, progress, metadata))
 
     def raise_if_cancelled(self) -> None:
         """Raises OperationCancelled once `cancelled` is set."""
@@ -152,7 +151,7 @@ class Work:
         self._work.fail(failure)
 
     def __enter__(self) -> Self:
-        self._wait(self._work.__aenter__())
+        self._loop.wait(self._work.__aenter__())
         return self
 
     def __exit__(
@@ -161,7 +160,54 @@ class Work:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        return self._wait(self._work.__aexit__(kind, error, traceback))
+        if self._loop.stopped:  # closing has ended the operation
+            return isinstance(error, OperationCancelled | Failed)
+        return self._loop.wait(self._work.__aexit__(kind, error, traceback))
 
-    def _wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+class _LoopThread:
+    """An event loop in a thread of its own. It keeps no process alive."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._lock = threading.Lock()
+        """Held to hand something to the loop, so that nothing is once it stops."""
+        ready = threading.Event()
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._until_stopped(ready)),
+            name="opservice-client",
+            daemon=True,
+        )
+        self._thread.start()
+        ready.wait()
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Does nothing once stopped."""
+        with self._lock:
+            if not self.stopped:
+                self._loop.call_soon_threadsafe(callback)
+
+    def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Raises RuntimeError when the loop is stopped, or stops before the coroutine ends."""
+        with self._lock:
+            if self.stopped:
+                coroutine.close()
+                raise RuntimeError("the producer is closed")
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except CancelledError:
+            raise RuntimeError("the producer was closed meanwhile") from None
+
+    def stop(self) -> None:
+        """Ends what still runs on the loop, and the thread."""
+        with self._lock:
+            self.stopped = True
+            self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    async def _until_stopped(self, ready: threading.Event) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        ready.set()
+        await self._stop.wait()

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from client.kinds import KINDS, Kind
+from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
+from support.server import ServerProcess, eventually, serving
+
+SETTINGS: dict[str, Any] = {"housekeeping_interval": "100ms", "cancel_grace": "1h"}
+
+Connect = Callable[..., Kind]
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    directory = tmp_path_factory.mktemp("server")
+    with serving(directory, f"sqlite:///{directory}/operations.db", **SETTINGS) as running:
+        yield running
+
+
+@pytest.fixture(params=sorted(KINDS))
+def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
+    """Makes producers of either kind, which are closed when the test is over."""
+    made: list[Kind] = []
+
+    def connect(target: str, **options: Any) -> Kind:
+        made.append(KINDS[request.param](target, **options))
+        return made[-1]
+
+    yield connect
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def producer(connect: Connect, server: ServerProcess) -> Kind:
+    return connect(server.address)
+
+
+def ended(server: ServerProcess, operation_id: str) -> Operation:
+    """The operation, once it is done."""
+
+    def look() -> Operation | None:
+        operation = server.client.get(operation_id)
+        return operation if operation.done else None
+
+    operation = eventually(look)
+    assert operation is not None
+    return operation
+
+
+@pytest.fixture
+def unused_port() -> Iterator[int]:
+    """A port that nobody listens on: it is taken, but refuses."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+        yield port

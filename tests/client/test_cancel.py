@@ -1,0 +1,125 @@
+"""Work that is to stop: cancelled, timed out, or because its service is."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from google.rpc.code_pb2 import Code
+
+from client.conftest import ended
+from client.kinds import Kind, Steps, WorkLike
+from opservice._proto.opservice.demo.v1.container_registry_pb2 import ScanResult
+from opservice.client import CancelPolicy
+from support.client import unpacked
+from support.server import ServerProcess, eventually
+
+COOPERATIVE = CancelPolicy.COOPERATIVE
+RESULT = ScanResult(id="s1")
+LONG = timedelta(seconds=60)
+
+
+def until_cancelled_then_raises(work: WorkLike) -> Steps:
+    while True:
+        work.raise_if_cancelled()
+        yield
+
+
+def until_cancelled_then_returns(work: WorkLike) -> Steps:
+    while not work.cancelled.is_set():
+        yield
+    return RESULT
+
+
+def test_work_that_lets_the_cancel_pass_ends_as_cancelled(
+    producer: Kind, server: ServerProcess
+) -> None:
+    work = producer.start(cancel_policy=COOPERATIVE)
+    producer.run(work, until_cancelled_then_raises)
+    server.client.cancel(work.id)
+
+    assert ended(server, work.id).error.code == Code.CANCELLED
+
+
+def test_a_block_that_lets_the_cancel_pass_ends_as_cancelled(
+    producer: Kind, server: ServerProcess
+) -> None:
+    work = producer.start(cancel_policy=COOPERATIVE)
+    server.client.cancel(work.id)
+    producer.block(work, until_cancelled_then_raises)
+
+    assert server.client.get(work.id).error.code == Code.CANCELLED
+
+
+def test_a_result_given_after_a_cooperative_cancel_still_wins(
+    producer: Kind, server: ServerProcess
+) -> None:
+    work = producer.start(cancel_policy=COOPERATIVE)
+    producer.run(work, until_cancelled_then_returns)
+    assert not server.client.cancel(work.id).done
+
+    assert unpacked(ended(server, work.id).response, ScanResult) == RESULT
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [({}, Code.CANCELLED), ({"timeout": timedelta(milliseconds=100)}, Code.DEADLINE_EXCEEDED)],
+    ids=["cancel", "timeout"],
+)
+def test_work_is_told_when_its_operation_ends_without_it(
+    producer: Kind, server: ServerProcess, options: dict[str, timedelta], code: int
+) -> None:
+    work = producer.start(**options)
+    producer.run(work, until_cancelled_then_returns)
+    if not options:
+        server.client.cancel(work.id)
+
+    assert eventually(work.cancelled.is_set)
+    eventually(lambda: work.operation.done)
+    assert work.operation == server.client.get(work.id)
+    assert work.operation.error.code == code
+
+
+def test_work_notices_nothing_of_the_cancel_of_another(
+    producer: Kind, server: ServerProcess
+) -> None:
+    work, other = producer.start(), producer.start()
+    producer.run(work, until_cancelled_then_returns)
+    producer.run(other, until_cancelled_then_returns)
+    server.client.cancel(other.id)
+
+    eventually(other.cancelled.is_set)
+    assert not work.cancelled.is_set()
+
+
+def test_closing_fails_what_is_left_with_aborted(producer: Kind, server: ServerProcess) -> None:
+    work = producer.start()
+    producer.run(work, until_cancelled_then_raises)
+    producer.close()
+
+    assert server.client.get(work.id).error.code == Code.ABORTED
+
+
+def test_closing_waits_for_work_that_ends_within_the_grace(
+    producer: Kind, server: ServerProcess
+) -> None:
+    def body(work: WorkLike) -> Steps:
+        # Not before closing has begun: by then it waits for us, or has not waited at all.
+        while not closing:
+            yield
+        for _ in range(10):
+            yield
+        return RESULT
+
+    closing: list[bool] = []
+    work = producer.start()
+    producer.run(work, body)
+    closing.append(True)
+    producer.close(LONG)
+
+    assert server.client.get(work.id).HasField("response")
+
+
+def test_closing_twice_does_no_harm(producer: Kind) -> None:
+    producer.close()
+    producer.close()
