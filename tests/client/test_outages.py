@@ -27,6 +27,9 @@ from support.server import ServerProcess, eventually, serving
 RESULT = ScanResult(id="s1")
 LONG = timedelta(seconds=60)
 
+# Starting servers takes most of the time here, and the producer does not see the database.
+on_sqlite = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+
 
 @pytest.fixture
 def own_server(database_url: str, tmp_path: Path) -> Iterator[ServerProcess]:
@@ -62,6 +65,7 @@ def test_work_ends_with_its_true_result_though_the_server_was_killed_meanwhile(
     assert unpacked(ended(server, work.id).response, ScanResult) == RESULT
 
 
+@on_sqlite
 def test_a_result_waits_for_a_server_that_is_away(
     connect: Connect, own_server: ServerProcess
 ) -> None:
@@ -84,6 +88,7 @@ def test_a_result_waits_for_a_server_that_is_away(
     assert unpacked(ended(own_server, work.id).response, ScanResult) == RESULT
 
 
+@on_sqlite
 def test_a_cancel_is_noticed_after_a_restart(connect: Connect, own_server: ServerProcess) -> None:
     def body(work: WorkLike) -> Steps:
         while True:

@@ -1,0 +1,3 @@
+from support.fixtures import client, server
+
+__all__ = ["client", "server"]

@@ -1,0 +1,144 @@
+"""Settings: what they may be, and how durations and addresses are written."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from opservice.errors import StartupError
+from opservice.settings import (
+    Settings,
+    default_of,
+    environment_variable,
+    flag,
+    format_duration,
+    format_value,
+    parse_duration,
+    split_address,
+)
+
+NAMES = [setting.name for setting in fields(Settings)]
+BOUNDED = [setting for setting in fields(Settings) if "least" in setting.metadata]
+
+
+def test_the_defaults_are_valid() -> None:
+    assert Settings() == Settings(**{each.name: default_of(each) for each in fields(Settings)})
+
+
+def test_the_defaults_that_the_documentation_promises() -> None:
+    settings = Settings()
+
+    assert settings.listen == "127.0.0.1:50051"
+    assert settings.database == "sqlite:///opservice.db"
+    assert settings.retention == parse_duration("30d")
+    assert settings.max_lease == parse_duration("24h")
+    assert settings.max_payload_bytes == 1 << 20
+
+
+@pytest.mark.parametrize("setting", fields(Settings), ids=NAMES)
+def test_every_setting_has_a_meaning_in_sentences(setting: Any) -> None:
+    assert setting.metadata["meaning"].endswith(".")
+
+
+@pytest.mark.parametrize("setting", BOUNDED, ids=lambda setting: setting.name)
+def test_a_setting_below_its_bound_is_named(setting: Any) -> None:
+    with pytest.raises(StartupError, match=f"^{flag(setting)} is .+, but must be at least .+"):
+        Settings(**{setting.name: setting.metadata["least"] - 1})
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"tls_cert": Path("c")}, "--tls-cert and --tls-key belong together"),
+        ({"tls_key": Path("k")}, "--tls-cert and --tls-key belong together"),
+        ({"tls_client_ca": Path("a")}, "--tls-client-ca needs --tls-cert and --tls-key"),
+        ({"retention": parse_duration("366d")}, "--retention is longer than --max-retention"),
+        ({"max_message_bytes": 1 << 20}, "--max-message-bytes must hold two payloads"),
+        ({"listen": "localhost"}, "'localhost' is no address: expected HOST:PORT"),
+        ({"advertise": "host:port"}, "'host:port' is no address"),
+        ({"endpoint": ("compute",)}, "--endpoint compute: expected ID=HOST:PORT"),
+        ({"endpoint": ("=h:1",)}, "--endpoint =h:1: expected ID=HOST:PORT"),
+        ({"endpoint": ("compute=h",)}, "'h' is no address"),
+    ],
+    ids=str,
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(StartupError) as caught:
+        Settings(**settings)
+
+    assert complaint in caught.value.message
+
+
+def test_endpoints_are_told_apart_by_their_ids() -> None:
+    settings = Settings(endpoint=("compute=c.example:443", "iam=[::1]:443"))
+
+    assert settings.endpoints() == {"compute": "c.example:443", "iam": "[::1]:443"}
+
+
+@pytest.mark.parametrize(
+    ("text", "microseconds"),
+    [
+        ("500us", 500),
+        ("1ms", 1_000),
+        ("1.5s", 1_500_000),
+        ("2m", 120_000_000),
+        ("24h", 86_400_000_000),
+        ("30d", 2_592_000_000_000),
+        (" 0s ", 0),
+    ],
+)
+def test_a_duration_is_read(text: str, microseconds: int) -> None:
+    assert parse_duration(text) == microseconds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "5", "s", "-1s", "1 s", "1e3s", "1w", "1s1s", "1.s", "\u0661s"]
+)
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected a number and a unit"):
+        parse_duration(text)
+
+
+@given(st.integers(min_value=0, max_value=10**15))
+def test_a_duration_is_written_as_it_is_read(microseconds: int) -> None:
+    assert parse_duration(format_duration(microseconds)) == microseconds
+
+
+def test_a_duration_is_written_in_its_largest_unit() -> None:
+    assert [format_duration(parse_duration(text)) for text in ("24h", "90s", "1000ms")] == [
+        "1d",
+        "90s",
+        "1s",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("address", "host", "port"),
+    [
+        ("127.0.0.1:0", "127.0.0.1", 0),
+        ("localhost:65535", "localhost", 65535),
+        ("[::1]:443", "[::1]", 443),
+        ("[fe80::1%eth0]:443", "[fe80::1%eth0]", 443),
+    ],
+)
+def test_an_address_is_split(address: str, host: str, port: int) -> None:
+    assert split_address(address) == (host, port)
+
+
+@pytest.mark.parametrize(
+    "address", ["", "host", ":443", "host:", "host:65536", "::1:443", "h:1:2", "a b:1", "h:\u0661"]
+)
+def test_what_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(StartupError, match="expected HOST:PORT"):
+        split_address(address)
+
+
+def test_names_on_the_command_line_and_in_the_environment() -> None:
+    setting = next(each for each in fields(Settings) if each.name == "max_payload_bytes")
+
+    assert flag(setting) == "--max-payload-bytes"
+    assert environment_variable(setting) == "OPSERVICE_MAX_PAYLOAD_BYTES"
+    assert format_value(setting, 1024) == "1024"
