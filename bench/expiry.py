@@ -41,7 +41,7 @@ def main(url: str) -> None:
         asyncio.run(ask("quiet", address, live, lambda elapsed: elapsed > QUIET_SECONDS))
     with served(url, housekeeping="1s") as address:
         started = time.monotonic()
-        asyncio.run(ask("deleting", address, live, lambda _: count(database) == LIVE))
+        asyncio.run(ask("deleting", address, live, lambda _: expired(database) == 0))
         took = time.monotonic() - started
     database.close()
     print(f"{EXPIRED} expired operations were gone after {took:.1f} s")
@@ -74,10 +74,10 @@ def fill(database: Database) -> list[str]:
     return live
 
 
-def count(database: Database) -> int:
-    return database.read(
-        lambda c: c.execute(select(func.count()).select_from(operations)).scalar_one()
-    )
+def expired(database: Database) -> int:
+    """How many are left to be deleted."""
+    left = select(func.count()).where(operations.c.expires_at < time.time_ns() // 1000)
+    return database.read(lambda c: c.execute(left).scalar_one())
 
 
 @contextmanager

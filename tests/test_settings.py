@@ -49,6 +49,14 @@ def test_a_setting_below_its_bound_is_named(setting: Any) -> None:
         Settings(**{setting.name: setting.metadata["least"] - 1})
 
 
+@pytest.mark.parametrize("name", ["drain", "keepalive", "cancel_grace", "max_lease"])
+def test_a_duration_of_a_century_is_named(name: str) -> None:
+    century: dict[str, Any] = {name: parse_duration("36500d")}
+
+    with pytest.raises(StartupError, match=f"^--{name.replace('_', '-')} is .+ be at most "):
+        Settings(**century)
+
+
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [

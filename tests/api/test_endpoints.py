@@ -67,3 +67,10 @@ def test_configured_endpoints_are_listed_and_the_advertised_address_given(tmp_pa
             "iam": "iam.example.com:443",
             "operation": "operations.example.com:443",
         }
+
+
+def test_an_address_that_leads_nowhere_is_warned_of(tmp_path: Path) -> None:
+    with serving(tmp_path, f"sqlite:///{tmp_path}/a.db", listen="0.0.0.0:0") as server:
+        (warning,) = server.log(level="warning")
+
+        assert warning["event"].startswith("set --advertise")

@@ -5,9 +5,9 @@ let a service answer OperationService.Get and Cancel at its own address.
 """
 
 from opservice._proto.opservice.v1.operation_record_pb2 import CancelPolicy, Progress
-from opservice.client.aio import idempotency_key
 from opservice.client.errors import Failed, OperationCancelled, ProducerError, StartFailed
 from opservice.client.forwarding import forward_operations, forward_operations_aio
+from opservice.client.requests import idempotency_key
 from opservice.client.sync import Producer, Work
 
 __all__ = [

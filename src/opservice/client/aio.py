@@ -25,12 +25,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import secrets
-import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Concatenate, NoReturn, ParamSpec, Protocol, Self, TypedDict, Unpack
+from typing import Any, Concatenate, NoReturn, ParamSpec, Self, Unpack
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyPayload
@@ -39,7 +38,7 @@ from google.protobuf.message import Message
 from google.rpc.code_pb2 import Code
 from google.rpc.status_pb2 import Status
 
-from opservice._proto.opservice.v1.operation_record_pb2 import CancelPolicy, Progress
+from opservice._proto.opservice.v1.operation_record_pb2 import Progress
 from opservice._proto.opservice.v1.operation_record_service_pb2 import (
     WatchOperationRecordRequest,
 )
@@ -47,20 +46,24 @@ from opservice._proto.opservice.v1.producer_service_pb2 import (
     CompleteRequest,
     FailRequest,
     RenewRequest,
-    StartRequest,
 )
 from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
 from opservice._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
 from opservice.client.connection import Connection, Metadata, is_malformed, is_transient
 from opservice.client.errors import Failed, OperationCancelled, StartFailed
+from opservice.client.requests import (
+    DEFAULT_LEASE,
+    StartOptions,
+    copied,
+    idempotency_key,
+    pack,
+    start_request,
+)
 
 __all__ = ["Producer", "StartOptions", "Work", "idempotency_key"]
 
 P = ParamSpec("P")
 Result = Message | None
-
-DEFAULT_LEASE = timedelta(seconds=60)
-"""Long enough to outlast a database failover; an orphan is noticed as late as this."""
 
 _RENEWALS_PER_LEASE = 3
 _LONGEST_RENEWAL_SECONDS = 30.0
@@ -75,35 +78,6 @@ _REFUSED = Status(code=Code.INTERNAL, message="The result cannot be stored")
 _MEANS_ENDED = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND)
 
 log = logging.getLogger("opservice.client")
-
-
-class CallContext(Protocol):
-    """What is needed of a servicer's context, be it of grpc or of grpc.aio."""
-
-    def invocation_metadata(self) -> Any: ...
-
-
-class StartOptions(TypedDict, total=False):
-    """The fields of StartRequest as Python has them; see producer_service.proto for the limits."""
-
-    description: str
-    metadata: Message
-    parent: str
-    method: str
-    created_by: str
-    cancel_policy: CancelPolicy.ValueType
-    lease: timedelta
-    timeout: timedelta
-    retention: timedelta
-    idempotency_key: str
-    id_prefix: str
-    context: CallContext
-    """Takes the caller's `idempotency-key` header, unless `idempotency_key` is given.
-
-    Keys of different users are told apart by `created_by`: give that too. A repeated request must then
-    be the same in every field, `metadata` included: derive the ids of what is being made from
-    `idempotency_key(context)`, the user and the request.
-    """
 
 
 class Producer:
@@ -132,7 +106,7 @@ class Producer:
 
         Raises StartFailed.
         """
-        request = _start_request(options)
+        request = start_request(options)
         try:
             started = await self._connection.call(
                 self._connection.producer.Start, request, self._start_timeout
@@ -396,11 +370,10 @@ class Work:
         interval = self._lease.total_seconds() / _RENEWALS_PER_LEASE
         interval = min(interval, _LONGEST_RENEWAL_SECONDS)
         while not self._ended:
-            try:
-                await asyncio.wait_for(self._reported.wait(), interval)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(interval):
+                    await self._reported.wait()
                 await asyncio.sleep(min(_REPORT_SECONDS, interval))
-            except TimeoutError:
-                pass
             try:
                 await self._renew()
             except Exception:  # whatever it is, the lease must not lapse for it
@@ -458,46 +431,7 @@ class Work:
                 log.warning("operation %s: its end was not read: %s", self.id, error.details())
 
 
-def _start_request(options: StartOptions) -> StartRequest:
-    fields: dict[str, Any] = {"lease": DEFAULT_LEASE, **options}
-    context = fields.pop("context", None)
-    key = fields.pop("idempotency_key", "") or (idempotency_key(context) if context else "")
-    if "metadata" in fields:
-        fields["metadata"] = pack(fields["metadata"])
-    return StartRequest(
-        # A key of our own makes a Start whose answer is lost safe to repeat.
-        idempotency_key=key or str(uuid.uuid4()),
-        lease_token=secrets.token_urlsafe(24),
-        **fields,
-    )
-
-
-def idempotency_key(context: CallContext) -> str:
-    """The caller's `idempotency-key` header, or an empty string."""
-    metadata: Mapping[str, Any] = dict(context.invocation_metadata() or ())
-    key = metadata.get("idempotency-key", "")
-    return key if isinstance(key, str) else ""
-
-
 async def _cancel(task: asyncio.Task[None] | None) -> None:
     if task is not None:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-
-def pack(message: Message) -> AnyPayload:
-    """A copy of the message in an Any, or of the Any that it is already."""
-    payload = AnyPayload()
-    if isinstance(message, AnyPayload):
-        payload.CopyFrom(message)
-    else:
-        # Not in any order, lest an equal request look like another one.
-        payload.Pack(message, deterministic=True)
-    return payload
-
-
-def copied(progress: Progress) -> Progress:
-    """Raises TypeError when it is no Progress."""
-    copy = Progress()
-    copy.CopyFrom(progress)
-    return copy

@@ -22,6 +22,7 @@ from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
 from opservice.client import aio
 from opservice.client.connection import Metadata
 from opservice.client.errors import Failed, OperationCancelled
+from opservice.client.requests import StartOptions, copied, pack
 
 __all__ = ["Producer", "Work"]
 
@@ -56,7 +57,7 @@ class Producer:
 
         self._producer = self._loop.wait(connect())
 
-    def start(self, **options: Unpack[aio.StartOptions]) -> Work:
+    def start(self, **options: Unpack[StartOptions]) -> Work:
         """Starts an operation: durable when this returns, so its id may be handed out.
 
         Raises StartFailed.
@@ -133,8 +134,8 @@ class Work:
         It is a hint: what the server refuses is logged and dropped, and the work goes on.
         """
         # Copies, for the loop's thread reads them when the work may be changing them again.
-        progress = None if progress is None else aio.copied(progress)
-        metadata = None if metadata is None else aio.pack(metadata)
+        progress = None if progress is None else copied(progress)
+        metadata = None if metadata is None else pack(metadata)
         self._loop.call_soon(partial(self._work.report, progress, metadata))
 
     def raise_if_cancelled(self) -> None:
