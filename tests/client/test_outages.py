@@ -24,6 +24,8 @@ from opservice.client import CancelPolicy, Progress
 from support.client import refused, unpacked
 from support.server import ServerProcess, eventually, serving
 
+pytestmark = pytest.mark.slow
+
 RESULT = ScanResult(id="s1")
 LONG = timedelta(seconds=60)
 

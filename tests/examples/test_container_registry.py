@@ -96,6 +96,7 @@ def test_an_image_is_deleted(brisk: Setup) -> None:
     assert images_of(user, registry) == others
 
 
+@pytest.mark.slow
 def test_a_registry_is_deleted_once_its_images_are(brisk: Setup) -> None:
     user = brisk.user()
     registry = user.created("emptied")
@@ -113,6 +114,7 @@ def test_a_registry_is_deleted_once_its_images_are(brisk: Setup) -> None:
     assert gone.code == grpc.StatusCode.NOT_FOUND
 
 
+@pytest.mark.slow
 def test_a_scan_ends_with_its_result(brisk: Setup) -> None:
     user = brisk.user()
     image = images_of(user, user.created("scanned"))[0]
@@ -261,6 +263,7 @@ def test_an_operation_is_cancelled_at_the_services_own_address(slow: Setup) -> N
     assert user.error(operation).code == Code.CANCELLED
 
 
+@pytest.mark.slow
 def test_work_of_a_killed_service_is_aborted(tmp_path: Path) -> None:
     with set_up(tmp_path, pace=1, lease=2) as setup:
         user = setup.user()
@@ -276,6 +279,7 @@ def test_work_of_a_killed_service_is_aborted(tmp_path: Path) -> None:
         assert unpacked(error.details[0], ErrorInfo).reason == "LEASE_EXPIRED"
 
 
+@pytest.mark.slow
 def test_the_key_of_aborted_work_answers_with_the_aborted_operation(tmp_path: Path) -> None:
     with set_up(tmp_path, pace=3600, lease=1) as setup:
         operation = setup.user().create("tried-again", key="tried-again")
@@ -289,6 +293,7 @@ def test_the_key_of_aborted_work_answers_with_the_aborted_operation(tmp_path: Pa
     assert again.error.code == Code.ABORTED
 
 
+@pytest.mark.slow
 def test_work_of_a_stopped_service_is_aborted_at_once(tmp_path: Path) -> None:
     with set_up(tmp_path, pace=3600, lease=3600, drain=0) as setup:
         operation = setup.user().create("stopped")
@@ -300,6 +305,7 @@ def test_work_of_a_stopped_service_is_aborted_at_once(tmp_path: Path) -> None:
         assert error.message == "The service was stopped"
 
 
+@pytest.mark.slow
 def test_a_stopped_service_ends_the_work_that_it_can(tmp_path: Path) -> None:
     with set_up(tmp_path, pace=0.5, drain=60) as setup:
         operation = setup.user().create("drained")

@@ -7,7 +7,6 @@ import pwd
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -19,7 +18,7 @@ from typing import Any
 
 import psycopg
 
-from support.tools import missing
+from support.tools import missing, stable_port
 
 _HOW_TO_INSTALL = "apt-get install postgresql"
 _START_SECONDS = 60
@@ -34,7 +33,7 @@ class PostgresServer:
         self._user = pwd.getpwnam("postgres" if os.geteuid() == 0 else _own_name())
         self._directory = Path(tempfile.mkdtemp(prefix="opservice-pg-"))
         os.chown(self._directory, self._user.pw_uid, self._user.pw_gid)
-        self.port = _free_port()
+        self.port = stable_port()
         self._names = count(1)
         self._process: subprocess.Popen[bytes] | None = None
         self._run(
@@ -161,10 +160,3 @@ def _children(pid: int) -> list[int]:
 
 def _own_name() -> str:
     return pwd.getpwuid(os.geteuid()).pw_name
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

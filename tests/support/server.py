@@ -16,6 +16,7 @@ from typing import Any, Self, TypeVar
 import grpc
 
 from support.client import Client, open_channel
+from support.tools import stable_port
 
 PATIENCE = 60.0
 """Seconds after which a test stops waiting for what should long have happened."""
@@ -76,7 +77,7 @@ class ServerProcess:
         **settings: Any,
     ) -> None:
         self.settings: dict[str, Any] = {
-            "listen": "127.0.0.1:0",
+            "listen": f"127.0.0.1:{stable_port()}",
             "migrate": True,
             "restart_grace": "0s",
             **settings,

@@ -1,9 +1,11 @@
-"""Programs that tests use and that are not Python packages."""
+"""What tests need of the machine: programs that are not Python packages, and ports."""
 
 from __future__ import annotations
 
 import os
+import random
 import shutil
+import socket
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,3 +27,18 @@ def missing(name: str, how_to_install: str) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+def stable_port() -> int:
+    """A free port of 127.0.0.1 that stays free while its server is away, as one that it picks may not.
+
+    The system gives connections, and servers that ask for any port, ports from 32768 on.
+    """
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)  # Hypothesis seeds the shared one
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
