@@ -48,17 +48,18 @@ def database_url(backend: Backend, request: pytest.FixtureRequest, tmp_path: Pat
     spare: list[str] = request.getfixturevalue("migrated_databases")
     url = spare.pop() if spare else _migrated(postgres.create_database())
     name = url.rpartition("/")[2]
-    made = postgres.execute(_OBJECTS, name)
+    made = postgres.execute(_SCHEMA, name)
     yield url
     with suppress(psycopg.Error):  # one that cannot be emptied is not used again
         postgres.execute("SET lock_timeout = '1s'; TRUNCATE operations", name)
-        if postgres.execute(_OBJECTS, name) == made:
+        if postgres.execute(_SCHEMA, name) == made:
             spare.append(url)
 
 
-_OBJECTS = """
+_SCHEMA = """
     SELECT (SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace),
-           (SELECT count(*) FROM pg_constraint WHERE connamespace = 'public'::regnamespace)
+           (SELECT count(*) FROM pg_constraint WHERE connamespace = 'public'::regnamespace),
+           (SELECT string_agg(version_num, ' ') FROM alembic_version)
 """
 
 
