@@ -3,7 +3,7 @@
     .venv/bin/python bench/cancel.py postgresql://...        # an empty database
 
 Two servers share the database. The producer talks to the first; Cancel goes to the first, then to the
-second, which the first one hears of only by polling. Prints milliseconds from Cancel to the event.
+second, of which the first one is told by a hint. Prints milliseconds from Cancel to the event.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from datetime import timedelta
 
 import grpc
 
-from expiry import served
+from expiry import serve
 from opservice._proto.yandex.cloud.operation.operation_service_pb2 import CancelOperationRequest
 from opservice._proto.yandex.cloud.operation.operation_service_pb2_grpc import OperationServiceStub
 from opservice.client import CancelPolicy
@@ -55,5 +55,5 @@ async def main(first: str, second: str) -> None:
 
 
 if __name__ == "__main__":
-    with served(sys.argv[1], "1s") as one, served(sys.argv[1], "1s") as other:
+    with serve(sys.argv[1]) as (one, _), serve(sys.argv[1]) as (other, _):
         asyncio.run(main(one, other))

@@ -37,10 +37,10 @@ def main(url: str) -> None:
     migrate(database)
     live = fill(database)
     print(f"{'phase':12} {'Gets':>8} {'p50 ms':>8} {'p99 ms':>8} {'max ms':>8}")
-    with served(url) as address:
+    with serve(url) as (address, _):
         asyncio.run(ask("quiet", address, live, lambda elapsed: elapsed > QUIET_SECONDS))
     expire(database)
-    with served(url) as address:
+    with serve(url) as (address, _):
         started = time.monotonic()
         asyncio.run(ask("deleting", address, live, lambda _: left(database) == 0))
         took = time.monotonic() - started
@@ -88,13 +88,14 @@ def left(database: Database) -> int:
 
 
 @contextmanager
-def served(url: str) -> Iterator[str]:
+def serve(url: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A server's address, and its process."""
     command = [sys.executable, "-m", "opservice", "serve", "--listen", "127.0.0.1:0"]
     settings = ["--database", url, "--log-level", "error"]
     with subprocess.Popen([*command, *settings], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
-            yield process.stdout.readline().split(" serving on ")[1].split()[0]
+            yield process.stdout.readline().split(" serving on ")[1].split()[0], process
         finally:
             process.terminate()
 

@@ -82,7 +82,9 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     known_types = (*_FILES, container_registry_pb2.DESCRIPTOR)
     pool = build_pool(known_types, settings.descriptor_set)
     database = await asyncio.to_thread(_prepare_database, settings)
-    store = OperationStore(database, Repository(), settings.poll_interval)
+    store = OperationStore(
+        database, Repository(), settings.poll_interval, notify=not settings.no_notify
+    )
     health = HealthService(_SERVICES)
     server = grpc.aio.server(interceptors=[CallInterceptor()], options=_options(settings))
     try:
@@ -209,7 +211,7 @@ def _add_services(
         ProducerService(store, Limits.of(settings)), server
     )
     operation_record_service_pb2_grpc.add_OperationRecordServiceServicer_to_server(
-        OperationRecordService(store), server
+        OperationRecordService(store, settings.max_wait), server
     )
     own = dict.fromkeys(OWN_ENDPOINTS, settings.advertise or address)
     api_endpoint_service_pb2_grpc.add_ApiEndpointServiceServicer_to_server(

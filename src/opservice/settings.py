@@ -135,8 +135,21 @@ class Settings:
     poll_interval: int = _setting(
         "duration",
         SECOND // 2,
-        "How often operations that are watched are looked up, for changes made by other replicas.",
+        "How often operations that are waited for are looked up, for changes of which no hint came.",
         least=SECOND // 100,
+    )
+    no_notify: bool = _setting(
+        "flag",
+        False,
+        "Neither give nor take hints of changes (LISTEN and NOTIFY on PostgreSQL): changes made by"
+        " other replicas are then noticed by polls alone. For poolers that cannot do it.",
+    )
+    max_wait: int = _setting(
+        "duration",
+        2 * MINUTE,
+        "The longest that a Wait takes; a Wait for longer ends then, and is called again.",
+        least=SECOND // 1000,
+        most=DAY,
     )
     log_level: str = _setting(
         "choice",

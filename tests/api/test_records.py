@@ -1,4 +1,4 @@
-"""opservice.v1.OperationRecordService: Get and Watch; the other methods come later, and say so."""
+"""opservice.v1.OperationRecordService: Get, Watch, Wait and Delete."""
 
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -19,13 +19,6 @@ from opservice._proto.opservice.v1.operation_record_pb2 import (
 from support.client import TOKEN, Client, packed, refusal_from, refused
 from support.server import PATIENCE, ServerProcess
 
-YET_TO_COME: dict[str, Callable[[Client], Any]] = {
-    "List": lambda c: c.records.List(pb.ListOperationRecordsRequest()),
-    "Wait": lambda c: c.records.Wait(pb.WaitOperationRecordRequest(operation_id="a")),
-    "Delete": lambda c: c.records.Delete(pb.DeleteOperationRecordRequest(operation_id="a")),
-}
-
-
 def get(client: Client, operation_id: str) -> OperationRecord:
     return client.records.Get(pb.GetOperationRecordRequest(operation_id=operation_id))
 
@@ -45,18 +38,6 @@ def watch(client: Client, operation_id: str) -> "SimpleQueue[OperationRecord | R
 
     Thread(target=follow, daemon=True).start()
     return arrived
-
-
-@pytest.mark.parametrize("call", YET_TO_COME.values(), ids=YET_TO_COME)
-def test_a_method_that_is_yet_to_come_is_unimplemented(
-    client: Client, call: Callable[[Client], Any]
-) -> None:
-    with refused() as refusal:
-        call(client)
-
-    assert refusal.code == StatusCode.UNIMPLEMENTED
-    assert refusal.reason == "METHOD_NOT_IMPLEMENTED"
-    assert refusal.request_id
 
 
 def test_get_shows_what_the_operation_alone_does_not(client: Client) -> None:

@@ -13,6 +13,7 @@ from opservice.operation import (
     CancelPolicy,
     Command,
     Complete,
+    Delete,
     Fail,
     Failure,
     LapseLeases,
@@ -22,6 +23,7 @@ from opservice.operation import (
     derive_id,
     new_id,
 )
+from opservice.store.batching import OperationStore
 from opservice.store.engine import Database, open_database
 from opservice.store.repository import Repository, database_clock
 from support.postgres import PostgresServer
@@ -139,3 +141,19 @@ def test_a_sweep_whose_commit_is_lost_ends_each_operation_once(
     assert after is not None
     assert after.done
     assert after.revision == before.revision + 1
+
+
+@LOSSES
+async def test_a_delete_whose_commit_is_lost_succeeds(
+    unlucky: Database, database: Database, proxy: CommitLosingProxy, loss: Loss
+) -> None:
+    id_ = new_id()
+    apply(database, Start(id_, DAY))
+    apply(database, Complete(id_, b"answer"))
+    store = OperationStore(unlucky, Repository())
+    proxy.lose_next(loss)
+    outcome = await store.apply(Delete(id_))
+    await store.close()
+    assert proxy.lost == 1
+    assert outcome.record.id == id_
+    assert find(database, id_) is None

@@ -21,13 +21,17 @@ from opservice._proto.opservice.v1.operation_record_service_pb2_grpc import (
     OperationRecordServiceServicer,
 )
 from opservice.api.convert import record_to_pb
-from opservice.api.validation import valid_id
+from opservice.api.validation import valid_id, wait_time
+from opservice.operation import Delete
 from opservice.store.batching import OperationStore
 
 
 class OperationRecordService(OperationRecordServiceServicer):
-    def __init__(self, store: OperationStore) -> None:
+    """`max_wait` is microseconds."""
+
+    def __init__(self, store: OperationStore, max_wait: int) -> None:
         self._store = store
+        self._max_wait = max_wait
 
     async def Get(
         self,
@@ -50,7 +54,10 @@ class OperationRecordService(OperationRecordServiceServicer):
         request: WaitOperationRecordRequest,
         context: ServicerContext[WaitOperationRecordRequest, OperationRecord],
     ) -> OperationRecord:
-        raise NotImplementedError
+        id_ = valid_id(request.operation_id)
+        timeout = request.timeout if request.HasField("timeout") else None
+        at_most = wait_time(timeout, self._max_wait, context.time_remaining())
+        return record_to_pb(await self._store.wait(id_, at_most))
 
     async def List(
         self,
@@ -64,4 +71,5 @@ class OperationRecordService(OperationRecordServiceServicer):
         request: DeleteOperationRecordRequest,
         context: ServicerContext[DeleteOperationRecordRequest, Empty],
     ) -> Empty:
-        raise NotImplementedError
+        await self._store.apply(Delete(valid_id(request.operation_id)))
+        return Empty()

@@ -30,6 +30,8 @@ MAX_VIOLATIONS = 32
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _PARENT = re.compile(r"[^/\s]+(/[^/\s]+)*")
 _ID_PREFIX = re.compile(r"[a-z][a-z0-9]{2}")
+_ANSWER_SECONDS = 0.5
+"""Before the deadline of a Wait: for the last read and the way back."""
 _MAX_DURATION_SECONDS = 315_576_000_000  # google/protobuf/duration.proto
 
 
@@ -60,6 +62,25 @@ def valid_id(operation_id: str, field: str = "operation_id") -> str:
     check.id(field, operation_id)
     check.finish()
     return operation_id
+
+
+def wait_time(timeout: Duration | None, most: int, remaining: float | None) -> int:
+    """How long to wait at most, in microseconds: `most`, less when the caller wants less.
+
+    `remaining` is what is left of the call's deadline, in seconds: the answer should still arrive
+    before it. Raises InvalidArgument when the timeout is no duration, or negative.
+    """
+    wanted = most
+    if timeout is not None:
+        check = Check()
+        asked = check.duration("timeout", timeout, 0, _MAX_DURATION_SECONDS * SECOND)
+        check.finish()
+        assert asked is not None
+        wanted = min(asked, most)
+    if remaining is None:
+        return wanted
+    before_deadline = max(remaining - _ANSWER_SECONDS, remaining / 2)
+    return min(wanted, int(before_deadline * SECOND))
 
 
 class Check:

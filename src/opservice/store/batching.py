@@ -9,20 +9,37 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, suppress
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+import structlog
+from sqlalchemy import Connection
 
 from opservice.errors import (
     OperationNotFound,
+    OpserviceError,
     ServerStopping,
     StoreBusy,
     StoreError,
     StoreUnavailable,
 )
-from opservice.operation import SECOND, Command, Outcome, Record, Sweep, Swept
+from opservice.operation import (
+    SECOND,
+    Command,
+    Delete,
+    DeleteExpired,
+    Outcome,
+    Record,
+    Sweep,
+    Swept,
+)
 from opservice.store.changes import Changes
 from opservice.store.engine import Database
+from opservice.store.hints import Hints
 from opservice.store.repository import Repository
+
+log = structlog.stdlib.get_logger("opservice.store")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -110,15 +127,23 @@ class OperationStore:
     """What the rest of the server knows of the store."""
 
     def __init__(
-        self, database: Database, repository: Repository, poll_interval: int = SECOND
+        self,
+        database: Database,
+        repository: Repository,
+        poll_interval: int = SECOND,
+        *,
+        notify: bool = True,
     ) -> None:
         self._database = database
         self._repository = repository
         self._reads: Batcher[str, Record] = Batcher("store-read", self._read)
         self._writes: Batcher[Command, Outcome] = Batcher("store-write", self._write)
         self._sweeps: Batcher[Sweep, Swept] = Batcher("store-sweep", self._sweep)
-        self._polls: Batcher[list[str], dict[str, int]] = Batcher("store-poll", self._poll)
-        self._changes = Changes(self._polls.submit, poll_interval)
+        self._asides: Batcher[Callable[[], Any], Any] = Batcher("store-aside", _call_each)
+        self._hints = Hints(database, self._asides.submit, notify=notify)
+        self._changes = Changes(self.get, self._revisions, self._hints.receive, poll_interval)
+        self._to_hint: list[str] = []
+        self._sender: asyncio.Task[None] | None = None
 
     async def get(self, operation_id: str) -> Record:
         """The operation, as of some moment after the call.
@@ -134,14 +159,19 @@ class OperationStore:
         not have happened, and may be repeated.
         """
         outcome = await self._writes.submit(command)
-        if outcome.changed:
-            self._changes.notify((outcome.record.id,))
+        record = outcome.record
+        if not isinstance(command, Delete):
+            self._changes.publish(record)
+            if outcome.changed and (record.done or record.cancel_requested_at is not None):
+                self._send_hint(record.id)
         return outcome
 
     async def sweep(self, sweep: Sweep) -> Swept:
         """Applies a sweep, in a transaction of its own. Raises a StoreError."""
         swept = await self._sweeps.submit(sweep)
-        self._changes.notify(swept.ids)
+        if swept.ids and not isinstance(sweep, DeleteExpired):
+            self._changes.hint(swept.ids)
+            self._send_hint(*swept.ids)
         return swept
 
     async def follow(self, operation_id: str) -> AsyncGenerator[Record]:
@@ -150,47 +180,84 @@ class OperationStore:
         States may be skipped, but `revision` only grows. Raises OperationNotFound, also when it is
         deleted meanwhile, a StoreError, or ServerStopping.
         """
-        with self._changes.subscribe(operation_id) as signal:
-            while not self._changes.closed:
-                record = await self.get(operation_id)
-                if record.revision > signal.seen:
-                    signal.seen = record.revision
-                    yield record
-                    if record.done:
-                        return
-                await signal.wait()
-            raise ServerStopping
+        with self._changes.subscribe(operation_id) as follower:
+            follower.tell(await self.get(operation_id))
+            while True:
+                record = await follower.next()
+                yield record
+                if record.done:
+                    return
+
+    async def wait(self, operation_id: str, at_most: int) -> Record:
+        """The operation once it is done, or as it is after `at_most` microseconds.
+
+        When the server stops, the operation as it is then. Raises OperationNotFound or a StoreError.
+        """
+        if at_most > 0:
+            with suppress(TimeoutError, ServerStopping):
+                async with asyncio.timeout(at_most / SECOND):
+                    async with aclosing(self.follow(operation_id)) as records:
+                        async for record in records:
+                            if record.done:
+                                return record
+        return await self.get(operation_id)
 
     def stop_following(self) -> None:
-        """Ends every `follow`, so that clients go on with another replica."""
+        """Ends every `follow` and `wait`, so that clients go on with another replica."""
         self._changes.close()
 
     async def close(self) -> None:
         """Waits for what was asked for, then closes the database."""
         self.stop_following()
-        await self._polls.close()
+        if self._sender is not None:
+            await self._sender
+        await self._asides.close()
         await self._sweeps.close()
         await self._writes.close()
         await self._reads.close()
         self._database.close()
 
-    def _poll(self, polls: Sequence[list[str]]) -> list[dict[str, int]]:
-        return [self._revisions(ids) for ids in polls]
-
-    def _revisions(self, ids: list[str]) -> dict[str, int]:
-        revisions: dict[str, int] = {}
-        for start in range(0, len(ids), MAX_BATCH):
-            batch = ids[start : start + MAX_BATCH]
-            revisions |= self._database.read(partial(self._repository.revisions, ids=batch))
+    async def _revisions(self, ids: Sequence[str]) -> dict[str, int]:
+        read = partial(self._database.read, partial(self._repository.revisions, ids=ids))
+        revisions: dict[str, int] = await self._asides.submit(read)
         return revisions
+
+    def _send_hint(self, *operation_ids: str) -> None:
+        """What was hinted while a hint was being sent goes with the next."""
+        self._to_hint += operation_ids
+        if self._sender is None:
+            self._sender = asyncio.create_task(self._send_hints())
+
+    async def _send_hints(self) -> None:
+        try:
+            while self._to_hint:
+                ids, self._to_hint = self._to_hint, []
+                try:
+                    await self._hints.send(ids)
+                except StoreError as error:
+                    log.warning("hint not sent", cause=str(error.__cause__ or error))
+        finally:
+            self._sender = None
 
     def _read(self, ids: Sequence[str]) -> list[Record | Exception]:
         found = self._database.read(lambda connection: self._repository.find(connection, set(ids)))
         return [found.get(id_) or OperationNotFound(id_) for id_ in ids]
 
     def _write(self, commands: Sequence[Command]) -> Sequence[Outcome | Exception]:
+        before: list[Outcome | OpserviceError] = []
+
+        def apply(connection: Connection) -> list[Outcome | OpserviceError]:
+            outcomes = self._repository.apply(connection, commands)
+            # After a commit of which nothing is known, what this has deleted is not there to be found.
+            for index, first in enumerate(before):
+                gone = isinstance(outcomes[index], OperationNotFound)
+                if isinstance(commands[index], Delete) and isinstance(first, Outcome) and gone:
+                    outcomes[index] = first
+            before[:] = outcomes
+            return outcomes
+
         try:
-            return self._database.write(lambda c: self._repository.apply(c, commands))
+            return self._database.write(apply)
         except StoreError as error:
             for_a_command = type(error) in (StoreError, StoreBusy)
             if len(commands) == 1 or not for_a_command:
@@ -212,3 +279,13 @@ class OperationStore:
             except StoreError as error:
                 swept.append(error)
         return swept
+
+
+def _call_each(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    results: list[Any] = []
+    for call in calls:
+        try:
+            results.append(call())
+        except Exception as error:  # noqa: BLE001 - goes to the caller
+            results.append(error)
+    return results

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 import sqlite3
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -63,6 +63,8 @@ class Database:
     url: URL
     writer: Engine
     reader: Engine
+    connect_arguments: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """What psycopg is to be given for a connection beside those of the engines."""
 
     @property
     def is_sqlite(self) -> bool:
@@ -169,7 +171,7 @@ def _never_connected(error: DBAPIError) -> bool:
     }
 
 
-def open_database(url: str, *, readers: int = 2) -> Database:
+def open_database(url: str, *, readers: int = 4) -> Database:
     """Makes the engines for a database URL; connects to nothing yet.
 
     Raises StartupError when the URL is not one of a durable SQLite file or of PostgreSQL.
@@ -289,7 +291,8 @@ def _open_postgresql(url: URL, readers: int) -> Database:
     )
     for engine in (writer, reader):
         event.listen(engine, "handle_error", _hide_rows)
-    return Database(url, writer, reader)
+    _, of_url = reader.dialect.create_connect_args(url)
+    return Database(url, writer, reader, {**of_url, **arguments})
 
 
 def _hide_rows(context: ExceptionContext) -> None:

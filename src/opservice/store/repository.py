@@ -13,6 +13,8 @@ from dataclasses import asdict, fields
 from typing import Any, assert_never
 
 from sqlalchemy import (
+    ARRAY,
+    JSON,
     BigInteger,
     Column,
     ColumnElement,
@@ -20,9 +22,11 @@ from sqlalchemy import (
     LargeBinary,
     Row,
     SmallInteger,
+    Text,
     Update,
     UpdateBase,
     and_,
+    any_,
     bindparam,
     case,
     delete,
@@ -125,9 +129,15 @@ class Repository:
         self._find = select(*_RECORD).where(
             _c.id.in_(bindparam("operation_ids", expanding=True)), visible
         )
-        self._revisions = select(_c.id, _c.revision).where(
-            _c.id.in_(bindparam("operation_ids", expanding=True)), visible
-        )
+        revisions = select(_c.id, _c.revision).where(visible)
+        # One parameter for all ids: there may be more of them than parameters are allowed.
+        values = func.json_each(bindparam("operation_ids", type_=JSON)).table_valued("value")
+        self._revisions = {
+            "sqlite": revisions.where(_c.id.in_(select(values.c.value))),
+            "postgresql": revisions.where(
+                _c.id == any_(bindparam("operation_ids", type_=ARRAY(Text)))
+            ),
+        }
         given = (
             _c.id,
             _c.parent,
@@ -219,7 +229,8 @@ class Repository:
 
     def revisions(self, connection: Connection, ids: Iterable[str]) -> dict[str, int]:
         """The revisions of those operations that `find` would find."""
-        rows = connection.execute(self._revisions, {"operation_ids": list(ids)})
+        statement = self._revisions[connection.dialect.name]
+        rows = connection.execute(statement, {"operation_ids": list(ids)})
         return {row.id: row.revision for row in rows}
 
     def apply(
