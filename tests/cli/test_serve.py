@@ -1,21 +1,16 @@
-"""The command line: what it offers, where it takes values from, what it exits with."""
+"""`opservice serve` and `migrate`: where they take values from, what they refuse."""
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
-import grpc
 import pytest
 from click.testing import CliRunner
-from grpc_health.v1 import health_pb2_grpc
-from grpc_health.v1.health import HealthServicer
-from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from opservice import __version__
-from opservice.cli import cli, serve
+from opservice.cli import cli
+from opservice.cli.serve import serve_command
 from opservice.settings import Settings, environment_variable, flag
 from support.server import run_opservice, serving
 
@@ -52,7 +47,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def parsed(*arguments: str) -> dict[str, Any]:
     """What `serve` would be called with."""
-    return serve.make_context("serve", list(arguments)).params
+    return serve_command.make_context("serve", list(arguments)).params
 
 
 def test_help_lists_every_setting_with_its_environment_variable() -> None:
@@ -134,40 +129,3 @@ def test_migrate_of_a_database_that_is_down_says_so(tmp_path: Path) -> None:
     assert "The database is not available" in ended.stderr
     assert "hidden" not in ended.stderr
     assert "Traceback" not in ended.stderr
-
-
-@pytest.fixture
-def health_server() -> Iterator[tuple[HealthServicer, str]]:
-    server = grpc.server(ThreadPoolExecutor(2))
-    servicer = HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield servicer, f"127.0.0.1:{port}"
-    server.stop(None).wait()
-
-
-@pytest.mark.parametrize(
-    ("status", "exit_code"),
-    [(HealthCheckResponse.SERVING, 0), (HealthCheckResponse.NOT_SERVING, 1)],
-    ids=["SERVING", "NOT_SERVING"],
-)
-def test_health_exits_by_what_the_server_says(
-    health_server: tuple[HealthServicer, str],
-    status: Any,
-    exit_code: int,
-) -> None:
-    servicer, address = health_server
-    servicer.set("", status)
-
-    result = CliRunner().invoke(cli, ["health", "--server", address])
-
-    assert result.exit_code == exit_code
-    assert result.output == HealthCheckResponse.ServingStatus.Name(status) + "\n"
-
-
-def test_health_of_nobody_is_a_failure() -> None:
-    result = CliRunner().invoke(cli, ["health", "--server", "127.0.0.1:1"])
-
-    assert result.exit_code == 1
-    assert "127.0.0.1:1: UNAVAILABLE" in result.output

@@ -1,0 +1,125 @@
+"""Calls to the server, and what its refusals say."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from types import TracebackType
+from typing import Self, TypeVar
+
+import click
+import grpc
+from google.protobuf.any_pb2 import Any as AnyPayload
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import BadRequest, RequestInfo
+from grpc_status import rpc_status
+
+from opservice._proto.opservice.v1.operation_record_service_pb2_grpc import (
+    OperationRecordServiceStub,
+)
+from opservice._proto.opservice.v1.producer_service_pb2_grpc import ProducerServiceStub
+from opservice._proto.yandex.cloud.operation.operation_service_pb2_grpc import OperationServiceStub
+from opservice.cli.exits import CommandFailed, Exit, worst
+
+Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", bound=Message)
+
+_EXITS = {
+    grpc.StatusCode.NOT_FOUND: Exit.NOT_FOUND,
+    grpc.StatusCode.UNAVAILABLE: Exit.UNREACHABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED: Exit.UNREACHABLE,
+    grpc.StatusCode.PERMISSION_DENIED: Exit.REFUSED,
+    grpc.StatusCode.UNAUTHENTICATED: Exit.REFUSED,
+    grpc.StatusCode.FAILED_PRECONDITION: Exit.REFUSED,
+    grpc.StatusCode.INVALID_ARGUMENT: Exit.REFUSED,
+}
+
+
+class Connection:
+    """A channel to the server, the stubs on it, and the metadata that goes with each call."""
+
+    def __init__(
+        self, address: str, channel: grpc.Channel, token: str | None, call_seconds: float
+    ) -> None:
+        self.address = address
+        self.channel = channel
+        self.metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._call_seconds = call_seconds
+        self.records = OperationRecordServiceStub(channel)
+        self.operations = OperationServiceStub(channel)
+        self.producer = ProducerServiceStub(channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.channel.close()
+
+    def call(
+        self, method: grpc.UnaryUnaryMultiCallable[Request, Response], request: Request
+    ) -> Response:
+        """Raises RpcError."""
+        return method(request, timeout=self._call_seconds, metadata=self.metadata)
+
+    def failed(self, error: grpc.RpcError) -> CommandFailed:
+        exit_code = _EXITS.get(error.code(), Exit.ERROR)
+        return CommandFailed(describe(self.address, error), exit_code)
+
+
+class Calls:
+    """Calls one after the other; says which were refused, and knows the worst exit code.
+
+    After one that did not reach the server no more are tried.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._exits = [Exit.DONE]
+
+    def call(
+        self, method: grpc.UnaryUnaryMultiCallable[Request, Response], request: Request
+    ) -> Response | None:
+        """None when it was refused or not tried."""
+        if self._exits[-1] is Exit.UNREACHABLE:
+            return None
+        try:
+            return self._connection.call(method, request)
+        except grpc.RpcError as error:
+            failed = self._connection.failed(error)
+            failed.show()
+            self._exits.append(Exit(failed.exit_code))
+            return None
+
+    def exit(self) -> None:
+        click.get_current_context().exit(worst(self._exits))
+
+
+def describe(address: str, error: grpc.RpcError) -> str:
+    """What the server said, its field violations and its request id, in one line.
+
+    Further lines are the server's own: a filter that does not parse is shown, and where.
+    """
+    details = error.details() or "no more is known"
+    first, *further = details.split("\n")
+    said = f"{address}: {error.code().name}: {first}"
+    for detail in _details(error):
+        bad_request, request = BadRequest(), RequestInfo()
+        if detail.Unpack(bad_request):
+            for violation in bad_request.field_violations:
+                if violation.description not in details:
+                    said += f"; {violation.field}: {violation.description}"
+        elif detail.Unpack(request):
+            said += f" (request id {request.request_id})"
+    return "\n  ".join([said, *further])
+
+
+def _details(error: grpc.RpcError) -> list[AnyPayload]:
+    assert isinstance(error, grpc.Call)
+    with suppress(ValueError):  # when they contradict the status, which then is what counts
+        status = rpc_status.from_call(error)
+        return [] if status is None else list(status.details)
+    return []

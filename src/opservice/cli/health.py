@@ -1,0 +1,33 @@
+"""`opservice health`."""
+
+from __future__ import annotations
+
+import click
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from opservice.cli.connection import Connection, describe
+from opservice.cli.exits import CommandFailed, Exit
+from opservice.cli.target import server_options
+
+
+@click.command("health")
+@server_options(timeout="3s")
+def health_command(connection: Connection) -> None:
+    """Exit with 0 when the server is serving, else with 1.
+
+    \b
+    opservice health
+    opservice health --server api.example:443 --tls
+    """
+    stub = health_pb2_grpc.HealthStub(connection.channel)
+    check = stub.Check  # type: ignore[attr-defined] # its types lack the methods
+    try:
+        answer = connection.call(check, health_pb2.HealthCheckRequest())
+    except grpc.RpcError as error:
+        # Whatever it is: those who check health know 0 and 1.
+        raise CommandFailed(describe(connection.address, error), Exit.ERROR) from error
+    status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+    click.echo(status)
+    if answer.status != health_pb2.HealthCheckResponse.SERVING:
+        raise SystemExit(Exit.ERROR)

@@ -1,0 +1,146 @@
+"""`opservice get`, `list`, `cancel` and `delete`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+import grpc
+
+from opservice._proto.opservice.v1 import operation_record_service_pb2 as pb
+from opservice._proto.opservice.v1.operation_record_pb2 import OperationRecord
+from opservice._proto.yandex.cloud.operation.operation_service_pb2 import CancelOperationRequest
+from opservice.cli.connection import Calls, Connection
+from opservice.cli.output import Output, output_options
+from opservice.cli.target import server_options
+
+_PAGE = 500
+_ALL_PARENTS = "-"
+
+ids_argument = click.argument("ids", nargs=-1, required=True, metavar="ID...")
+
+
+@click.command("get")
+@ids_argument
+@server_options()
+@output_options
+def get_command(connection: Connection, output: Output, ids: tuple[str, ...]) -> None:
+    """Show operations.
+
+    Exits with 0 for whatever could be shown, running or done: see `wait`.
+
+    \b
+    opservice get ops3f1…
+    opservice get ops3f1… --format json | jq .operation.response
+    """
+    calls = Calls(connection)
+    records = []
+    for id_ in dict.fromkeys(ids):
+        request = pb.GetOperationRecordRequest(operation_id=id_)
+        record = calls.call(connection.records.Get, request)
+        if record is not None:
+            records.append(record)
+    output.records(records, many=len(set(ids)) > 1)
+    calls.exit()
+
+
+@click.command("list")
+@server_options()
+@output_options
+@click.option("--parent", default="", help="The collection whose operations to list.")
+@click.option("--all-parents", is_flag=True, help="List those of every collection, and of none.")
+@click.option(
+    "--filter", "filter_", default="", metavar="FILTER", help="Which ones to list (AIP-160)."
+)
+@click.option("--limit", type=click.IntRange(min=1), help="How many to list at most.")
+@click.option("-q", "--quiet", is_flag=True, help="Print ids only.")
+def list_command(
+    connection: Connection,
+    output: Output,
+    parent: str,
+    all_parents: bool,
+    filter_: str,
+    limit: int | None,
+    quiet: bool,
+) -> None:
+    """List operations, newest first: those without a parent unless told otherwise.
+
+    \b
+    opservice list --all-parents --limit 20
+    opservice list --parent folders/b1g… --filter 'done = false'
+    opservice list --filter 'error.code = 5' --format json | jq -r '.[].operation.id'
+    opservice cancel $(opservice list -q --filter 'done = false AND created_by = "me"')
+    """
+    if all_parents and parent:
+        raise click.UsageError("give either --parent or --all-parents")
+    request = pb.ListOperationRecordsRequest(
+        parent=_ALL_PARENTS if all_parents else parent, filter=filter_
+    )
+    pages = _pages(connection, request, limit)
+    if quiet:
+        for page in pages:
+            output.ids(page)
+    else:
+        output.pages(pages)
+
+
+def _pages(
+    connection: Connection, request: pb.ListOperationRecordsRequest, limit: int | None
+) -> Iterator[list[OperationRecord]]:
+    """Raises CommandFailed."""
+    left = limit
+    while True:
+        request.page_size = _PAGE if left is None else min(left, _PAGE)
+        try:
+            answer = connection.call(connection.records.List, request)
+        except grpc.RpcError as error:
+            raise connection.failed(error) from error
+        page = list(answer.operation_records)[:left]
+        yield page
+        if left is not None:
+            left -= len(page)
+        if not answer.next_page_token or left == 0:
+            return
+        request.page_token = answer.next_page_token
+
+
+@click.command("cancel")
+@ids_argument
+@server_options()
+@output_options
+def cancel_command(connection: Connection, output: Output, ids: tuple[str, ...]) -> None:
+    """Cancel operations.
+
+    Exits with 0 when the wish was accepted; a cooperative operation is then cancelling, and may still
+    succeed: see `wait`. One that is done stays as it is.
+
+    \b
+    opservice cancel ops3f1…
+    """
+    calls = Calls(connection)
+    cancelled = []
+    for id_ in dict.fromkeys(ids):
+        operation = calls.call(
+            connection.operations.Cancel, CancelOperationRequest(operation_id=id_)
+        )
+        if operation is not None:
+            cancelled.append(operation)
+    output.operations(cancelled, many=len(set(ids)) > 1)
+    calls.exit()
+
+
+@click.command("delete")
+@ids_argument
+@server_options()
+def delete_command(connection: Connection, ids: tuple[str, ...]) -> None:
+    """Delete operations that are done. Never cancels: one that is running is refused.
+
+    \b
+    opservice delete ops3f1…
+    """
+    calls = Calls(connection)
+    for id_ in dict.fromkeys(ids):
+        request = pb.DeleteOperationRecordRequest(operation_id=id_)
+        if calls.call(connection.records.Delete, request) is not None:
+            click.echo(f"{id_}  deleted")
+    calls.exit()

@@ -1,0 +1,141 @@
+"""What stands inside an `Any`, as JSON and back, for every type that can be found out about."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import click
+import grpc
+from google.protobuf import descriptor_pool, json_format
+from google.protobuf.any_pb2 import Any as AnyPayload
+from google.protobuf.descriptor_database import DescriptorDatabase
+from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
+from google.protobuf.message import DecodeError
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
+from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
+
+from opservice.cli.connection import Connection
+
+_REFLECTION_SECONDS = 5.0
+
+
+class Payloads:
+    """Types come from the descriptor sets, from this program, and else from the server's reflection."""
+
+    def __init__(self, connection: Connection, descriptor_sets: Iterable[Path]) -> None:
+        """Raises UsageError when a descriptor set is none."""
+        database = _Descriptors(connection)
+        for path in descriptor_sets:
+            for file in _read_descriptor_set(path):
+                database.add(file)
+        self._pool = descriptor_pool.DescriptorPool(database)
+
+    def to_json(self, payload: AnyPayload) -> Any:
+        """Its protobuf JSON, or its type URL and base64 when the type, or one within, is unknown."""
+        # RecursionError: an Any may be inside an Any, and so on.
+        with suppress(TypeError, ValueError, DecodeError, json_format.Error, RecursionError):
+            return json.loads(json_format.MessageToJson(payload, descriptor_pool=self._pool))
+        return {"@type": payload.type_url, "value": base64.b64encode(payload.value).decode()}
+
+    def from_json(self, option: str, text: str | None) -> AnyPayload | None:
+        """From JSON with an "@type", or from `@FILE` with that. Raises UsageError."""
+        if text is None:
+            return None
+        payload = AnyPayload()
+        try:
+            if text.startswith("@"):
+                with click.open_file(text[1:], encoding="utf-8") as file:
+                    text = file.read()
+            value = json.loads(text)
+            if not isinstance(value, dict):
+                raise click.BadParameter(
+                    'expected a JSON object with "@type"', param_hint=f"'{option}'"
+                )
+            json_format.ParseDict(value, payload, descriptor_pool=self._pool)
+        except (OSError, TypeError, ValueError, json_format.Error, RecursionError) as error:
+            raise click.BadParameter(str(error), param_hint=f"'{option}'") from error
+        return payload
+
+
+class _Descriptors(DescriptorDatabase):
+    """Files by name and symbol, of which the first to come is kept."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__()
+        self._connection: Connection | None = connection
+        self._names: set[str] = set()
+
+    def add(self, file: FileDescriptorProto) -> None:
+        if file.name not in self._names:
+            self._names.add(file.name)
+            self.Add(file)
+
+    def FindFileByName(self, name: str) -> FileDescriptorProto:  # noqa: N802 # as the pool calls it
+        return self._find(
+            name,
+            super().FindFileByName,
+            descriptor_pool.Default().FindFileByName,
+            ServerReflectionRequest(file_by_filename=name),
+        )
+
+    def FindFileContainingSymbol(self, symbol: str) -> FileDescriptorProto:  # noqa: N802 # likewise
+        return self._find(
+            symbol,
+            super().FindFileContainingSymbol,
+            descriptor_pool.Default().FindFileContainingSymbol,
+            ServerReflectionRequest(file_containing_symbol=symbol),
+        )
+
+    def _find(
+        self,
+        wanted: str,
+        here: Callable[[str], Any],
+        in_program: Callable[[str], Any],
+        question: ServerReflectionRequest,
+    ) -> FileDescriptorProto:
+        """Raises KeyError."""
+        with suppress(KeyError):
+            return here(wanted)  # type: ignore[no-any-return] # DescriptorDatabase has no types
+        with suppress(KeyError):
+            file = FileDescriptorProto()
+            in_program(wanted).CopyToProto(file)
+            self.add(file)
+            return file
+        for answered in self._ask(question):
+            self.add(answered)
+        return here(wanted)  # type: ignore[no-any-return] # likewise
+
+    def _ask(self, question: ServerReflectionRequest) -> Iterator[FileDescriptorProto]:
+        if self._connection is None:
+            return
+        stub = ServerReflectionStub(self._connection.channel)
+        try:
+            answers = list(
+                stub.ServerReflectionInfo(  # type: ignore[operator] # its types lack the methods
+                    iter([question]),
+                    timeout=_REFLECTION_SECONDS,
+                    metadata=self._connection.metadata,
+                )
+            )
+        except grpc.RpcError:  # it has no reflection, or is away: it need not be asked again
+            self._connection = None
+            return
+        for answer in answers:
+            for serialized in answer.file_descriptor_response.file_descriptor_proto:
+                yield FileDescriptorProto.FromString(serialized)
+
+
+def _read_descriptor_set(path: Path) -> Iterable[FileDescriptorProto]:
+    try:
+        return FileDescriptorSet.FromString(path.read_bytes()).file
+    except OSError as error:
+        raise click.UsageError(f"cannot read the descriptor set {path}: {error}") from error
+    except DecodeError as error:
+        raise click.UsageError(
+            f"{path} is not a FileDescriptorSet (protoc -o writes one)"
+        ) from error

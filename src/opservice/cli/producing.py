@@ -1,0 +1,190 @@
+"""`opservice start`, `complete` and `fail`: work that a script does, as an operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from os import environ
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import grpc
+from google.protobuf.duration_pb2 import Duration as DurationPb
+from google.protobuf.message import Message
+from google.rpc.code_pb2 import Code
+from google.rpc.status_pb2 import Status
+
+from opservice._proto.opservice.v1.operation_record_pb2 import CancelPolicy
+from opservice._proto.opservice.v1.producer_service_pb2 import (
+    CompleteRequest,
+    FailRequest,
+    StartRequest,
+)
+from opservice.cli.connection import Connection
+from opservice.cli.output import Output, output_options
+from opservice.cli.parameters import Duration
+from opservice.cli.target import read_secret, server_options
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", bound=Message)
+
+_PAYLOAD = 'as JSON with an "@type", or @FILE with that (@- is standard input).'
+
+_lease_token_option = click.option(
+    "--lease-token-file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="The lease token is in this file; else in the variable OPSERVICE_LEASE_TOKEN.",
+)
+_metadata_option = click.option(
+    "--metadata", metavar="JSON", help="What the operation works on, " + _PAYLOAD
+)
+
+
+@click.command("start")
+@server_options()
+@output_options
+@click.option("--description", default="", help="What is being done, for people.")
+@click.option("--parent", default="", help="The collection that holds it, such as folders/b1g….")
+@click.option("--method", default="", help="The method that it answers, such as a.v1.B.Create.")
+@click.option("--created-by", default="", help="On whose behalf it is done.")
+@click.option(
+    "--cancel-policy",
+    type=click.Choice([each.lower() for each in CancelPolicy.keys()[1:]]),
+    default="immediate",
+    show_default=True,
+    help="What Cancel does.",
+)
+@click.option(
+    "--lease", type=Duration(), help="How long its producer may stay silent. Needs a lease token."
+)
+@_lease_token_option
+@click.option("--operation-timeout", type=Duration(), help="How long it may run in all.")
+@click.option("--retention", type=Duration(), help="How long it is kept once it is done.")
+@click.option("--idempotency-key", default="", help="Makes it safe to call again.")
+@click.option("--id-prefix", default="", help="The first 3 characters of its id.")
+@_metadata_option
+@click.option("-q", "--quiet", is_flag=True, help="Print the id only.")
+def start_command(
+    connection: Connection,
+    output: Output,
+    cancel_policy: str,
+    lease: int | None,
+    lease_token_file: Path | None,
+    operation_timeout: int | None,
+    retention: int | None,
+    metadata: str | None,
+    quiet: bool,
+    **texts: str,
+) -> None:
+    """Start an operation, which this or another program is to end with `complete` or `fail`.
+
+    \b
+    id=$(opservice start --quiet --description 'Nightly backup' --operation-timeout 2h)
+    if backup; then opservice complete "$id"; else opservice fail "$id" --code INTERNAL; fi
+    opservice start --metadata '{"@type": "type.googleapis.com/google.protobuf.StringValue", "value": "x"}'
+    """
+    request = StartRequest(
+        **texts,
+        cancel_policy=CancelPolicy.Value(cancel_policy.upper()),
+        lease=_duration(lease),
+        lease_token=_lease_token(lease_token_file),
+        timeout=_duration(operation_timeout),
+        retention=_duration(retention),
+        metadata=output.payloads.from_json("--metadata", metadata),
+    )
+    output.started(_called(connection, connection.producer.Start, request), quiet=quiet)
+
+
+@click.command("complete")
+@click.argument("id_", metavar="ID")
+@server_options()
+@output_options
+@_lease_token_option
+@click.option(
+    "--response",
+    metavar="JSON",
+    help="The result, " + _PAYLOAD + " google.protobuf.Empty unless given.",
+)
+@_metadata_option
+def complete_command(
+    connection: Connection,
+    output: Output,
+    id_: str,
+    lease_token_file: Path | None,
+    response: str | None,
+    metadata: str | None,
+) -> None:
+    """End an operation in success.
+
+    \b
+    opservice complete ops3f1…
+    opservice complete ops3f1… --response @registry.json --descriptor-set registry.pb
+    """
+    request = CompleteRequest(
+        operation_id=id_,
+        lease_token=_lease_token(lease_token_file),
+        response=output.payloads.from_json("--response", response),
+        metadata=output.payloads.from_json("--metadata", metadata),
+    )
+    output.operations([_called(connection, connection.producer.Complete, request)], many=False)
+
+
+@click.command("fail")
+@click.argument("id_", metavar="ID")
+@server_options()
+@output_options
+@_lease_token_option
+@click.option(
+    "--code",
+    required=True,
+    type=click.Choice(Code.keys()[1:], case_sensitive=False),
+    help="A google.rpc.Code.",
+)
+@click.option("--message", default="", help="Why, for people.")
+@_metadata_option
+def fail_command(
+    connection: Connection,
+    output: Output,
+    id_: str,
+    lease_token_file: Path | None,
+    code: str,
+    message: str,
+    metadata: str | None,
+) -> None:
+    """End an operation with an error.
+
+    \b
+    opservice fail ops3f1… --code NOT_FOUND --message 'There is no image 7'
+    """
+    request = FailRequest(
+        operation_id=id_,
+        lease_token=_lease_token(lease_token_file),
+        error=Status(code=Code.Value(code), message=message),
+        metadata=output.payloads.from_json("--metadata", metadata),
+    )
+    output.operations([_called(connection, connection.producer.Fail, request)], many=False)
+
+
+def _called(
+    connection: Connection,
+    method: grpc.UnaryUnaryMultiCallable[Request, Response],
+    request: Request,
+) -> Response:
+    """Raises CommandFailed."""
+    try:
+        return connection.call(method, request)
+    except grpc.RpcError as error:
+        raise connection.failed(error) from error
+
+
+def _duration(microseconds: int | None) -> DurationPb | None:
+    if microseconds is None:
+        return None
+    duration = DurationPb()
+    duration.FromMicroseconds(microseconds)
+    return duration
+
+
+def _lease_token(file: Path | None) -> str:
+    return read_secret(file) if file else environ.get("OPSERVICE_LEASE_TOKEN", "")

@@ -1,0 +1,91 @@
+"""`opservice serve` and `opservice migrate`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from opservice.cli.parameters import Duration
+from opservice.settings import Settings, default_of, environment_variable, flag, format_value
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _option(setting: Field[Any]) -> Callable[[Command], Command]:
+    kind = setting.metadata["kind"]
+    default = default_of(setting)
+    arguments: dict[str, Any] = {
+        "help": setting.metadata["meaning"],
+        "envvar": environment_variable(setting),
+        "show_envvar": True,
+        "default": default,
+        "show_default": format_value(setting, default) or False,
+    }
+    if kind == "flag":
+        return click.option(flag(setting), is_flag=True, **arguments)
+    if kind in {"file", "files"}:
+        arguments["type"] = click.Path(path_type=Path)
+    elif kind == "duration":
+        arguments["type"] = Duration()
+    elif kind == "choice":
+        arguments["type"] = click.Choice(setting.metadata["choices"])
+    elif kind in {"count", "bytes"}:
+        arguments["type"] = int
+        arguments["metavar"] = kind.upper()
+    return click.option(flag(setting), multiple=kind in {"files", "texts"}, **arguments)
+
+
+def _settings_options(command: Command) -> Command:
+    for setting in reversed(fields(Settings)):
+        command = _option(setting)(command)
+    return command
+
+
+_DATABASE = next(setting for setting in fields(Settings) if setting.name == "database")
+
+
+@click.command("serve")
+@_settings_options
+def serve_command(**arguments: Any) -> None:
+    """Run the server until SIGTERM.
+
+    \b
+    opservice serve                                     on SQLite, in ./opservice.db
+    opservice serve --demo                              with something to look at
+    opservice serve --listen 0.0.0.0:443 --tls-cert server.pem --tls-key server.key
+    OPSERVICE_DATABASE=postgresql://... opservice serve --migrate
+    """
+    settings = Settings(**arguments)
+    # Only now: they take most of a second, which --help and wrong usage need not wait for.
+    from opservice.logs import configure_logging
+    from opservice.server import serve
+
+    configure_logging(settings)
+    asyncio.run(serve(settings, lambda line: click.echo(line)))
+
+
+@click.command("migrate")
+@_option(_DATABASE)
+def migrate_command(database: str) -> None:
+    """Bring a database's schema up to date. Safe to repeat, and to run from several places.
+
+    \b
+    OPSERVICE_DATABASE=postgresql://... opservice migrate
+    """
+    from opservice.store.engine import open_database
+    from opservice.store.migrations import migrate
+
+    opened = open_database(database)
+    try:
+        before, after = migrate(opened)
+    finally:
+        opened.close()
+    if before == after:
+        click.echo(f"The schema is up to date: {after}")
+    else:
+        click.echo(f"Migrated the schema from {before or 'nothing'} to {after}")

@@ -1,0 +1,69 @@
+"""`opservice` as a process, where what matters is the process: signals, pipes, a terminal."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from support.server import PATIENCE, ServerProcess, clean_environment, command_line
+
+
+@contextmanager
+def running(server: ServerProcess, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """The command with pipes, ended at the latest with the block."""
+    environment = clean_environment(OPSERVICE_SERVER=server.address)
+    with subprocess.Popen(
+        command_line(arguments, {}),
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def on_a_terminal(
+    server: ServerProcess,
+    *arguments: str,
+    once_shown: tuple[str, Callable[[], object]] | None = None,
+    press: tuple[str, str] | None = None,
+    **environment: str,
+) -> tuple[int, str]:
+    """The exit code of a command on a terminal, and all that the terminal was sent.
+
+    `once_shown` is a text, and what to do when it has appeared; `press` is one, and what to type then.
+    """
+    ours, theirs = pty.openpty()
+    if press is not None:
+        typed = press[1].encode()
+        once_shown = press[0], lambda: os.write(ours, typed)
+    process = subprocess.Popen(
+        # As its controlling terminal, which makes a signal of Ctrl-C.
+        ["setsid", "--ctty", *command_line(arguments, {})],
+        env=clean_environment(
+            OPSERVICE_SERVER=server.address, TERM="xterm-256color", COLUMNS="120", **environment
+        ),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    shown = b""
+    try:
+        with suppress(OSError):  # EIO: nobody has the other end any more
+            while part := os.read(ours, 65_536):
+                shown += part
+                if once_shown is not None and once_shown[0] in shown.decode(errors="replace"):
+                    act, once_shown = once_shown[1], None
+                    act()
+        return process.wait(PATIENCE), shown.decode(errors="replace")
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)

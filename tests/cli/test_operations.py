@@ -1,0 +1,197 @@
+"""`opservice get`, `list`, `cancel` and `delete`, against a real server."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import yaml
+from google.protobuf.wrappers_pb2 import StringValue
+from google.rpc.code_pb2 import Code
+from google.rpc.status_pb2 import Status
+from grpc import RpcError
+
+from cli.conftest import Run
+from opservice._proto.opservice.v1.operation_record_pb2 import CancelPolicy, Progress
+from opservice._proto.opservice.v1.producer_service_pb2 import StartRequest
+from support.client import Client, packed
+
+
+@pytest.fixture
+def parent() -> str:
+    """A collection that no other test uses."""
+    return f"folders/{uuid.uuid4().hex}"
+
+
+def test_get_shows_everything_about_one_operation(run: Run, client: Client, parent: str) -> None:
+    id_ = client.started(
+        description="Build it",
+        parent=parent,
+        method="a.v1.B.Build",
+        created_by="me",
+        metadata=packed(StringValue(value="thing")),
+    )
+    client.renew(id_, progress=Progress(done=3, total=7, unit="layers", message="pulling"))
+
+    shown = run("get", id_).stdout
+
+    assert shown.startswith(f"ID           {id_}\nStatus       running\n")
+    for text in ("Build it", parent, "a.v1.B.Build", "me", '"value": "thing"'):
+        assert text in shown
+    assert "Progress     3/7 layers pulling\n" in shown
+
+
+def test_get_of_a_failed_operation_says_why_and_exits_with_0(run: Run, client: Client) -> None:
+    id_ = client.fail(client.started(), Status(code=Code.NOT_FOUND, message="no image 7")).id
+
+    result = run("get", id_)
+
+    assert "Status       failed\nError        NOT_FOUND: no image 7\n" in result.stdout
+    assert result.exit_code == 0
+
+
+def test_get_of_several_is_a_table_in_their_order(run: Run, client: Client) -> None:
+    ids = [client.started(description=f"number {number}") for number in range(3)]
+    client.cancel(ids[1])
+
+    lines = run("get", *ids, ids[0]).stdout.splitlines()
+
+    assert lines[0].split() == ["ID", "STATUS", "AGE", "METHOD", "DESCRIPTION", "PROGRESS"]
+    assert [line.split()[:2] for line in lines[1:]] == [
+        [ids[0], "running"],
+        [ids[1], "cancelled"],
+        [ids[2], "running"],
+    ]
+
+
+def test_one_that_is_not_there_does_not_keep_the_others_from_being_shown(
+    run: Run, client: Client
+) -> None:
+    id_ = client.started()
+
+    result = run("get", "nowhere", id_)
+
+    assert id_ in result.stdout
+    assert "NOT_FOUND: Operation nowhere not found" in result.stderr
+    assert result.exit_code == 6
+
+
+def test_piped_tables_are_not_cut_off(run: Run, client: Client) -> None:
+    ids = [client.started(description="long " * 50, method="m" * 250) for _ in range(2)]
+
+    lines = run("get", *ids).stdout.splitlines()
+
+    assert len(lines) == 3
+    assert all("m" * 250 in line and line.endswith("long") for line in lines[1:])
+
+
+@pytest.mark.parametrize(("format_", "load"), [("json", json.loads), ("yaml", yaml.safe_load)])
+def test_get_in_a_format_for_programs_is_an_object_or_an_array(
+    run: Run, client: Client, format_: str, load: Callable[[str], Any]
+) -> None:
+    ids = [client.started(description="Grüße") for _ in range(2)]
+
+    one = load(run("get", ids[0], "--format", format_).stdout)
+    both = load(run("get", *ids, "--format", format_).stdout)
+
+    assert one["operation"]["id"] == ids[0]
+    assert one["operation"]["description"] == "Grüße"
+    assert [each["operation"]["id"] for each in both] == ids
+
+
+def test_list_shows_one_parent_newest_first(run: Run, client: Client, parent: str) -> None:
+    ids = [client.started(parent=parent) for _ in range(3)]
+    client.started()
+
+    lines = run("list", "--parent", parent).stdout.splitlines()
+
+    assert [line.split()[0] for line in lines] == ["ID", *reversed(ids)]
+
+
+def test_list_goes_through_all_pages(run: Run, client: Client, parent: str) -> None:
+    start = StartRequest(parent=parent)
+    calls = [client.producer.Start.future(start) for _ in range(1100)]
+    ids = {call.result().operation.id for call in calls}
+
+    listed = run("list", "--parent", parent, "-q").stdout.split()
+    as_json = json.loads(run("list", "--parent", parent, "--format", "json").stdout)
+
+    assert len(listed) == 1100
+    assert set(listed) == ids
+    assert [each["operation"]["id"] for each in as_json] == listed
+
+
+def test_list_stops_at_its_limit(run: Run, client: Client, parent: str) -> None:
+    ids = [client.started(parent=parent) for _ in range(4)]
+
+    result = run("list", "--parent", parent, "--limit", "3", "--quiet")
+
+    assert result.stdout.split() == ids[:0:-1]
+
+
+def test_list_of_all_parents_has_every_operation(run: Run, client: Client, parent: str) -> None:
+    ids = [client.started(), client.started(parent=parent)]
+
+    listed = run("list", "--all-parents", "--limit", "2", "-q").stdout.split()
+
+    assert listed == ids[::-1]
+
+
+def test_list_filters(run: Run, client: Client, parent: str) -> None:
+    ids = [client.started(parent=parent) for _ in range(3)]
+    client.complete(ids[1])
+
+    listed = run("list", "--parent", parent, "--filter", "done = true", "-q").stdout.split()
+
+    assert listed == [ids[1]]
+
+
+def test_a_filter_that_does_not_parse_is_refused(run: Run) -> None:
+    result = run("list", "--filter", "done = = true")
+
+    assert result.exit_code == 8
+    line, filter_, place = result.stderr.splitlines()
+    assert ": INVALID_ARGUMENT: filter: at character 8: " in line
+    assert line.endswith(")")
+    assert filter_.index("= true") == place.index("^")
+
+
+@pytest.mark.parametrize("format_", ["json", "yaml"])
+def test_an_empty_list_is_an_empty_array(run: Run, parent: str, format_: str) -> None:
+    assert run("list", "--parent", parent, "--format", format_).stdout == "[]\n"
+
+
+def test_parent_and_all_parents_exclude_each_other(run: Run) -> None:
+    assert run("list", "--parent", "a", "--all-parents").exit_code == 2
+
+
+def test_cancel_says_what_became_of_each(run: Run, client: Client) -> None:
+    ids = [client.started(), client.started(cancel_policy=CancelPolicy.COOPERATIVE)]
+
+    result = run("cancel", *ids)
+
+    assert result.stdout == f"{ids[0]}  cancelled\n{ids[1]}  cancelling\n"
+    assert client.get(ids[0]).error.code == Code.CANCELLED
+    assert result.exit_code == 0
+
+
+def test_cancel_of_what_cannot_be_cancelled_is_refused(run: Run, client: Client) -> None:
+    result = run("cancel", client.started(cancel_policy=CancelPolicy.UNSUPPORTED))
+
+    assert result.exit_code == 8
+    assert "FAILED_PRECONDITION: The operation cannot be cancelled" in result.stderr
+
+
+def test_delete_deletes_what_is_done_and_refuses_what_is_running(run: Run, client: Client) -> None:
+    done, running = client.complete(client.started()).id, client.started()
+
+    result = run("delete", done, running)
+
+    assert result.stdout == f"{done}  deleted\n"
+    assert result.exit_code == 8
+    assert not client.get(running).done
+    with pytest.raises(RpcError, match="not found"):
+        client.get(done)
