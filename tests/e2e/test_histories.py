@@ -1,0 +1,127 @@
+"""Random clients are told nothing that a correct server would not tell, whatever is cut and killed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from random import SystemRandom
+from typing import Any
+
+import pytest
+
+from conftest import Backend
+from support.chaos import Chaos, Disturb, run_chaos
+from support.history import check
+from support.postgres import PostgresServer
+from support.proxy import CommitLosingProxy, Loss
+from support.server import eventually, serving
+
+SETTINGS: dict[str, Any] = {"housekeeping_interval": "100ms", "cancel_grace": "500ms"}
+SHOWN = 5
+
+_TERMINATE_ONE = """
+    SELECT pg_terminate_backend(pid) FROM (
+        SELECT pid FROM pg_stat_activity WHERE datname = '{}' ORDER BY random() LIMIT 1
+    ) AS chosen
+"""
+
+
+@dataclass(frozen=True)
+class Shaky:
+    """A database, and what disturbs it; nothing disturbs SQLite."""
+
+    url: str
+    disturb: Disturb | None = None
+
+
+@pytest.fixture
+def shaky(backend: Backend, database_url: str, request: pytest.FixtureRequest) -> Iterator[Shaky]:
+    """Ends connections to PostgreSQL, loses COMMITs, and loses the answers to COMMITs."""
+    if backend == "sqlite":
+        yield Shaky(database_url)
+        return
+    postgres: PostgresServer = request.getfixturevalue("postgres")
+    terminate = _TERMINATE_ONE.format(database_url.rpartition("/")[2])
+    with CommitLosingProxy(postgres.port) as proxy:
+
+        def lose(loss: Loss) -> None:
+            lost = proxy.lost
+            proxy.lose_next(loss)
+            eventually(lambda: proxy.lost > lost)
+
+        turns: Iterator[Disturb] = cycle(
+            [lambda: lose("answer"), lambda: postgres.execute(terminate), lambda: lose("request")]
+        )
+        url = database_url.replace(f":{postgres.port}/", f":{proxy.port}/")
+        yield Shaky(url, lambda: next(turns)())
+        assert proxy.lost > 1
+
+
+def assert_correct(
+    directory: Path,
+    shaky: Shaky,
+    settings: Sequence[dict[str, Any]],
+    *,
+    seconds: float,
+    kills: int,
+) -> Chaos:
+    """Runs a server with each of the settings on one database, and clients on all of them.
+
+    CHAOS_SEED=number has the clients, the cuts and the kills choose as they did in another run; what
+    meets what is up to the machine.
+    """
+    seed = int(os.environ.get("CHAOS_SEED") or SystemRandom().randrange(10**9))
+    with ExitStack() as stack:
+        replicas = [
+            stack.enter_context(serving(directory, shaky.url, **{**SETTINGS, **each}))
+            for each in settings
+        ]
+        chaos = run_chaos(replicas, seed=seed, seconds=seconds, kills=kills, disturb=shaky.disturb)
+
+    found = check(chaos.events)
+    written = directory / "history"
+    written.write_text("".join(f"{event}\n" for event in chaos.events))
+    told = "\n\n".join(map(str, found[:SHOWN]))
+    assert not found, f"{len(found)} violations, CHAOS_SEED={seed}, all in {written}:\n{told}"
+    return chaos
+
+
+def assert_eventful(chaos: Chaos) -> None:
+    """Otherwise it would show little."""
+    calls = chaos.calls
+    kinds = {call for call, _ in calls}
+    assert kinds == {
+        "Start", "Get", "GetRecord", "Wait", "Watch", "Renew", "Cancel", "Complete", "Fail"
+    }  # fmt: skip
+    assert all(calls[kind, "ok"] > 5 for kind in kinds), calls
+    for kind in ("Renew", "Complete", "Fail"):
+        assert calls[kind, "refused"] > 5, calls
+        assert calls[kind, "unknown"] > 1, calls
+    assert set(chaos.ends) >= {"response", "DATA_LOSS", "CANCELLED", "DEADLINE_EXCEEDED"}
+    assert chaos.cuts > 5
+
+
+@pytest.mark.parametrize(
+    ("seconds", "kills"), [(5, 1), pytest.param(40, 8, marks=pytest.mark.slow)]
+)
+def test_two_replicas_answer_as_one_correct_server_would(
+    tmp_path: Path, shaky: Shaky, seconds: float, kills: int
+) -> None:
+    chaos = assert_correct(tmp_path, shaky, [{}, {}], seconds=seconds, kills=kills)
+
+    assert_eventful(chaos)
+
+
+@pytest.mark.slow
+def test_replicas_that_only_poll_for_changes_answer_as_one_correct_server_would(
+    tmp_path: Path, shaky: Shaky
+) -> None:
+    polling = {"no_notify": True, "poll_interval": "50ms"}
+
+    chaos = assert_correct(tmp_path, shaky, [polling, polling], seconds=20, kills=3)
+
+    assert_eventful(chaos)

@@ -1,0 +1,164 @@
+"""Random clients on some replicas of a server whose connections are cut and that are killed meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from random import Random
+from typing import Any, cast
+
+import grpc
+
+from opservice._proto.opservice.v1.operation_record_service_pb2 import GetOperationRecordRequest
+from support.client import Client
+from support.history import Event, Sight
+from support.random_clients import FOLLOWER, WORKER, Pool, RandomClient, refusal_to_fields, state_of
+from support.relay import Relay
+from support.server import ServerProcess
+
+_OPTIONS = [
+    ("grpc.use_local_subchannel_pool", 1),  # a connection for each client
+    ("grpc.initial_reconnect_backoff_ms", 20),
+    ("grpc.min_reconnect_backoff_ms", 20),
+    ("grpc.max_reconnect_backoff_ms", 100),
+]
+
+Disturb = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Chaos:
+    """What happened. The last events are what each replica says of each operation in the end."""
+
+    events: list[Event]
+    cuts: int
+
+    @property
+    def calls(self) -> Counter[tuple[str, str]]:
+        """How often each call was answered how."""
+        return Counter((event.call, event.answer) for event in self.events)
+
+    @property
+    def ends(self) -> Counter[str]:
+        """How the operations ended, by the first word of the result."""
+        ends = {
+            event.operation_id: str(sight.state.result).split()[0]
+            for event in self.events
+            for sight in event.seen
+            if sight.state.done
+        }
+        return Counter(ends.values())
+
+
+def run_chaos(
+    replicas: Sequence[ServerProcess],
+    *,
+    seed: int,
+    seconds: float,
+    kills: int,
+    disturb: Disturb | None = None,
+    workers: int = 8,
+    followers: int = 4,
+) -> Chaos:
+    """Runs clients for some seconds, then reads everything through every replica.
+
+    Meanwhile connections are cut every 0.1 to 0.3 s, and one replica after the other is killed and
+    started again, `kills` times in all. `disturb` is called about every half second, on a thread.
+    """
+    pool = Pool()
+    cuts = asyncio.run(
+        _chaos(replicas, pool, Random(seed), seconds, kills, disturb, workers, followers)
+    )
+    for number, replica in enumerate(replicas, 1):
+        _read_everything(replica, f"last-reader-{number}", pool)
+    return Chaos(pool.events, cuts)
+
+
+async def _chaos(
+    replicas: Sequence[ServerProcess],
+    pool: Pool,
+    random: Random,
+    seconds: float,
+    kills: int,
+    disturb: Disturb | None,
+    workers: int,
+    followers: int,
+) -> int:
+    acts = [WORKER] * workers + [FOLLOWER] * followers
+    async with AsyncExitStack() as stack:
+        relays = [await stack.enter_async_context(Relay(each.address)) for each in replicas]
+        clients = []
+        for number, its_acts in enumerate(acts, 1):
+            roads = []
+            for relay in relays:
+                channel = grpc.aio.insecure_channel(relay.address, _OPTIONS)
+                roads.append(Client(cast("grpc.Channel", await stack.enter_async_context(channel))))
+            own = Random(random.random())
+            clients.append(RandomClient(f"c{number}", roads, pool, own, its_acts))
+        until = time.monotonic() + seconds
+        trouble = [
+            _cut(relays, Random(random.random()), until),
+            _kill(replicas, Random(random.random()), seconds, kills),
+        ]
+        if disturb is not None:
+            trouble.append(_disturb(disturb, Random(random.random()), until))
+        async with asyncio.TaskGroup() as group:
+            for each in (*trouble, *(client.run(until) for client in clients)):
+                group.create_task(each)
+        return sum(relay.cuts for relay in relays)
+
+
+async def _cut(relays: Sequence[Relay], random: Random, until: float) -> None:
+    while time.monotonic() < until:
+        await asyncio.sleep(random.uniform(0.1, 0.3))
+        relay = random.choice(relays)
+        if random.random() < 0.5:
+            relay.lose_answers()
+            await asyncio.sleep(random.uniform(0.005, 0.05))
+        relay.cut()
+
+
+async def _kill(
+    replicas: Sequence[ServerProcess], random: Random, seconds: float, kills: int
+) -> None:
+    for number in range(kills):
+        await asyncio.sleep(seconds / (kills + 1) * random.uniform(0.6, 0.9))
+        replica = replicas[number % len(replicas)]
+        await asyncio.to_thread(replica.kill)
+        await asyncio.sleep(random.uniform(0, 0.5))
+        await asyncio.to_thread(replica.start)
+
+
+async def _disturb(disturb: Disturb, random: Random, until: float) -> None:
+    while time.monotonic() < until:
+        await asyncio.sleep(random.uniform(0.3, 0.7))
+        await asyncio.to_thread(disturb)
+
+
+def _read_everything(replica: ServerProcess, name: str, pool: Pool) -> None:
+    ids = sorted({event.operation_id for event in pool.events} - {""})
+    for id_ in ids:
+        invoked_at = time.monotonic()
+        told: dict[str, Any]
+        try:
+            record = replica.client.records.Get(GetOperationRecordRequest(operation_id=id_))
+        except grpc.RpcError as error:
+            told = refusal_to_fields(error)
+            if told["answer"] != "refused":  # all is well again
+                raise
+        else:
+            told = {"seen": (Sight(time.monotonic(), state_of(record)),)}
+        pool.events.append(
+            Event(
+                client=name,
+                call="GetRecord",
+                operation_id=id_,
+                invoked_at=invoked_at,
+                returned_at=time.monotonic(),
+                **told,
+            )
+        )

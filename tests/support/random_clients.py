@@ -1,0 +1,341 @@
+"""Clients that do whatever comes to their mind to the same operations, and record what they are told."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, TypeAlias
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyPb
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.wrappers_pb2 import StringValue
+from google.rpc.code_pb2 import Code
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
+from grpc_status import rpc_status
+
+from opservice._proto.opservice.v1 import operation_record_service_pb2 as record_pb
+from opservice._proto.opservice.v1 import producer_service_pb2 as producer_pb
+from opservice._proto.opservice.v1.operation_record_pb2 import (
+    CancelPolicy,
+    OperationRecord,
+    Progress,
+)
+from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
+from opservice._proto.yandex.cloud.operation.operation_service_pb2 import (
+    CancelOperationRequest,
+    GetOperationRequest,
+)
+from support.client import Client, packed, unpacked
+from support.history import DONE, Call, Event, Sight, State
+
+CANCELLED = "CANCELLED OPERATION_CANCELLED"
+TIMED_OUT = "DEADLINE_EXCEEDED OPERATION_TIMEOUT"
+LAPSED = "ABORTED LEASE_EXPIRED"
+
+_OPERATIONS = 24
+"""So many are in play at a time."""
+_DEADLINE = 2.0
+_UNHEARD = frozenset({"STORE_UNAVAILABLE", "SERVER_STOPPING"})
+"""Reasons that leave open whether the call happened."""
+
+Answer: TypeAlias = (
+    Operation | OperationRecord | producer_pb.StartResponse | producer_pb.RenewResponse
+)
+Act: TypeAlias = "Callable[[RandomClient, Known], Any]"
+
+
+@dataclass(slots=True)
+class Known:
+    """An operation that clients have heard of."""
+
+    id: str
+    token: str
+    immediate: bool
+    done: bool = False
+
+
+@dataclass
+class Pool:
+    """What the clients share: the operations in play, and the history."""
+
+    events: list[Event] = field(default_factory=list)
+    operations: list[Known] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+
+    @property
+    def short(self) -> bool:
+        return len(self.operations) < _OPERATIONS
+
+    def retire(self, known: Known) -> None:
+        if known in self.operations:
+            self.operations.remove(known)
+
+
+class RandomClient:
+    """One call after the other, each through one of the replicas, until `until` (monotonic time)."""
+
+    def __init__(
+        self, name: str, replicas: Sequence[Client], pool: Pool, random: Random, acts: Sequence[Act]
+    ) -> None:
+        self.name = name
+        self._replicas = replicas
+        self._pool = pool
+        self._random = random
+        self._acts = acts
+        self._count = 0
+
+    async def run(self, until: float) -> None:
+        while time.monotonic() < until:
+            if self._pool.short and self._random.random() < 0.5:
+                await self._start(until)
+            elif self._pool.operations:
+                await self._act()
+            else:
+                await asyncio.sleep(0.01)
+
+    async def _act(self) -> None:
+        operations = self._pool.operations
+        # The first are the most popular, and the oldest.
+        known = operations[int(len(operations) * self._random.random() ** 2)]
+        await self._random.choice(self._acts)(self, known)
+        if known.done and self._random.random() < 0.1:
+            self._pool.retire(known)
+
+    async def _start(self, until: float) -> None:
+        """With a key it is repeated until it is answered, as a producer would."""
+        keys, key = self._pool.keys, ""
+        if self._random.random() < 0.6:
+            key = f"key {self.name} {len(keys)}"
+            if keys and self._random.random() < 0.3:
+                key = self._random.choice(keys[-5:])
+            keys.append(key)
+        token = f"the token of {self._marker('t')}"
+        # Whoever starts under the same key asks for the same.
+        request, ends = start_request(Random(key or token), key, token)
+        while True:
+            event = await self._ask(
+                "Start",
+                "",
+                lambda client: client.producer.Start,
+                request,
+                attempts=ends,
+                metadata=unpacked(request.metadata, StringValue).value,
+                key=key,
+                token=token,
+            )
+            if event.owned:
+                immediate = request.cancel_policy == CancelPolicy.IMMEDIATE
+                self._pool.operations.append(Known(event.operation_id, token, immediate))
+            if not key or event.answer != "unknown" or time.monotonic() > until:
+                return
+
+    async def get(self, known: Known) -> None:
+        request = GetOperationRequest(operation_id=known.id)
+        await self._ask("Get", known, lambda client: client.operations.Get, request)
+
+    async def get_record(self, known: Known) -> None:
+        request = record_pb.GetOperationRecordRequest(operation_id=known.id)
+        await self._ask("GetRecord", known, lambda client: client.records.Get, request)
+
+    async def wait(self, known: Known) -> None:
+        timeout = Duration(nanos=self._random.randrange(300_000_000))
+        request = record_pb.WaitOperationRecordRequest(operation_id=known.id, timeout=timeout)
+        await self._ask("Wait", known, lambda client: client.records.Wait, request)
+
+    async def watch(self, known: Known) -> None:
+        client = self._random.choice(self._replicas)
+        request = record_pb.WatchOperationRecordRequest(operation_id=known.id)
+        seen: list[Sight] = []
+        told: dict[str, Any] = {}
+        invoked_at = time.monotonic()
+        try:
+            async for record in client.records.Watch(request, timeout=self._random.random()):  # type: ignore[attr-defined]  # the stub is of an aio channel
+                seen.append(Sight(time.monotonic(), state_of(record)))  # noqa: PERF401 - kept also when the stream breaks
+        except grpc.aio.AioRpcError as error:
+            told = refusal_to_fields(error)
+        await self._record(known, call="Watch", invoked_at=invoked_at, seen=tuple(seen), **told)
+
+    async def renew(self, known: Known) -> None:
+        metadata = self._marker("m")
+        request = producer_pb.RenewRequest(
+            operation_id=known.id,
+            lease_token=known.token,
+            metadata=_text(metadata),
+            progress=Progress(done=self._count),
+        )
+        await self._ask(
+            "Renew", known, lambda client: client.producer.Renew, request, metadata=metadata
+        )
+
+    async def cancel(self, known: Known) -> None:
+        request = CancelOperationRequest(operation_id=known.id)
+        await self._ask(
+            "Cancel",
+            known,
+            lambda client: client.operations.Cancel,
+            request,
+            attempts=(CANCELLED,),
+            ends=known.immediate,
+        )
+
+    async def complete(self, known: Known) -> None:
+        result, metadata = self._marker("r"), self._marker("m")
+        request = producer_pb.CompleteRequest(
+            operation_id=known.id,
+            lease_token=known.token,
+            response=_text(result),
+            metadata=_text(metadata),
+        )
+        await self._end(
+            "Complete",
+            known,
+            lambda client: client.producer.Complete,
+            request,
+            attempts=(f"response {result}",),
+            metadata=metadata,
+        )
+
+    async def fail(self, known: Known) -> None:
+        result = self._marker("e")
+        request = producer_pb.FailRequest(
+            operation_id=known.id,
+            lease_token=known.token,
+            error=Status(code=Code.DATA_LOSS, message=result),
+        )
+        await self._end(
+            "Fail",
+            known,
+            lambda client: client.producer.Fail,
+            request,
+            attempts=(f"DATA_LOSS {result}",),
+        )
+
+    async def rival(self, known: Known) -> None:
+        """Everything at once."""
+        acts = [self.complete, self.fail, self.cancel, self.renew, self.get, self.get_record]
+        self._random.shuffle(acts)
+        await asyncio.gather(*(act(known) for act in acts))
+
+    async def _end(self, call: Call, known: Known, *how: Any, **writes: Any) -> None:
+        """A result is safe to repeat."""
+        for _ in range(3):
+            event = await self._ask(call, known, *how, ends=True, **writes)
+            if event.answer != "unknown":
+                return
+
+    async def _ask(
+        self,
+        call: Call,
+        known: Known | str,
+        method: Callable[[Client], Callable[..., Any]],
+        request: Any,
+        **writes: Any,
+    ) -> Event:
+        ask = method(self._random.choice(self._replicas))
+        # Now and then too short for an answer.
+        timeout = self._random.uniform(0, 0.01) if self._random.random() < 0.03 else _DEADLINE
+        invoked_at = time.monotonic()
+        try:
+            answer: Answer = await ask(request, timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            told = refusal_to_fields(error)
+        else:
+            told = {"seen": (Sight(time.monotonic(), state_of(answer)),)}
+            if isinstance(answer, producer_pb.StartResponse):
+                known = answer.operation.id
+                told["owned"] = answer.owned
+        return await self._record(known, call=call, invoked_at=invoked_at, **writes, **told)
+
+    async def _record(self, known: Known | str, **fields: Any) -> Event:
+        event = Event(
+            client=self.name,
+            operation_id=known if isinstance(known, str) else known.id,
+            returned_at=time.monotonic(),
+            **fields,
+        )
+        self._pool.events.append(event)
+        if isinstance(known, Known):
+            done = bool(event.seen) and event.seen[-1].state.done
+            known.done = known.done or done or event.refusal == DONE
+        if event.answer == "unknown":
+            await asyncio.sleep(self._random.uniform(0.005, 0.03))  # its replica may be away
+        return event
+
+    def _marker(self, kind: str) -> str:
+        self._count += 1
+        return f"{kind}.{self.name}.{self._count}"
+
+
+WORKER: Sequence[Act] = [
+    *[RandomClient.get, RandomClient.get_record, RandomClient.renew] * 12,
+    *[RandomClient.cancel, RandomClient.complete, RandomClient.fail, RandomClient.rival],
+]
+FOLLOWER: Sequence[Act] = [RandomClient.wait, RandomClient.watch]
+
+
+def start_request(
+    random: Random, key: str, token: str
+) -> tuple[producer_pb.StartRequest, tuple[str, ...]]:
+    """And the results that it allows the server to give the operation."""
+    request = producer_pb.StartRequest(
+        metadata=_text(f"s.{key or token}"),
+        cancel_policy=random.choice([CancelPolicy.IMMEDIATE, CancelPolicy.COOPERATIVE]),
+        lease_token=token,
+        idempotency_key=key,
+    )
+    ends = []
+    if random.random() < 0.2:
+        request.lease.CopyFrom(Duration(seconds=1))
+        ends.append(LAPSED)
+    if random.random() < 0.2:
+        request.timeout.CopyFrom(Duration(nanos=random.randrange(100_000_000, 900_000_000)))
+        ends.append(TIMED_OUT)
+    return request, tuple(ends)
+
+
+def state_of(answer: Answer) -> State:
+    """What is equal in two answers is equal in their states."""
+    operation = answer if isinstance(answer, Operation) else answer.operation
+    result = None
+    if operation.HasField("response"):
+        result = f"response {unpacked(operation.response, StringValue).value}"
+    elif operation.HasField("error"):
+        error = operation.error
+        why = _reason(error.details) or error.message
+        result = f"{Code.Name(error.code)} {why}"
+    moment = operation.modified_at
+    record = answer if isinstance(answer, OperationRecord) else None
+    return State(
+        modified_at=moment.seconds * 1_000_000 + moment.nanos // 1000,
+        done=operation.done,
+        result=result,
+        metadata=unpacked(operation.metadata, StringValue).value,
+        rest=operation.SerializeToString(deterministic=True),
+        revision=None if record is None else record.revision,
+        beside=b"" if record is None else record.SerializeToString(deterministic=True),
+    )
+
+
+def refusal_to_fields(error: grpc.RpcError) -> dict[str, Any]:
+    """Only the server gives reasons; what has none comes from the network, or from the deadline."""
+    assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # an AioRpcError has what is asked for
+    reason = "" if status is None else _reason(status.details)
+    if reason and reason not in _UNHEARD:
+        return {"answer": "refused", "refusal": reason}
+    return {"answer": "unknown", "refusal": reason or error.code().name}
+
+
+def _reason(details: Iterable[AnyPb]) -> str:
+    name = ErrorInfo.DESCRIPTOR.full_name
+    infos = (each for each in details if each.TypeName() == name)
+    return next((unpacked(info, ErrorInfo).reason for info in infos), "")
+
+
+def _text(value: str) -> AnyPb:
+    return packed(StringValue(value=value))
