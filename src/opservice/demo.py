@@ -30,7 +30,7 @@ from opservice.operation import (
     hash_lease_token,
     new_id,
 )
-from opservice.store.batching import OperationStore
+from opservice.store.operations import OperationStore
 
 _LEASE = 15 * SECOND
 

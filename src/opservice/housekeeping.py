@@ -14,7 +14,7 @@ import structlog
 
 from opservice.errors import StoreError
 from opservice.operation import SECOND, LapseLeases, Sweep
-from opservice.store.batching import OperationStore
+from opservice.store.operations import OperationStore
 
 SWEEP_LIMIT = 200
 """Rows a sweep changes at once: bounds how long it keeps other writers waiting."""

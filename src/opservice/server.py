@@ -50,9 +50,9 @@ from opservice.operation import (
     Sweep,
 )
 from opservice.settings import Settings, split_address
-from opservice.store.batching import OperationStore
 from opservice.store.engine import Database, open_database
 from opservice.store.migrations import check_schema, migrate
+from opservice.store.operations import OperationStore
 from opservice.store.repository import Repository
 from opservice.tls import server_credentials
 

@@ -19,6 +19,7 @@ from opservice._proto.opservice.v1.operation_record_pb2 import (
 from support.client import TOKEN, Client, packed, refusal_from, refused
 from support.server import PATIENCE, ServerProcess
 
+
 def get(client: Client, operation_id: str) -> OperationRecord:
     return client.records.Get(pb.GetOperationRecordRequest(operation_id=operation_id))
 

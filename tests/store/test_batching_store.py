@@ -30,8 +30,8 @@ from opservice.operation import (
     Start,
     new_id,
 )
-from opservice.store.batching import OperationStore
 from opservice.store.engine import Database, open_database
+from opservice.store.operations import OperationStore
 from opservice.store.repository import Repository
 from store.conftest import ABORTED, INTERNAL, Clock, Ops, repository_on
 
@@ -107,7 +107,7 @@ async def test_gets_that_arrive_together_share_one_query(
         records = await soon(asyncio.gather(*[store.get(id_) for id_ in ids]))
 
     assert [record.id for record in records] == ids
-    assert len(statements) == 1
+    assert len([statement for statement in statements if "operations" in statement]) == 1
 
 
 async def test_gets_of_the_same_operation_at_once_are_all_answered(store: OperationStore) -> None:

@@ -26,9 +26,9 @@ from opservice.operation import (
     Start,
     new_id,
 )
-from opservice.store.batching import OperationStore
 from opservice.store.changes import Follower
 from opservice.store.engine import Database, open_database
+from opservice.store.operations import OperationStore
 from opservice.store.repository import Repository
 from store.conftest import ABORTED, CANCELLED, Ops
 from support.postgres import PostgresServer
@@ -100,17 +100,15 @@ class Question:
 
 
 def questions(database: Database) -> list[Question]:
-    """The queries for operations from now on."""
+    """The queries for operations from now on, on connections that are not open yet."""
     asked: list[Question] = []
 
     def collect(_c: object, _u: object, statement: str, parameters: Any, *_: object) -> None:
         if "operations" in statement:
-            of_records = "created_by" in statement
-            values = [*(parameters.values() if isinstance(parameters, dict) else parameters)]
-            if not of_records:  # all ids are one parameter
-                (ids,) = values
-                values = json.loads(ids) if isinstance(ids, str) else ids
-            asked.append(Question(tuple(values), of_records))
+            # All ids are one parameter.
+            (ids,) = parameters.values() if isinstance(parameters, dict) else parameters
+            named = json.loads(ids) if isinstance(ids, str) else ids
+            asked.append(Question(tuple(named), "created_by" in statement))
 
     event.listen(database.reader, "before_cursor_execute", collect)
     return asked
@@ -147,10 +145,11 @@ async def test_a_wait_for_what_never_was_is_not_found(database_url: str, at_most
 
 async def test_what_this_process_changes_is_told_without_a_query(database_url: str) -> None:
     async with opened(database_url, NEVER, notify=False) as store:
+        asked = questions(store._database)
         id_ = await started(store, cancel_policy=CancelPolicy.COOPERATIVE)
         arrived = follow(store, id_)
         await soon(arrived.get())
-        asked = questions(store._database)
+        asked.clear()
 
         outcomes = [
             await soon(store.apply(command))
@@ -247,10 +246,10 @@ async def test_a_poll_is_one_query_however_many_operations_are_followed(database
 
 async def test_what_many_follow_is_read_once_for_all(database_url: str) -> None:
     async with opened(database_url, SOON, notify=False) as store, opened(database_url, NEVER) as b:
+        asked = questions(store._database)
         id_ = await started(store)
         ended = await waiting(store, *[id_] * 1000)
-        await asyncio.sleep(3 * SOON / SECOND)
-        asked = questions(store._database)
+        asked.clear()
 
         completed = await soon(b.apply(Complete(id_, b"response")))
 

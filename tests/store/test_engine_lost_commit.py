@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from opservice.errors import StoreUnavailable
 from opservice.operation import (
     DAY,
     SECOND,
@@ -17,14 +19,15 @@ from opservice.operation import (
     Fail,
     Failure,
     LapseLeases,
+    Outcome,
     Progress,
     Renew,
     Start,
     derive_id,
     new_id,
 )
-from opservice.store.batching import OperationStore
 from opservice.store.engine import Database, open_database
+from opservice.store.operations import OperationStore
 from opservice.store.repository import Repository, database_clock
 from support.postgres import PostgresServer
 from support.proxy import CommitLosingProxy, Loss
@@ -157,3 +160,22 @@ async def test_a_delete_whose_commit_is_lost_succeeds(
     assert proxy.lost == 1
     assert outcome.record.id == id_
     assert find(database, id_) is None
+
+
+async def test_a_renewal_that_may_have_happened_is_not_refused_for_what_came_after_it(
+    unlucky: Database, database: Database, proxy: CommitLosingProxy
+) -> None:
+    id_ = new_id()
+    apply(database, Start(id_, DAY))
+    store = OperationStore(unlucky, Repository())
+    proxy.lose_next("answer")
+    renewed, cancelled = await asyncio.gather(
+        store.apply(Renew(id_)), store.apply(Cancel(id_, CANCELLED)), return_exceptions=True
+    )
+    await store.close()
+    assert proxy.lost == 1
+    assert isinstance(renewed, StoreUnavailable)
+    assert isinstance(cancelled, Outcome)
+    after = find(database, id_)
+    assert after == cancelled.record
+    assert after.revision == 3

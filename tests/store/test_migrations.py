@@ -22,7 +22,7 @@ from opservice.store.schema import metadata
 from store.conftest import Ops
 from support.postgres import PostgresServer
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration."""
 
 NewUrl = Callable[[], str]

@@ -18,7 +18,7 @@ from opservice._proto.yandex.cloud.operation.operation_service_pb2_grpc import (
 from opservice.api.convert import CANCELLED, operation_to_pb
 from opservice.api.validation import valid_id
 from opservice.operation import SECOND, Cancel, Record
-from opservice.store.batching import OperationStore
+from opservice.store.operations import OperationStore
 
 POLL_INTERVAL = "x-operation-poll-interval"
 _AGE_PER_POLL_SECOND = 20

@@ -23,7 +23,7 @@ from opservice.api.convert import (
     timestamp_to_pb,
 )
 from opservice.api.validation import Limits
-from opservice.store.batching import OperationStore
+from opservice.store.operations import OperationStore
 
 
 class ProducerService(ProducerServiceServicer):

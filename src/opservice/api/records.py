@@ -21,9 +21,10 @@ from opservice._proto.opservice.v1.operation_record_service_pb2_grpc import (
     OperationRecordServiceServicer,
 )
 from opservice.api.convert import record_to_pb
+from opservice.api.listing import list_page
 from opservice.api.validation import valid_id, wait_time
 from opservice.operation import Delete
-from opservice.store.batching import OperationStore
+from opservice.store.operations import OperationStore
 
 
 class OperationRecordService(OperationRecordServiceServicer):
@@ -64,7 +65,16 @@ class OperationRecordService(OperationRecordServiceServicer):
         request: ListOperationRecordsRequest,
         context: ServicerContext[ListOperationRecordsRequest, ListOperationRecordsResponse],
     ) -> ListOperationRecordsResponse:
-        raise NotImplementedError
+        page = await list_page(
+            self._store,
+            parent=request.parent,
+            page_size=request.page_size,
+            page_token=request.page_token,
+            filter_=request.filter,
+        )
+        return ListOperationRecordsResponse(
+            operation_records=map(record_to_pb, page.records), next_page_token=page.next_page_token
+        )
 
     async def Delete(
         self,

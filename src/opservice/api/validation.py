@@ -118,6 +118,8 @@ class Check:
         self.name(field, value, MAX_NAME)
         if value and not _PARENT.fullmatch(value):
             self.wrong(field, "must be segments joined by '/', such as folders/b1g, without spaces")
+        if "-" in value.split("/"):
+            self.wrong(field, "must not have a segment that is only '-', which means any")
 
     def id_prefix(self, field: str, value: str) -> None:
         if value and not _ID_PREFIX.fullmatch(value):

@@ -186,8 +186,9 @@ class Changes:
     async def _poll(self) -> None:
         """Polls every interval, and sooner when anything may have changed; ends without followers."""
         loop = asyncio.get_running_loop()
-        due = allowed = loop.time()
-        until = due + _LINGER_SECONDS
+        allowed = loop.time()
+        due = allowed + self._interval
+        until = allowed + _LINGER_SECONDS
         while loop.time() < until:
             await asyncio.sleep(allowed - loop.time())
             with suppress(TimeoutError):

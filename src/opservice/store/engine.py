@@ -39,6 +39,7 @@ FIRST_SOUND_SQLITE = (3, 51, 3)
 _LOCK_WAIT_SECONDS = 5  # for the whole of SQLite
 _ROW_LOCK_WAIT_SECONDS = 2  # for an operation on PostgreSQL
 _CONNECT_SECONDS = 5
+_CACHE_KIB = 65_536  # of SQLite's pages, where most are read
 _STATEMENT_SECONDS = 10
 _SERIALIZATION_RETRIES = 8
 _FIRST_BACKOFF_SECONDS = 0.005
@@ -98,6 +99,14 @@ class Database:
                 return work(connection)
 
         return self._run(statement)
+
+    def connect_without_waiting(self) -> Connection:
+        """A connection of its own to SQLite, on which a statement fails rather than waits for a lock."""
+        connection = self.reader.connect()
+        connection.detach()
+        connection.exec_driver_sql("PRAGMA busy_timeout=0")
+        connection.exec_driver_sql(f"PRAGMA cache_size=-{_CACHE_KIB}")
+        return connection
 
     def close(self) -> None:
         self.writer.dispose()

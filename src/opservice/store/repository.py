@@ -21,6 +21,7 @@ from sqlalchemy import (
     Connection,
     LargeBinary,
     Row,
+    Select,
     SmallInteger,
     Text,
     Update,
@@ -74,7 +75,7 @@ from opservice.operation import (
 from opservice.store.schema import operations
 
 _c = operations.c
-_RECORD = [_c[field.name] for field in fields(Record)]
+RECORD = [_c[field.name] for field in fields(Record)]
 
 
 class database_clock(GenericFunction[int]):  # noqa: N801 - reads as the SQL function that it is
@@ -112,7 +113,7 @@ class Repository:
             "lease_expires_at": null(),
             "expires_at": changed_at + _c.retention,
         }
-        visible = or_(~_c.done, _c.expires_at > now)
+        self.visible = visible = or_(~_c.done, _c.expires_at > now)
         self._evict = delete(operations).where(_c.id == bindparam("operation_id"), ~visible)
         this = _c.id == bindparam("operation_id")
         by_holder = and_(
@@ -126,18 +127,8 @@ class Repository:
             "error_code": bindparam("new_error_code", type_=SmallInteger),
         }
 
-        self._find = select(*_RECORD).where(
-            _c.id.in_(bindparam("operation_ids", expanding=True)), visible
-        )
-        revisions = select(_c.id, _c.revision).where(visible)
-        # One parameter for all ids: there may be more of them than parameters are allowed.
-        values = func.json_each(bindparam("operation_ids", type_=JSON)).table_valued("value")
-        self._revisions = {
-            "sqlite": revisions.where(_c.id.in_(select(values.c.value))),
-            "postgresql": revisions.where(
-                _c.id == any_(bindparam("operation_ids", type_=ARRAY(Text)))
-            ),
-        }
+        self._find = among_ids(select(*RECORD).where(visible))
+        self._revisions = among_ids(select(_c.id, _c.revision).where(visible))
         given = (
             _c.id,
             _c.parent,
@@ -162,7 +153,7 @@ class Repository:
         }
         # Both dialects spell ON CONFLICT alike, but SQLAlchemy has no insert for the two.
         self._insert = {
-            name: insert(operations).values(inserted).on_conflict_do_nothing().returning(*_RECORD)
+            name: insert(operations).values(inserted).on_conflict_do_nothing().returning(*RECORD)
             for name, insert in (("sqlite", sqlite.insert), ("postgresql", postgresql.insert))
         }
         self._renew = _returning(
@@ -213,7 +204,7 @@ class Repository:
                 expires_at=case((at_once, changed_at + _c.retention)),
             )
         )
-        self._delete = delete(operations).where(this, _c.done, visible).returning(*_RECORD)
+        self._delete = delete(operations).where(this, _c.done, visible).returning(*RECORD)
 
         failed = {**ended, **new_error}
         self._lapse = _sweep(_c.lease_expires_at, now, failed)
@@ -224,8 +215,9 @@ class Repository:
 
     def find(self, connection: Connection, ids: Iterable[str]) -> dict[str, Record]:
         """The operations with these ids that exist and have not expired."""
-        rows = connection.execute(self._find, {"operation_ids": list(ids)})
-        return {record.id: record for record in map(_record, rows)}
+        statement = self._find[connection.dialect.name]
+        rows = connection.execute(statement, {"operation_ids": list(ids)})
+        return {record.id: record for record in map(record_of, rows)}
 
     def revisions(self, connection: Connection, ids: Iterable[str]) -> dict[str, int]:
         """The revisions of those operations that `find` would find."""
@@ -319,7 +311,7 @@ class Repository:
         for _ in range(2):
             row = connection.execute(insert, parameters).one_or_none()
             if row is not None:
-                return Outcome(_record(row), changed=True)
+                return Outcome(record_of(row), changed=True)
             existing = self.find(connection, [command.id]).get(command.id)
             if existing is not None:
                 return _repeated_start(command, existing)
@@ -334,7 +326,7 @@ class Repository:
         row = connection.execute(
             statement, {"operation_id": command.id, **parameters}
         ).one_or_none()
-        return None if row is None else Outcome(_record(row), changed=True)
+        return None if row is None else Outcome(record_of(row), changed=True)
 
     def _get(self, connection: Connection, operation_id: str) -> Record:
         record = self.find(connection, [operation_id]).get(operation_id)
@@ -379,6 +371,20 @@ def _repeated_start(command: Start, existing: Record) -> Outcome:
     return Outcome(existing, changed=False, owned=owned)
 
 
+def among_ids(query: Select[Any]) -> dict[str, Select[Any]]:
+    """The query for rows with given ids, by the name of the dialect.
+
+    The ids are one parameter: the statement is the same for any number of them, so that it is compiled and
+    prepared once, and there may be more of them than parameters are allowed.
+    """
+    values = func.json_each(bindparam("operation_ids", type_=JSON)).table_valued("value")
+    array = bindparam("operation_ids", type_=ARRAY(Text))
+    return {
+        "sqlite": query.where(_c.id.in_(select(values.c.value))),
+        "postgresql": query.where(_c.id == any_(array)),
+    }
+
+
 def _due(
     state: ColumnElement[bool], column: Column[int], deadline: ColumnElement[int]
 ) -> ColumnElement[bool]:
@@ -408,8 +414,8 @@ def _sweep(column: Column[int], deadline: ColumnElement[int], values: dict[str, 
 
 
 def _returning(statement: Update) -> UpdateBase:
-    return statement.returning(*_RECORD)
+    return statement.returning(*RECORD)
 
 
-def _record(row: Row[Any]) -> Record:
+def record_of(row: Row[Any]) -> Record:
     return Record(*tuple(row))

@@ -78,6 +78,7 @@ def _partial_index(name: str, column: Column[int], *, done: bool) -> Index:
 
 
 Index("operations_by_parent", _c.parent, _c.created_at, _c.id)
+Index("operations_by_creation", _c.created_at, _c.id)
 _partial_index("operations_by_lease", _c.lease_expires_at, done=False)
 _partial_index("operations_by_timeout", _c.timeout_at, done=False)
 _partial_index("operations_by_cancel", _c.cancel_requested_at, done=False)

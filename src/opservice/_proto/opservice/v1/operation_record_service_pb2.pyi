@@ -54,19 +54,24 @@ class ListOperationRecordsRequest(_message.Message):
     FILTER_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """Lists the operations of this collection, exactly as it was given to Start. At most 256 characters;
-    empty lists those that have no parent.
+    empty lists those that have no parent, and `-` those of all parents.
     """
     page_size: _builtins.int
-    """How many records to return at most; the page may hold fewer. 0 leaves it to the server, more than the
-    server's maximum means the maximum, and a negative number is INVALID_ARGUMENT.
+    """How many records to return at most. The page may hold fewer, even none, though others follow: when they
+    are large, or when the filter leaves out nearly all. 0 means 100, more than 1000 means 1000, and a
+    negative number is INVALID_ARGUMENT.
     """
     page_token: _builtins.str
-    """`next_page_token` of the page before; empty for the first page. The other fields must be as they were
-    there. A token that did not come from this server, or from another list, is INVALID_ARGUMENT.
+    """`next_page_token` of the page before; empty for the first page. `parent` and `filter` must be as they
+    were there; `page_size` may change. A token of another list, or that did not come from a server like
+    this, is INVALID_ARGUMENT.
     """
     filter: _builtins.str
-    """Narrows the list; empty narrows nothing. A filter that the server does not understand is
-    INVALID_ARGUMENT, never ignored.
+    """Narrows the list; empty narrows nothing. A filter as in AIP-160, over `id`, `done`, `created_by`,
+    `method`, `description`, `created_at`, `modified_at` and `error.code`, for example
+      done = false AND (created_by = "alice" OR created_at > "2026-01-02T03:04:05Z")
+    OR binds more tightly than AND. At most 2048 characters and 100 comparisons. A filter that the server
+    does not understand is INVALID_ARGUMENT that points at the place, never ignored.
     """
     def __init__(
         self,
@@ -93,7 +98,7 @@ class ListOperationRecordsResponse(_message.Message):
     OPERATION_RECORDS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Asks for the next page; empty after the last."""
+    """Asks for the next page; empty after the last, and only then."""
     @_builtins.property
     def operation_records(self) -> _containers.RepeatedCompositeFieldContainer[_operation_record_pb2.OperationRecord]:
         """The records, each as it was when the page was read."""

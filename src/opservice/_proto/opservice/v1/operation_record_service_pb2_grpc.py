@@ -86,7 +86,8 @@ class OperationRecordServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def List(self, request, context):
-        """Returns the records of one parent that the caller may see, page by page, by creation time.
+        """Returns the records of one parent that the caller may see, page by page, newest first. While operations
+        are added, pages neither skip nor repeat those that were there before.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

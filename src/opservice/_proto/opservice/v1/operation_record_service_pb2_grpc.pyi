@@ -44,7 +44,9 @@ class OperationRecordServiceStub:
     Get: _grpc.UnaryUnaryMultiCallable[_operation_record_service_pb2.GetOperationRecordRequest, _operation_record_pb2.OperationRecord]
     """Returns the record as it is now. Sees every acknowledged change, through any replica."""
     List: _grpc.UnaryUnaryMultiCallable[_operation_record_service_pb2.ListOperationRecordsRequest, _operation_record_service_pb2.ListOperationRecordsResponse]
-    """Returns the records of one parent that the caller may see, page by page, by creation time."""
+    """Returns the records of one parent that the caller may see, page by page, newest first. While operations
+    are added, pages neither skip nor repeat those that were there before.
+    """
     Wait: _grpc.UnaryUnaryMultiCallable[_operation_record_service_pb2.WaitOperationRecordRequest, _operation_record_pb2.OperationRecord]
     """Returns the record when the operation is done, or as it is when the time runs out: look at `done`.
     Running out of time is not an error.
@@ -73,7 +75,9 @@ class OperationRecordServiceAsyncStub(OperationRecordServiceStub):
     Get: _aio.UnaryUnaryMultiCallable[_operation_record_service_pb2.GetOperationRecordRequest, _operation_record_pb2.OperationRecord]  # type: ignore[assignment]
     """Returns the record as it is now. Sees every acknowledged change, through any replica."""
     List: _aio.UnaryUnaryMultiCallable[_operation_record_service_pb2.ListOperationRecordsRequest, _operation_record_service_pb2.ListOperationRecordsResponse]  # type: ignore[assignment]
-    """Returns the records of one parent that the caller may see, page by page, by creation time."""
+    """Returns the records of one parent that the caller may see, page by page, newest first. While operations
+    are added, pages neither skip nor repeat those that were there before.
+    """
     Wait: _aio.UnaryUnaryMultiCallable[_operation_record_service_pb2.WaitOperationRecordRequest, _operation_record_pb2.OperationRecord]  # type: ignore[assignment]
     """Returns the record when the operation is done, or as it is when the time runs out: look at `done`.
     Running out of time is not an error.
@@ -111,7 +115,9 @@ class OperationRecordServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operation_record_service_pb2.ListOperationRecordsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operation_record_service_pb2.ListOperationRecordsResponse, _abc.Awaitable[_operation_record_service_pb2.ListOperationRecordsResponse]]:
-        """Returns the records of one parent that the caller may see, page by page, by creation time."""
+        """Returns the records of one parent that the caller may see, page by page, newest first. While operations
+        are added, pages neither skip nor repeat those that were there before.
+        """
 
     @_abc_1.abstractmethod
     def Wait(

@@ -1,0 +1,283 @@
+"""Pages of operations, newest first, and what a filter's conditions are in SQL.
+
+Conditions become expressions with bound parameters, never text. None of them is ever NULL: SQL's
+third truth value would make NOT miss the operations that have no value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from operator import ge, gt, le, lt
+from typing import Any, assert_never
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    Text,
+    and_,
+    bindparam,
+    func,
+    literal,
+    not_,
+    or_,
+    select,
+    tuple_,
+)
+
+from opservice.filters import (
+    Anchor,
+    And,
+    Comparison,
+    Condition,
+    Field,
+    Kind,
+    ListQuery,
+    Match,
+    Not,
+    Operator,
+    Or,
+    Position,
+    Present,
+)
+from opservice.operation import Record
+from opservice.store.repository import RECORD, among_ids, record_of
+from opservice.store.schema import operations
+
+PAGE_BYTES = 3 << 20
+"""What is kept in a page's operations; clients accept messages of 4 MiB."""
+
+WINDOW = 5_000
+"""Operations that one query of a filtered list looks at: it must not run into its time limit."""
+WINDOWS = 20
+"""Queries for one page. When the page is not full by then, the next one goes on from there."""
+
+_OVERHEAD_BYTES = 128  # of what has a fixed size, and of protobuf
+
+_c = operations.c
+_place = tuple_(_c.created_at, _c.id)
+_NEWEST_FIRST = (_c.created_at.desc(), _c.id.desc())
+_COLUMNS: dict[Field, Column[Any]] = {
+    Field.CREATED_AT: _c.created_at,
+    Field.CREATED_BY: _c.created_by,
+    Field.DESCRIPTION: _c.description,
+    Field.DONE: _c.done,
+    Field.ERROR_CODE: _c.error_code,
+    Field.ID: _c.id,
+    Field.METHOD: _c.method,
+    Field.MODIFIED_AT: _c.modified_at,
+}
+_PAYLOADS = (_c.metadata, _c.response, _c.error)
+_TEXTS = (
+    _c.parent,
+    _c.method,
+    _c.description,
+    _c.created_by,
+    _c.progress_unit,
+    _c.progress_message,
+)
+_ORDERS: dict[Operator, Callable[[Any, Any], ColumnElement[bool]]] = {
+    Operator.LESS: lt,
+    Operator.LESS_OR_EQUAL: le,
+    Operator.GREATER: gt,
+    Operator.GREATER_OR_EQUAL: ge,
+}
+
+
+def _lengths(columns: Iterable[Column[Any]]) -> list[ColumnElement[int]]:
+    return [func.coalesce(func.length(column), 0) for column in columns]
+
+
+_SIZE = (
+    sum(_lengths(_PAYLOADS), literal(_OVERHEAD_BYTES))
+    + 4 * sum(_lengths(_TEXTS), literal(0))  # a character has at most 4 bytes
+).label("size")
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """`end` is where the next page begins, and None when there is nothing more."""
+
+    records: tuple[Record, ...]
+    end: Position | None
+
+
+def read_page(
+    connection: Connection,
+    query: ListQuery,
+    visible: ColumnElement[bool],
+    *,
+    page_bytes: int = PAGE_BYTES,
+    window: int = WINDOW,
+    windows: int = WINDOWS,
+) -> Listed:
+    """Fewer operations than the query's limit when they are large, or when few satisfy its condition:
+    possibly none, though there is more. Otherwise at least one, whatever its size.
+    """
+    newer, older, conditions = _span(query.condition)
+    begin = min(filter(None, (query.after, newer)), default=None)
+    wanted = [visible, *(condition_to_sql(each, connection.dialect.name) for each in conditions)]
+    walks = bool(conditions) and not any(map(_names_one, conditions))
+    # Sizes first: a page of the largest operations would not fit into memory.
+    sizes: list[Row[Any]] = []
+    for _ in range(windows if walks else 1):
+        end_of_window = None
+        if walks:
+            end_of_window = _last_of(connection, _scope(query.parent, begin, older), window)
+        scope = _scope(query.parent, begin, end_of_window or older)
+        found = _sizes([*scope, *wanted]).limit(query.limit + 1 - len(sizes))
+        sizes += connection.execute(found)
+        begin = end_of_window
+        if begin is None or len(sizes) > query.limit:
+            break
+    fitting = _fitting(sizes[: query.limit], page_bytes)
+    end = begin if fitting == len(sizes) else (sizes[fitting - 1].created_at, sizes[fitting - 1].id)
+    ids = [row.id for row in sizes[:fitting]]
+    if not ids:
+        return Listed((), end)
+    # Again with the conditions: it may have changed since.
+    reading = among_ids(select(*RECORD).where(*wanted))[connection.dialect.name]
+    rows = connection.execute(reading, {"operation_ids": ids})
+    records = {record.id: record for record in map(record_of, rows)}
+    return Listed(tuple(records[id_] for id_ in ids if id_ in records), end)
+
+
+def _span(
+    condition: Condition | None,
+) -> tuple[Position | None, Position | None, list[Condition]]:
+    """What the condition says of `created_at` as positions, between which the index is read, and the rest.
+
+    The operations come before the first position and not before the second. No id is less than "".
+    """
+    newer: list[Position] = []
+    older: list[Position] = []
+    rest: list[Condition] = []
+    conditions = condition.conditions if isinstance(condition, And) else (condition,)
+    for each in conditions:
+        match each:
+            case Comparison(Field.CREATED_AT, operator, int(time)):
+                if operator in (Operator.LESS, Operator.LESS_OR_EQUAL, Operator.EQUAL):
+                    newer.append((time + (operator is not Operator.LESS), ""))
+                if operator in (Operator.GREATER, Operator.GREATER_OR_EQUAL, Operator.EQUAL):
+                    older.append((time + (operator is Operator.GREATER), ""))
+            case None:
+                pass
+            case _:
+                rest.append(each)
+    return min(newer, default=None), max(older, default=None), rest
+
+
+def _scope(
+    parent: str | None, newer: Position | None, older: Position | None
+) -> list[ColumnElement[bool]]:
+    scope = [] if parent is None else [_c.parent == parent]
+    if newer is not None:
+        scope.append(_place < _position(newer))
+    if older is not None:
+        scope.append(_place >= _position(older))
+    return scope
+
+
+def _position(position: Position) -> ColumnElement[Any]:
+    created_at, id_ = position
+    return tuple_(bindparam(None, created_at, BigInteger), bindparam(None, id_, _c.id.type))
+
+
+def _last_of(
+    connection: Connection, scope: list[ColumnElement[bool]], rows: int
+) -> Position | None:
+    """Where the first `rows` of the scope end, or None when it has fewer. Reads only the index."""
+    last = select(_c.created_at, _c.id).where(*scope).order_by(*_NEWEST_FIRST)
+    row = connection.execute(last.offset(rows - 1).limit(1)).one_or_none()
+    return None if row is None else (row.created_at, row.id)
+
+
+def _sizes(conditions: list[ColumnElement[bool]]) -> Select[Any]:
+    return select(_c.created_at, _c.id, _SIZE).where(*conditions).order_by(*_NEWEST_FIRST)
+
+
+def _fitting(sizes: Sequence[Row[Any]], most: int) -> int:
+    """How many of the first together have at most so many bytes; at least one, if there is one."""
+    together = 0
+    for index, row in enumerate(sizes):
+        together += row.size
+        if together > most and index:
+            return index
+    return len(sizes)
+
+
+def _names_one(condition: Condition) -> bool:
+    """At most one operation can satisfy it, and its id is known."""
+    return isinstance(condition, Comparison) and (condition.field, condition.operator) == (
+        Field.ID,
+        Operator.EQUAL,
+    )
+
+
+def condition_to_sql(condition: Condition, dialect: str) -> ColumnElement[bool]:
+    """Means the same on SQLite and PostgreSQL, given its name."""
+    match condition:
+        case And():
+            return and_(*(condition_to_sql(each, dialect) for each in condition.conditions))
+        case Or():
+            return or_(*(condition_to_sql(each, dialect) for each in condition.conditions))
+        case Not():
+            return not_(condition_to_sql(condition.condition, dialect))
+        case Present():
+            return _present(condition.field)
+        case Match():
+            return _match(condition, dialect)
+        case Comparison():
+            return _comparison(condition, dialect)
+        case _:
+            assert_never(condition)
+
+
+def _present(field: Field) -> ColumnElement[bool]:
+    column = _COLUMNS[field]
+    match field.kind:
+        case Kind.BOOLEAN:
+            return column
+        case Kind.STRING:
+            return column != ""
+        case Kind.INTEGER | Kind.TIMESTAMP:
+            return column.is_not(None)
+
+
+def _match(match: Match, dialect: str) -> ColumnElement[bool]:
+    # Not LIKE: SQLite's takes no notice of case, and its wildcards would have to be escaped.
+    column, length = _COLUMNS[match.field], len(match.text)
+    text = bindparam(None, match.text, Text)
+    match match.anchor:
+        case Anchor.START:
+            return func.substr(column, 1, length) == text
+        case Anchor.END:
+            return func.substr(column, func.length(column) - length + 1) == text
+        case Anchor.ANYWHERE:
+            find = func.strpos if dialect == "postgresql" else func.instr
+            return find(column, text, type_=BigInteger) > 0
+
+
+def _comparison(comparison: Comparison, dialect: str) -> ColumnElement[bool]:
+    field, value = comparison.field, comparison.value
+    column = _COLUMNS[field]
+    if field.kind is Kind.BOOLEAN:
+        return column if value else not_(column)
+    # BigInteger: a number that is too large for its column is no error.
+    literal_ = bindparam(None, value, Text if field.kind is Kind.STRING else BigInteger)
+    if comparison.operator is Operator.EQUAL:
+        return column.is_not_distinct_from(literal_) if column.nullable else column == literal_
+    # Never as a range of an index, which would not be that of the order: hence "" and 0.
+    ordered: ColumnElement[Any]
+    if field.kind is Kind.STRING:
+        ordered = column.concat("")
+        if dialect == "postgresql":
+            ordered = ordered.collate("C")  # byte by byte, whatever language the database is set to
+    else:
+        ordered = column + 0
+    compared = _ORDERS[comparison.operator](ordered, literal_)
+    return and_(column.is_not(None), compared) if column.nullable else compared

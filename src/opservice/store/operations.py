@@ -1,0 +1,220 @@
+"""The store's face: what the rest of the server asks of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing, suppress
+from functools import partial
+from typing import Any
+
+import structlog
+from sqlalchemy import Connection
+
+from opservice.errors import (
+    OpserviceError,
+    ServerStopping,
+    StoreBusy,
+    StoreError,
+    StoreUnavailable,
+)
+from opservice.filters import ListQuery
+from opservice.operation import (
+    SECOND,
+    Command,
+    Delete,
+    DeleteExpired,
+    Outcome,
+    Record,
+    Renew,
+    Sweep,
+    Swept,
+)
+from opservice.store.batching import Batcher
+from opservice.store.changes import Changes
+from opservice.store.engine import Database
+from opservice.store.hints import Hints
+from opservice.store.listing import Listed, read_page
+from opservice.store.reading import Reads
+from opservice.store.repository import Repository
+
+log = structlog.stdlib.get_logger("opservice.store")
+
+
+class OperationStore:
+    """What the rest of the server knows of the store."""
+
+    def __init__(
+        self,
+        database: Database,
+        repository: Repository,
+        poll_interval: int = SECOND,
+        *,
+        notify: bool = True,
+    ) -> None:
+        self._database = database
+        self._repository = repository
+        self._reads = Reads(database, repository)
+        self._writes: Batcher[Command, Outcome] = Batcher("store-write", self._write)
+        self._sweeps: Batcher[Sweep, Swept] = Batcher("store-sweep", self._sweep)
+        # One by one: each may take long, and those whose caller gave up meanwhile are not begun.
+        self._lists: Batcher[Callable[[], Any], Any] = Batcher("store-list", _call_each, 1)
+        self._asides: Batcher[Callable[[], Any], Any] = Batcher("store-aside", _call_each)
+        self._hints = Hints(database, self._asides.submit, notify=notify)
+        self._changes = Changes(self.get, self._revisions, self._hints.receive, poll_interval)
+        self._to_hint: list[str] = []
+        self._sender: asyncio.Task[None] | None = None
+
+    async def get(self, operation_id: str) -> Record:
+        """The operation, as of some moment after the call.
+
+        Raises OperationNotFound, or a StoreError.
+        """
+        return await self._reads.get(operation_id)
+
+    async def page(self, query: ListQuery) -> Listed:
+        """A page of operations, as of some moment after the call. Raises a StoreError."""
+        page = partial(read_page, query=query, visible=self._repository.visible)
+        listed: Listed = await self._lists.submit(partial(self._database.read, page))
+        return listed
+
+    async def apply(self, command: Command) -> Outcome:
+        """Applies a command; it is durable when this returns.
+
+        Raises what the command is refused with (see errors.py), or a StoreError: then it may or may
+        not have happened, and may be repeated.
+        """
+        outcome = await self._writes.submit(command)
+        record = outcome.record
+        if isinstance(command, Delete):
+            self._reads.forget((record.id,))
+        else:
+            self._changes.publish(record)
+            if outcome.changed and (record.done or record.cancel_requested_at is not None):
+                self._send_hint(record.id)
+        return outcome
+
+    async def sweep(self, sweep: Sweep) -> Swept:
+        """Applies a sweep, in a transaction of its own. Raises a StoreError."""
+        swept = await self._sweeps.submit(sweep)
+        if swept.ids and not isinstance(sweep, DeleteExpired):
+            self._changes.hint(swept.ids)
+            self._send_hint(*swept.ids)
+        return swept
+
+    async def follow(self, operation_id: str) -> AsyncGenerator[Record]:
+        """The operation as it is, then as it becomes, until it is done.
+
+        States may be skipped, but `revision` only grows. Raises OperationNotFound, also when it is
+        deleted meanwhile, a StoreError, or ServerStopping.
+        """
+        with self._changes.subscribe(operation_id) as follower:
+            follower.tell(await self.get(operation_id))
+            while True:
+                record = await follower.next()
+                yield record
+                if record.done:
+                    return
+
+    async def wait(self, operation_id: str, at_most: int) -> Record:
+        """The operation once it is done, or as it is after `at_most` microseconds.
+
+        When the server stops, the operation as it is then. Raises OperationNotFound or a StoreError.
+        """
+        if at_most > 0:
+            with suppress(TimeoutError, ServerStopping):
+                async with asyncio.timeout(at_most / SECOND):
+                    async with aclosing(self.follow(operation_id)) as records:
+                        async for record in records:
+                            if record.done:
+                                return record
+        return await self.get(operation_id)
+
+    def stop_following(self) -> None:
+        """Ends every `follow` and `wait`, so that clients go on with another replica."""
+        self._changes.close()
+
+    async def close(self) -> None:
+        """Waits for what was asked for, then closes the database."""
+        self.stop_following()
+        if self._sender is not None:
+            await self._sender
+        await self._asides.close()
+        await self._lists.close()
+        await self._sweeps.close()
+        await self._writes.close()
+        await self._reads.close()
+        self._database.close()
+
+    async def _revisions(self, ids: Sequence[str]) -> dict[str, int]:
+        read = partial(self._database.read, partial(self._repository.revisions, ids=ids))
+        revisions: dict[str, int] = await self._asides.submit(read)
+        return revisions
+
+    def _send_hint(self, *operation_ids: str) -> None:
+        """What was hinted while a hint was being sent goes with the next."""
+        self._to_hint += operation_ids
+        if self._sender is None:
+            self._sender = asyncio.create_task(self._send_hints())
+
+    async def _send_hints(self) -> None:
+        try:
+            while self._to_hint:
+                ids, self._to_hint = self._to_hint, []
+                try:
+                    await self._hints.send(ids)
+                except StoreError as error:
+                    log.warning("hint not sent", cause=str(error.__cause__ or error))
+        finally:
+            self._sender = None
+
+    def _write(self, commands: Sequence[Command]) -> Sequence[Outcome | Exception]:
+        before: list[Outcome | OpserviceError] = []
+
+        def apply(connection: Connection) -> list[Outcome | OpserviceError]:
+            outcomes = self._repository.apply(connection, commands)
+            # After a commit of which nothing is known: what this has deleted is not there to be found.
+            for index, first in enumerate(before):
+                if not (isinstance(first, Outcome) and isinstance(outcomes[index], OpserviceError)):
+                    continue
+                if isinstance(commands[index], Delete):
+                    outcomes[index] = first
+                elif isinstance(commands[index], Renew):
+                    # It may have happened before the operation was ended, in this batch or by others.
+                    outcomes[index] = StoreUnavailable()
+            before[:] = outcomes
+            return outcomes
+
+        try:
+            return self._database.write(apply)
+        except StoreError as error:
+            for_a_command = type(error) in (StoreError, StoreBusy)
+            if len(commands) == 1 or not for_a_command:
+                raise
+        # One of them is at fault: each for itself, so that the others do not suffer from it.
+        outcomes: list[Outcome | Exception] = []
+        for command in commands:
+            try:
+                outcomes += self._write([command])
+            except StoreError as error:
+                outcomes.append(error)
+        return outcomes
+
+    def _sweep(self, sweeps: Sequence[Sweep]) -> list[Swept | Exception]:
+        swept: list[Swept | Exception] = []
+        for sweep in sweeps:
+            try:
+                swept.append(self._database.write(partial(self._repository.sweep, sweep=sweep)))
+            except StoreError as error:
+                swept.append(error)
+        return swept
+
+
+def _call_each(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    results: list[Any] = []
+    for call in calls:
+        try:
+            results.append(call())
+        except Exception as error:  # noqa: BLE001 - goes to the caller
+            results.append(error)
+    return results
