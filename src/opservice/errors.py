@@ -15,6 +15,7 @@
     │   ├── StoreUnavailable       for now: try again
     │   │   └── StoreBusy
     │   └── StoreFull
+    ├── ServerBusy                 more calls are in progress than the server takes on
     ├── ServerStopping             a stream ends because the server does
     └── StartupError               the server refuses to start; the message is for the operator
 
@@ -120,6 +121,10 @@ class StoreBusy(StoreUnavailable):
 
 class StoreFull(StoreError):
     """The database has no space left: reads go on, writes are refused."""
+
+
+class ServerBusy(OpserviceError):
+    """The server has too many calls in progress: try again later."""
 
 
 class ServerStopping(OpserviceError):

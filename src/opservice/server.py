@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import grpc
 import structlog
+from google.longrunning import operations_proto_pb2
 from google.protobuf.descriptor import FileDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -29,10 +30,11 @@ from opservice._proto.yandex.cloud.operation import (
     operation_service_pb2,
     operation_service_pb2_grpc,
 )
+from opservice.api.calls import Methods
 from opservice.api.convert import LEASE_EXPIRED, TIMED_OUT
 from opservice.api.endpoints import OWN_ENDPOINTS, ApiEndpointService
 from opservice.api.health import HealthService
-from opservice.api.interceptor import CallInterceptor
+from opservice.api.longrunning import Operations, add_operations
 from opservice.api.operations import OperationService
 from opservice.api.producer import ProducerService
 from opservice.api.records import OperationRecordService
@@ -60,6 +62,7 @@ _FILES: Sequence[FileDescriptor] = (
     operation_service_pb2.DESCRIPTOR,
     producer_service_pb2.DESCRIPTOR,
     operation_record_service_pb2.DESCRIPTOR,
+    operations_proto_pb2.DESCRIPTOR,
     api_endpoint_service_pb2.DESCRIPTOR,
     cast("FileDescriptor", health_pb2.DESCRIPTOR),
 )
@@ -86,11 +89,14 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         database, Repository(), settings.poll_interval, notify=not settings.no_notify
     )
     health = HealthService(_SERVICES)
-    server = grpc.aio.server(interceptors=[CallInterceptor()], options=_options(settings))
+    server = grpc.aio.server(options=server_options(settings))
     try:
         address = _bind(server, settings.listen, credentials)
-        _add_services(server, settings, store, address, health)
-        add_reflection(server, _SERVICES, pool)
+        methods = Methods(settings.max_calls)
+        # Generated code adds services to it as it does to a server.
+        _add_services(cast("grpc.aio.Server", methods), settings, store, address, health)
+        add_reflection(cast("grpc.aio.Server", methods), _SERVICES, pool)
+        server.add_generic_rpc_handlers((methods,))
         await server.start()
         background = [
             asyncio.create_task(
@@ -165,7 +171,7 @@ def _prepare_database(settings: Settings) -> Database:
     return database
 
 
-def _options(settings: Settings) -> list[tuple[str, Any]]:
+def server_options(settings: Settings) -> list[tuple[str, Any]]:
     return [
         # Otherwise a second server would silently share the port.
         ("grpc.so_reuseport", 0),
@@ -213,6 +219,7 @@ def _add_services(
     operation_record_service_pb2_grpc.add_OperationRecordServiceServicer_to_server(
         OperationRecordService(store, settings.max_wait), server
     )
+    add_operations(server, Operations(store, settings.max_wait))
     own = dict.fromkeys(OWN_ENDPOINTS, settings.advertise or address)
     api_endpoint_service_pb2_grpc.add_ApiEndpointServiceServicer_to_server(
         ApiEndpointService(own | settings.endpoints()), server

@@ -103,6 +103,13 @@ class Settings:
         " refuses all.",
         least=1,
     )
+    max_calls: int = _setting(
+        "count",
+        12_000,
+        "Calls in progress, those that wait or watch aside, at which further ones are refused with"
+        " RESOURCE_EXHAUSTED.",
+        least=1,
+    )
     max_concurrent_streams: int = _setting(
         "count", 10_000, "Calls in progress on one connection.", least=1
     )

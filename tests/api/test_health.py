@@ -12,6 +12,7 @@ SERVICES = [
     "",
     "yandex.cloud.operation.OperationService",
     "yandex.cloud.endpoint.ApiEndpointService",
+    "google.longrunning.Operations",
     "opservice.v1.ProducerService",
     "opservice.v1.OperationRecordService",
 ]

@@ -12,6 +12,7 @@ from google.rpc.status_pb2 import Status
 from opservice._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
 from support.client import Client, refused
 from support.fixtures import execute
+from support.longrunning import Operations
 from support.postgres import PostgresServer
 from support.server import ServerProcess, eventually, serving
 
@@ -81,6 +82,13 @@ def test_a_line_holds_no_more_of_an_id_than_an_id_may_have(server: ServerProcess
         server.client.get("x" * 10_000)
 
     assert call_line(server, refusal.request_id)["operation_id"] == "x" * 128
+
+
+def test_a_line_tells_the_name_that_a_google_client_asked_for(server: ServerProcess) -> None:
+    with refused() as refusal:
+        Operations(server.client).get("folders/b1g/operations/nowhere")
+
+    assert call_line(server, refusal.request_id)["name"] == "folders/b1g/operations/nowhere"
 
 
 def test_an_id_with_line_breaks_stays_on_one_line(server: ServerProcess) -> None:

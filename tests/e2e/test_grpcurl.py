@@ -25,6 +25,7 @@ from support.server import PATIENCE, ServerProcess, serving
 from support.tools import require_tool
 
 SERVICES = [
+    "google.longrunning.Operations",
     "grpc.health.v1.Health",
     "grpc.reflection.v1.ServerReflection",
     "grpc.reflection.v1alpha.ServerReflection",

@@ -22,8 +22,8 @@ from opservice._proto.yandex.cloud.endpoint.api_endpoint_service_pb2 import (
     ListApiEndpointsRequest,
 )
 from opservice._proto.yandex.cloud.operation.operation_service_pb2 import CancelOperationRequest
-from opservice.store.engine import open_database
 from support.client import Client, refusal_from, refused
+from support.fixtures import held_up_writes
 from support.postgres import PostgresServer
 from support.server import ServerProcess, eventually, serving
 
@@ -36,19 +36,6 @@ def watch_health(channel: grpc.Channel, service: str = "") -> Iterator[HealthChe
     )
     statuses: Iterator[HealthCheckResponse] = watch(health_pb2.HealthCheckRequest(service=service))
     return statuses
-
-
-@contextmanager
-def held_up_writes(database_url: str) -> Iterator[None]:
-    """Lets no write end within the block; the server gives up after 5 s."""
-    database = open_database(database_url)
-    try:
-        with database.writer.begin() as connection:
-            if not database.is_sqlite:  # there BEGIN IMMEDIATE is enough
-                connection.exec_driver_sql("LOCK TABLE operations IN EXCLUSIVE MODE")
-            yield
-    finally:
-        database.close()
 
 
 def cancel_in_progress(client: Client, id_: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,19 @@ def execute(database_url: str, statement: str) -> None:
     database = open_database(database_url)
     try:
         database.write(lambda connection: connection.execute(text(statement)))
+    finally:
+        database.close()
+
+
+@contextmanager
+def held_up_writes(database_url: str) -> Iterator[None]:
+    """Lets no write end within the block; the server gives up after 5 s."""
+    database = open_database(database_url)
+    try:
+        with database.writer.begin() as connection:
+            if not database.is_sqlite:  # there BEGIN IMMEDIATE is enough
+                connection.exec_driver_sql("LOCK TABLE operations IN EXCLUSIVE MODE")
+            yield
     finally:
         database.close()
 

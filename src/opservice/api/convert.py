@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 
+from google.longrunning.operations_proto_pb2 import Operation as LongrunningOperation
 from google.protobuf.any_pb2 import Any
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -17,6 +19,7 @@ from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
 from opservice.api.validation import (
     MAX_CREATED_BY,
     MAX_DESCRIPTION,
+    MAX_ID,
     MAX_IDEMPOTENCY_KEY,
     MAX_NAME,
     MAX_PROGRESS_MESSAGE,
@@ -26,6 +29,7 @@ from opservice.api.validation import (
     Check,
     Limits,
 )
+from opservice.errors import InvalidArgument, Violation
 from opservice.operation import (
     DEFAULT_ID_PREFIX,
     SECOND,
@@ -45,6 +49,16 @@ from opservice.operation import (
 ERROR_DOMAIN = "opservice"
 """The domain of every `google.rpc.ErrorInfo` that this server makes."""
 
+_SEGMENT = r"[^/\s\x00-\x1f\x7f-\x9f]+"
+_COLLECTION = "operations"
+_NAME = re.compile(
+    rf"((?P<parent>{_SEGMENT}(/{_SEGMENT})*)/)?{_COLLECTION}/(?P<id>[^/\x00-\x1f\x7f-\x9f]{{1,{MAX_ID}}})"
+)
+_NAME_EXPECTED = (
+    f"must be {_COLLECTION}/ID or PARENT/{_COLLECTION}/ID, the ID of 1 to {MAX_ID} characters, the"
+    f" PARENT segments joined by '/', of at most {MAX_NAME}; without control characters"
+)
+
 
 def operation_to_pb(record: Record) -> Operation:
     operation = Operation(
@@ -62,6 +76,39 @@ def operation_to_pb(record: Record) -> Operation:
     elif record.response is not None:
         operation.response.MergeFromString(record.response)
     return operation
+
+
+def operation_to_longrunning_pb(record: Record) -> LongrunningOperation:
+    """Without a result until it is done: while it is being cancelled, `error` is kept back."""
+    operation = LongrunningOperation(name=name_to_pb(record.parent, record.id), done=record.done)
+    if record.metadata is not None:
+        operation.metadata.MergeFromString(record.metadata)
+    if not record.done:
+        return operation
+    if record.error is not None:
+        operation.error.MergeFromString(record.error)
+    elif record.response is not None:
+        operation.response.MergeFromString(record.response)
+    return operation
+
+
+def name_to_pb(parent: str, operation_id: str) -> str:
+    """google.longrunning's name of an operation."""
+    name = f"{_COLLECTION}/{operation_id}"
+    return f"{parent}/{name}" if parent else name
+
+
+def name_from_pb(name: str) -> tuple[str, str]:
+    """The parent, empty when the name does not tell it, and the id. Raises InvalidArgument."""
+    found = _NAME.fullmatch(name)
+    if found is None or len(found["parent"] or "") > MAX_NAME:
+        raise InvalidArgument([Violation("name", _NAME_EXPECTED)])
+    return found["parent"] or "", found["id"]
+
+
+def parent_from_pb(name: str) -> str:
+    """The parent in the name of a collection, which may end with `/operations` or not."""
+    return "" if name == _COLLECTION else name.removesuffix(f"/{_COLLECTION}") or name
 
 
 def record_to_pb(record: Record) -> record_pb.OperationRecord:

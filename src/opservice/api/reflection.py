@@ -62,9 +62,7 @@ def add_reflection(server: Server, services: Iterable[str], pool: DescriptorPool
         reflection_pb2.ServerReflectionResponse.SerializeToString,
     )
     for name in (SERVICE_NAME, V1_SERVICE_NAME):
-        methods = {"ServerReflectionInfo": handler}
-        generic = grpc.method_handlers_generic_handler(name, methods)
-        server.add_generic_rpc_handlers((generic,))
+        server.add_registered_method_handlers(name, {"ServerReflectionInfo": handler})
 
 
 class _ReflectionServicer(reflection_aio.ReflectionServicer):

@@ -22,6 +22,7 @@ from opservice.errors import (
     OperationRunning,
     OpserviceError,
     PreconditionFailed,
+    ServerBusy,
     ServerStopping,
     ServiceUnknown,
     StoreBusy,
@@ -56,12 +57,11 @@ MEANINGS: dict[type[BaseException], Meaning] = {
     StoreUnavailable: Meaning(Code.UNAVAILABLE, "STORE_UNAVAILABLE", retry=True),
     StoreBusy: Meaning(Code.UNAVAILABLE, "STORE_UNAVAILABLE", retry=True),
     StoreFull: Meaning(Code.RESOURCE_EXHAUSTED, "STORE_FULL", retry=True),
+    ServerBusy: Meaning(Code.RESOURCE_EXHAUSTED, "SERVER_BUSY", retry=True),
     ServerStopping: Meaning(Code.UNAVAILABLE, "SERVER_STOPPING", retry=True),
-    NotImplementedError: Meaning(Code.UNIMPLEMENTED, "METHOD_NOT_IMPLEMENTED"),
 }
 _OTHERS: dict[type[BaseException], str] = {
     DecodeError: "The request is not a valid message of its type",
-    NotImplementedError: "The method is not implemented",
 }
 _UNEXPECTED = Meaning(Code.INTERNAL, "INTERNAL")
 
