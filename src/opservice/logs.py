@@ -10,8 +10,11 @@ import structlog
 from opservice.settings import Settings
 
 
-def configure_logging(settings: Settings) -> None:
-    """Sends every log line to standard error, as JSON or, on a terminal, for people."""
+def configure_logging(settings: Settings, *, worker: int | None = None) -> None:
+    """Sends every log line to standard error, as JSON or, on a terminal, for people.
+
+    Of several worker processes each says its number in every line.
+    """
     as_json = settings.log_format == "json" or (
         settings.log_format == "auto" and not sys.stderr.isatty()
     )
@@ -21,6 +24,8 @@ def configure_logging(settings: Settings) -> None:
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
+    if worker is not None:
+        shared.append(_number(worker))
     renderers: list[structlog.typing.Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if as_json
@@ -55,3 +60,13 @@ def configure_logging(settings: Settings) -> None:
 def _holds_no_header(record: logging.LogRecord) -> bool:
     """grpc logs, value and traceback, each header that is not UTF-8: anybody could send secrets so."""
     return not record.getMessage().startswith("Invalid encoding on ")
+
+
+def _number(worker: int) -> structlog.typing.Processor:
+    def add(
+        _logger: structlog.typing.WrappedLogger, _method: str, event: structlog.typing.EventDict
+    ) -> structlog.typing.EventDict:
+        event["worker"] = worker
+        return event
+
+    return add

@@ -12,6 +12,7 @@ import grpc
 import structlog
 from google.longrunning import operations_proto_pb2
 from google.protobuf.descriptor import FileDescriptor
+from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from opservice import __version__
@@ -56,7 +57,7 @@ from opservice.store.engine import Database, open_database
 from opservice.store.migrations import check_schema, migrate
 from opservice.store.operations import OperationStore
 from opservice.store.repository import Repository
-from opservice.tls import server_credentials
+from opservice.tls import CurrentCredentials, read_again, server_credentials
 
 _FILES: Sequence[FileDescriptor] = (
     operation_service_pb2.DESCRIPTOR,
@@ -68,7 +69,8 @@ _FILES: Sequence[FileDescriptor] = (
 )
 _SERVICES = [service.full_name for file in _FILES for service in file.services_by_name.values()]
 
-_CLOSE_SECONDS = 5
+CLOSE_SECONDS = 5
+"""How long the end of a server may wait for its database."""
 _WILDCARDS = {"0.0.0.0", "[::]"}  # noqa: S104 - to warn of them
 
 log = structlog.stdlib.get_logger("opservice.server")
@@ -81,21 +83,46 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     """
     stop = _stop_on_signals()
     # Everything that can be wrong with the settings is found before the database is touched.
-    credentials = server_credentials(settings)
-    known_types = (*_FILES, container_registry_pb2.DESCRIPTOR)
-    pool = build_pool(known_types, settings.descriptor_set)
-    database = await asyncio.to_thread(_prepare_database, settings)
+    read = server_credentials(settings)
+    credentials = None if read is None else CurrentCredentials(read)
+    known_types = build_known_types(settings)
+
+    def on_hangup() -> None:
+        new = read_again(settings)
+        if new is not None and credentials is not None:
+            credentials.replace(new)
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hangup)
+    database = await asyncio.to_thread(prepare_database, settings)
+    await run(settings, database, credentials, known_types, stop, announce)
+
+
+async def run(
+    settings: Settings,
+    database: Database,
+    credentials: CurrentCredentials | None,
+    known_types: DescriptorPool,
+    stop: asyncio.Event,
+    announce: Callable[[str], None],
+    *,
+    share_port: bool = False,
+) -> None:
+    """Serves until `stop`, then drains and closes the database, which was prepared before.
+
+    With `share_port` other processes of this user may listen on the same port. Raises StartupError
+    when it cannot listen.
+    """
     store = OperationStore(
         database, Repository(), settings.poll_interval, notify=not settings.no_notify
     )
     health = HealthService(_SERVICES)
-    server = grpc.aio.server(options=server_options(settings))
+    server = grpc.aio.server(options=server_options(settings, share_port=share_port))
     try:
         address = _bind(server, settings.listen, credentials)
         methods = Methods(settings.max_calls)
         # Generated code adds services to it as it does to a server.
         _add_services(cast("grpc.aio.Server", methods), settings, store, address, health)
-        add_reflection(cast("grpc.aio.Server", methods), _SERVICES, pool)
+        add_reflection(cast("grpc.aio.Server", methods), _SERVICES, known_types)
         server.add_generic_rpc_handlers((methods,))
         await server.start()
         background = [
@@ -151,7 +178,7 @@ def _stop_on_signals() -> asyncio.Event:
 
 async def _close(store: OperationStore) -> None:
     try:
-        async with asyncio.timeout(_CLOSE_SECONDS):
+        async with asyncio.timeout(CLOSE_SECONDS):
             await store.close()
     except TimeoutError:
         # A thread that waits for the database cannot be ended, only left. Nobody was told of success.
@@ -159,7 +186,16 @@ async def _close(store: OperationStore) -> None:
         os._exit(1)
 
 
-def _prepare_database(settings: Settings) -> Database:
+def build_known_types(settings: Settings) -> DescriptorPool:
+    """What reflection tells of. Raises StartupError when a file of the settings cannot be used."""
+    return build_pool((*_FILES, container_registry_pb2.DESCRIPTOR), settings.descriptor_set)
+
+
+def prepare_database(settings: Settings) -> Database:
+    """Brings the schema up to date where that is asked for, and checks it.
+
+    Raises StartupError or StoreError when it cannot be served from.
+    """
     database = open_database(settings.database)
     if database.is_sqlite or settings.migrate:
         before, after = migrate(database)
@@ -171,10 +207,10 @@ def _prepare_database(settings: Settings) -> Database:
     return database
 
 
-def server_options(settings: Settings) -> list[tuple[str, Any]]:
+def server_options(settings: Settings, *, share_port: bool = False) -> list[tuple[str, Any]]:
     return [
-        # Otherwise a second server would silently share the port.
-        ("grpc.so_reuseport", 0),
+        # By default a second server would silently share the port.
+        ("grpc.so_reuseport", int(share_port)),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
         # By default core refuses calls, at random, once 1,000 wait to be accepted.
@@ -188,19 +224,23 @@ def server_options(settings: Settings) -> list[tuple[str, Any]]:
     ]
 
 
-def _bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None) -> str:
+def _bind(server: grpc.aio.Server, listen: str, credentials: CurrentCredentials | None) -> str:
     """Binds, and returns the address with the port that it got."""
     host, _ = split_address(listen)
     try:
         if credentials is None:
             port = server.add_insecure_port(listen)
         else:
-            port = server.add_secure_port(listen, credentials)
+            port = server.add_secure_port(listen, credentials.of_grpc)
     except RuntimeError as error:
-        raise StartupError(
-            f"cannot listen on {listen}: the port is taken, or the address is not this machine's"
-        ) from error
+        raise cannot_listen(listen) from error
     return f"{host}:{port}"
+
+
+def cannot_listen(listen: str) -> StartupError:
+    return StartupError(
+        f"cannot listen on {listen}: the port is taken, or the address is not this machine's"
+    )
 
 
 def _add_services(

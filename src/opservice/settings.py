@@ -38,6 +38,13 @@ class Settings:
         "Where operations are kept: sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/NAME."
         " A password is better given in the environment variable than on the command line.",
     )
+    workers: int = _setting(
+        "count",
+        1,
+        "Processes that serve on the port, each with connections of its own to the database.",
+        least=1,
+        most=256,
+    )
     migrate: bool = _setting(
         "flag", False, "Bring a PostgreSQL schema up to date at start; SQLite's always is."
     )
@@ -99,15 +106,15 @@ class Settings:
     max_pending_requests: int = _setting(
         "count",
         20_000,
-        "Calls that wait to be accepted at which the server begins to refuse more; at twice this it"
+        "Calls that wait to be accepted at which a worker begins to refuse more; at twice this it"
         " refuses all.",
         least=1,
     )
     max_calls: int = _setting(
         "count",
         12_000,
-        "Calls in progress, those that wait or watch aside, at which further ones are refused with"
-        " RESOURCE_EXHAUSTED.",
+        "Calls in progress in a worker, those that wait or watch aside, at which further ones are"
+        " refused with RESOURCE_EXHAUSTED.",
         least=1,
     )
     max_concurrent_streams: int = _setting(
@@ -174,12 +181,14 @@ class Settings:
     def __post_init__(self) -> None:
         """Raises StartupError when a setting is out of bounds, or settings contradict each other."""
         for each in fields(self):
-            least, most = each.metadata.get("least"), each.metadata.get("most", _LONGEST)
+            least, most = each.metadata.get("least"), each.metadata.get("most")
+            if each.metadata["kind"] == "duration":
+                most = most or _LONGEST
             value = getattr(self, each.name)
             if least is not None and value < least:
                 shown = format_value(each, value), format_value(each, least)
                 raise StartupError(f"{flag(each)} is {shown[0]}, but must be at least {shown[1]}")
-            if each.metadata["kind"] == "duration" and value > most:
+            if most is not None and value > most:
                 shown = format_value(each, value), format_value(each, most)
                 raise StartupError(f"{flag(each)} is {shown[0]}, but must be at most {shown[1]}")
         if (self.tls_cert is None) != (self.tls_key is None):

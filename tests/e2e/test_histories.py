@@ -125,3 +125,10 @@ def test_replicas_that_only_poll_for_changes_answer_as_one_correct_server_would(
     chaos = assert_correct(tmp_path, shaky, [polling, polling], seconds=20, kills=3)
 
     assert_eventful(chaos)
+
+
+@pytest.mark.slow
+def test_workers_answer_as_one_correct_server_would(tmp_path: Path, shaky: Shaky) -> None:
+    chaos = assert_correct(tmp_path, shaky, [{"workers": 2}, {"workers": 2}], seconds=20, kills=3)
+
+    assert_eventful(chaos)

@@ -80,7 +80,9 @@ class Methods(grpc.GenericRpcHandler):
         self._refused += 1
         now = time.monotonic()
         if now > self._told_at + 1:
-            log.warning("refusing calls", in_progress=self._in_progress.calls, refused=self._refused)
+            log.warning(
+                "refusing calls", in_progress=self._in_progress.calls, refused=self._refused
+            )
             self._told_at, self._refused = now, 0
         # Without an exception: a refusal must cost less than what it saves.
         code, message, trailers = _BUSY

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 from dataclasses import Field, fields
 from pathlib import Path
@@ -57,6 +58,7 @@ def serve_command(**arguments: Any) -> None:
     \b
     opservice serve                                     on SQLite, in ./opservice.db
     opservice serve --demo                              with something to look at
+    opservice serve --workers 4                         with a process for each of four cores
     opservice serve --listen 0.0.0.0:443 --tls-cert server.pem --tls-key server.key
     OPSERVICE_DATABASE=postgresql://... opservice serve --migrate
     """
@@ -64,8 +66,11 @@ def serve_command(**arguments: Any) -> None:
     # Only now: they take most of a second, which --help and wrong usage need not wait for.
     from opservice.logs import configure_logging
     from opservice.server import serve
+    from opservice.workers import supervise
 
     configure_logging(settings)
+    if settings.workers > 1:
+        sys.exit(asyncio.run(supervise(settings, lambda line: click.echo(line))))
     asyncio.run(serve(settings, lambda line: click.echo(line)))
 
 
