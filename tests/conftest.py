@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,11 @@ from opservice.store.migrations import migrate
 from support.postgres import PostgresServer
 
 Backend = Literal["sqlite", "postgresql"]
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: many tests wait for a server to start or to end."""
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.fixture(scope="session")

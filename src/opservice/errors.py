@@ -3,6 +3,7 @@
     OpserviceError
     ├── InvalidArgument            the request itself is wrong; names every field
     │   └── IdempotencyKeyReused
+    ├── MalformedRequest           the bytes are no message of the method's type
     ├── OperationNotFound
     ├── EndpointNotFound
     ├── ServiceUnknown
@@ -65,6 +66,10 @@ class IdempotencyKeyReused(InvalidArgument):
 
     def __init__(self) -> None:
         super().__init__([Violation("idempotency_key", "was used before with another request")])
+
+
+class MalformedRequest(OpserviceError):
+    """The request is not a valid message of its type"""
 
 
 class OperationNotFound(OpserviceError):

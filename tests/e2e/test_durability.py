@@ -80,9 +80,7 @@ def test_a_crash_of_postgresql_is_an_outage_and_no_loss(
         assert load.count_lost(server.client) == 0
 
 
-@pytest.mark.parametrize(
-    "server", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)], indirect=True
-)
+@pytest.mark.slow
 async def test_ten_thousand_gets_in_one_burst_are_all_answered(server: ServerProcess) -> None:
     id_ = server.client.started(description="popular")
     options = [("grpc.max_receive_message_length", -1)]

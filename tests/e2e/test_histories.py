@@ -106,7 +106,7 @@ def assert_eventful(chaos: Chaos) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "kills"), [(5, 1), pytest.param(40, 8, marks=pytest.mark.slow)]
+    ("seconds", "kills"), [(3, 1), pytest.param(40, 8, marks=pytest.mark.slow)]
 )
 def test_two_replicas_answer_as_one_correct_server_would(
     tmp_path: Path, shaky: Shaky, seconds: float, kills: int

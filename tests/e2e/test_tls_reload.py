@@ -120,9 +120,8 @@ def renew(authority: Authority, pair: Pair) -> None:
     renewed.certificate.replace(pair.certificate)
 
 
-@pytest.mark.parametrize(
-    "workers", [pytest.param(1, id="alone", marks=pytest.mark.slow), pytest.param(2, id="two")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2], ids=["alone", "two"])
 def test_new_connections_get_the_new_certificate_and_no_call_is_refused(
     tmp_path: Path, sqlite_url: str, authority: Authority, pair: Pair, workers: int
 ) -> None:

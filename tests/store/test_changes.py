@@ -18,6 +18,7 @@ from opservice.operation import (
     SECOND,
     Cancel,
     CancelPolicy,
+    Command,
     Complete,
     Delete,
     LapseLeases,
@@ -316,3 +317,54 @@ def test_a_follower_is_told_nothing_older_than_it_knows(ops: Ops) -> None:
 
     assert follower.known == 2
     assert asyncio.run(soon(follower.next())) == second
+
+
+def test_a_follower_is_told_the_end_before_what_came_after_it(ops: Ops) -> None:
+    first = ops.start()
+    follower = Follower()
+    follower.tell(first)
+    ended = ops.apply(Complete(first.id, b"response")).record
+
+    follower.tell(ended)
+    follower.end(OperationNotFound(first.id))
+
+    assert asyncio.run(soon(follower.next())) == ended
+
+
+@pytest.mark.parametrize("end_again", [False, True], ids=["running", "done"])
+async def test_who_follows_an_operation_learns_that_it_is_gone_though_its_key_came_again(
+    database_url: str, end_again: bool
+) -> None:
+    keyed = Start(new_id(), DAY, request_hash=b"request")
+    async with (
+        opened(database_url, SOON, notify=False) as store,
+        opened(database_url, SOON, notify=False) as other,
+    ):
+        await soon(other.apply(keyed))
+        for _ in range(3):
+            await soon(other.apply(Renew(keyed.id)))
+        ended = await waiting(store, keyed.id)
+
+        # In one batch, so that no poll sees the end.
+        commands: list[Command] = [Complete(keyed.id, b"response"), Delete(keyed.id), keyed]
+        if end_again:
+            commands.append(Complete(keyed.id, b"another response"))
+        await soon(asyncio.gather(*[other.apply(command) for command in commands]))
+
+        with pytest.raises(OperationNotFound):
+            await soon(ended)
+
+
+async def test_followers_are_told_though_whoever_made_the_change_has_left(
+    database_url: str,
+) -> None:
+    async with opened(database_url, NEVER, notify=False) as store:
+        id_ = await started(store)
+        ended = await waiting(store, id_)
+        completing = asyncio.create_task(store.apply(Complete(id_, b"response")))
+        await asyncio.sleep(0.0)
+        await asyncio.sleep(0.0)  # it is being written
+
+        completing.cancel()
+
+        assert (await soon(ended))[0].done

@@ -141,7 +141,7 @@ def on(database: Database) -> Ops:
 any_parent = st.sampled_from([None, *PARENTS])
 # The database is shared by the examples, each of which fills it anew.
 examples = settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

@@ -16,12 +16,13 @@ from typing import Any, NoReturn, TypeAlias
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from google.rpc.code_pb2 import Code
 from grpc.aio import AbortError, ServicerContext
 
 from opservice.api.status import error_to_pb, meaning_of
 from opservice.api.validation import MAX_ID, MAX_NAME
-from opservice.errors import ServerBusy, StoreError
+from opservice.errors import MalformedRequest, ServerBusy, StoreError
 
 REQUEST_ID = "x-request-id"
 _STATUS_DETAILS = "grpc-status-details-bin"
@@ -164,6 +165,13 @@ def _given_request_id(context: Context) -> str | None:
     return None
 
 
+def _decoded(decode: Callable[[bytes], Any], request: bytes) -> Any:
+    try:
+        return decode(request)
+    except DecodeError as error:
+        raise MalformedRequest from error
+
+
 def _answer(
     error: Exception, request_id: str
 ) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]]:
@@ -214,7 +222,7 @@ def _wrap_unary(
         in_progress.calls += 1
         try:
             if decode is not None:  # here, so that a request that is none gets our kind of error
-                request = this.request = decode(request)
+                request = this.request = _decoded(decode, request)
             response = await behavior(request, context)
         except AbortError:
             raise
@@ -240,7 +248,7 @@ def _wrap_stream(
         this = _Call(method, level, context)
         try:
             if decode is not None:
-                request = this.request = decode(request)
+                request = this.request = _decoded(decode, request)
             async with aclosing(behavior(request, context)) as responses:
                 async for response in responses:
                     yield response

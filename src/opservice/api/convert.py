@@ -54,6 +54,7 @@ _COLLECTION = "operations"
 _NAME = re.compile(
     rf"((?P<parent>{_SEGMENT}(/{_SEGMENT})*)/)?{_COLLECTION}/(?P<id>[^/\x00-\x1f\x7f-\x9f]{{1,{MAX_ID}}})"
 )
+_MAX_FULL_NAME = MAX_NAME + len(f"/{_COLLECTION}/") + MAX_ID
 _NAME_EXPECTED = (
     f"must be {_COLLECTION}/ID or PARENT/{_COLLECTION}/ID, the ID of 1 to {MAX_ID} characters, the"
     f" PARENT segments joined by '/', of at most {MAX_NAME}; without control characters"
@@ -100,7 +101,7 @@ def name_to_pb(parent: str, operation_id: str) -> str:
 
 def name_from_pb(name: str) -> tuple[str, str]:
     """The parent, empty when the name does not tell it, and the id. Raises InvalidArgument."""
-    found = _NAME.fullmatch(name)
+    found = None if len(name) > _MAX_FULL_NAME else _NAME.fullmatch(name)
     if found is None or len(found["parent"] or "") > MAX_NAME:
         raise InvalidArgument([Violation("name", _NAME_EXPECTED)])
     return found["parent"] or "", found["id"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import DecodeError
 from google.rpc.code_pb2 import Code
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RequestInfo, RetryInfo
 from google.rpc.status_pb2 import Status
@@ -16,11 +15,11 @@ from opservice.errors import (
     IdempotencyKeyReused,
     InvalidArgument,
     LeaseTokenMismatch,
+    MalformedRequest,
     OperationDone,
     OperationNotCancellable,
     OperationNotFound,
     OperationRunning,
-    OpserviceError,
     PreconditionFailed,
     ServerBusy,
     ServerStopping,
@@ -49,7 +48,7 @@ MEANINGS: dict[type[BaseException], Meaning] = {
     OperationNotFound: Meaning(Code.NOT_FOUND, "OPERATION_NOT_FOUND"),
     EndpointNotFound: Meaning(Code.NOT_FOUND, "ENDPOINT_NOT_FOUND"),
     ServiceUnknown: Meaning(Code.NOT_FOUND, "SERVICE_UNKNOWN"),
-    DecodeError: Meaning(Code.INVALID_ARGUMENT, "MALFORMED_REQUEST"),
+    MalformedRequest: Meaning(Code.INVALID_ARGUMENT, "MALFORMED_REQUEST"),
     LeaseTokenMismatch: Meaning(Code.PERMISSION_DENIED, "LEASE_TOKEN_MISMATCH"),
     OperationDone: Meaning(Code.FAILED_PRECONDITION, "OPERATION_DONE"),
     OperationNotCancellable: Meaning(Code.FAILED_PRECONDITION, "OPERATION_NOT_CANCELLABLE"),
@@ -59,9 +58,6 @@ MEANINGS: dict[type[BaseException], Meaning] = {
     StoreFull: Meaning(Code.RESOURCE_EXHAUSTED, "STORE_FULL", retry=True),
     ServerBusy: Meaning(Code.RESOURCE_EXHAUSTED, "SERVER_BUSY", retry=True),
     ServerStopping: Meaning(Code.UNAVAILABLE, "SERVER_STOPPING", retry=True),
-}
-_OTHERS: dict[type[BaseException], str] = {
-    DecodeError: "The request is not a valid message of its type",
 }
 _UNEXPECTED = Meaning(Code.INTERNAL, "INTERNAL")
 
@@ -73,12 +69,8 @@ def meaning_of(error: BaseException) -> Meaning:
 def error_to_pb(error: BaseException, request_id: str) -> Status:
     """The status for an error; for one that is not in the table, nothing of it but INTERNAL."""
     meaning = meaning_of(error)
-    if meaning is _UNEXPECTED:
-        message = f"Internal error, request id {request_id}"
-    elif isinstance(error, OpserviceError):
-        message = error.message
-    else:
-        message = _OTHERS[type(error)]
+    unexpected = f"Internal error, request id {request_id}"
+    message = unexpected if meaning is _UNEXPECTED else str(error)
     status = Status(code=meaning.code, message=_shortened(message))
     info = ErrorInfo(reason=meaning.reason, domain=ERROR_DOMAIN)
     if isinstance(error, PreconditionFailed):

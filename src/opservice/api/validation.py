@@ -111,11 +111,13 @@ class Check:
     def name(self, field: str, value: str, limit: int) -> None:
         if len(value) > limit:
             self.wrong(field, f"has {len(value)} characters, at most {limit} are allowed")
-        if _CONTROL.search(value):
+        elif _CONTROL.search(value):
             self.wrong(field, "must not contain control characters")
 
     def parent(self, field: str, value: str) -> None:
         self.name(field, value, MAX_NAME)
+        if len(value) > MAX_NAME:
+            return  # megabytes are not to be looked through
         if value and not _PARENT.fullmatch(value):
             self.wrong(field, "must be segments joined by '/', such as folders/b1g, without spaces")
         if "-" in value.split("/"):

@@ -54,6 +54,8 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except OpserviceError as error:
             raise CommandFailed(f"{error.message}{_cause(error)}", Exit.ERROR) from error
+        except UnicodeEncodeError as error:
+            raise click.UsageError("an argument is not valid UTF-8") from error
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
 

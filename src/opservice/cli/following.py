@@ -22,6 +22,7 @@ from opservice.cli.connection import Connection
 _WAIT_SECONDS = 60.0
 """Of one Wait: below the idle timeouts of most proxies."""
 _ANSWER_SECONDS = 2.0
+_FIRST_ANSWER_SECONDS = 0.5  # a Watch of no time should still show the state
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 2.0
 
@@ -121,7 +122,7 @@ class Follower:
         left = self._left()
         yield from self._connection.records.Watch(
             WatchOperationRecordRequest(operation_id=operation_id),
-            timeout=None if left is None else max(left, _ANSWER_SECONDS),
+            timeout=None if left is None else max(left, _FIRST_ANSWER_SECONDS),
             metadata=self._connection.metadata,
         )
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import click
 
+from opservice.operation import SECOND
 from opservice.settings import parse_duration
+
+_LONGEST = 315_576_000_000 * SECOND  # google/protobuf/duration.proto
 
 
 class Duration(click.ParamType[int]):
@@ -18,6 +21,9 @@ class Duration(click.ParamType[int]):
         if isinstance(value, int):
             return value
         try:
-            return parse_duration(value)
+            duration = parse_duration(value)
         except ValueError as error:
             self.fail(f"{value!r}: {error}", param, ctx)
+        if duration > _LONGEST:
+            self.fail(f"{value!r}: more than 10000 years", param, ctx)
+        return duration

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-from opservice.errors import StoreUnavailable
+from opservice.errors import ServerBusy, StoreUnavailable
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -31,6 +31,7 @@ class Batcher(Generic[Item, Result]):
     """Hands items to `run`, a batch at a time, on a thread of its own; one result for each item.
 
     A result that is an exception is raised in that item's caller; what `run` raises, in all of them.
+    `after` is told of each result, also of those whose caller has left meanwhile.
     While `run` hangs, callers are told StoreUnavailable rather than kept, and no more are taken.
     """
 
@@ -39,8 +40,12 @@ class Batcher(Generic[Item, Result]):
         name: str,
         run: Callable[[Sequence[Item]], Sequence[Result | Exception]],
         max_batch: int = MAX_BATCH,
+        max_waiting: int | None = None,
+        after: Callable[[Item, Result | Exception], None] | None = None,
     ) -> None:
         self._run = run
+        self._max_waiting = max_waiting
+        self._after = after
         self._max_batch = max_batch
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
@@ -50,10 +55,13 @@ class Batcher(Generic[Item, Result]):
     async def submit(self, item: Item) -> Result:
         """The item's result. An item whose caller gave up may run all the same.
 
-        Raises StoreUnavailable when that takes longer than HANG_SECONDS.
+        Raises StoreUnavailable when that takes longer than HANG_SECONDS, and ServerBusy when
+        `max_waiting` others wait.
         """
         if self._hangs:
             raise StoreUnavailable
+        if self._max_waiting is not None and len(self._waiting) >= self._max_waiting:
+            raise ServerBusy
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         if self._runner is None:
@@ -92,7 +100,9 @@ class Batcher(Generic[Item, Result]):
         except Exception as error:  # noqa: BLE001 - goes to the callers
             results = [error] * len(batch)
         self._hangs = False
-        for (_, future), result in zip(batch, results, strict=True):
+        for (item, future), result in zip(batch, results, strict=True):
+            if self._after is not None:
+                self._after(item, result)
             if future.done():
                 continue
             if isinstance(result, Exception):

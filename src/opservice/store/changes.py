@@ -51,22 +51,29 @@ _RETRY_SECONDS = 1
 class Follower:
     """One who follows an operation. `known` is the newest revision that it was told of."""
 
-    __slots__ = ("_news", "_sleeper", "known")
+    __slots__ = ("_created_at", "_news", "_sleeper", "known")
 
     def __init__(self) -> None:
         self.known = 0
+        self._created_at: int | None = None
         self._news: Record | OpserviceError | None = None
         self._sleeper: asyncio.Future[None] | None = None
 
     def tell(self, record: Record) -> None:
         """Passes on a record that is newer than those it knows; others are dropped."""
-        if record.revision > self.known and not isinstance(self._news, OpserviceError):
+        if self._created_at is None:
+            self._created_at = record.created_at
+        if record.created_at > self._created_at:
+            # Its idempotency key came again after the operation that is followed was deleted.
+            self.end(OperationNotFound(record.id))
+        elif record.created_at == self._created_at and record.revision > self.known:
             self.known = record.revision
             self._wake(record)
 
     def end(self, error: OpserviceError) -> None:
-        """The next `next` raises this."""
-        self._wake(error)
+        """The next `next` raises this, unless the operation's end is there to be told."""
+        if not (isinstance(self._news, Record) and self._news.done):
+            self._wake(error)
 
     async def next(self) -> Record:
         """The newest record, once there is one that this has not returned yet."""
@@ -79,6 +86,8 @@ class Follower:
         return record
 
     def _wake(self, news: Record | OpserviceError) -> None:
+        if isinstance(self._news, OpserviceError):
+            return
         self._news = news
         if self._sleeper is not None and not self._sleeper.done():
             self._sleeper.set_result(None)

@@ -97,9 +97,9 @@ class Hints:
                 await connection.execute(f"LISTEN {_CHANNEL}")
                 yield None
                 async for notification in connection.notifies():
-                    origin, *ids = notification.payload.split()
+                    origin, _, ids = notification.payload.partition(" ")
                     if origin != self._origin:
-                        yield ids
+                        yield ids.split()
         except psycopg.Error as error:
             raise StoreUnavailable from error
         raise StoreUnavailable

@@ -6,6 +6,7 @@ third truth value would make NOT miss the operations that have no value.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from operator import ge, gt, le, lt
@@ -55,6 +56,8 @@ WINDOW = 5_000
 """Operations that one query of a filtered list looks at: it must not run into its time limit."""
 WINDOWS = 20
 """Queries for one page. When the page is not full by then, the next one goes on from there."""
+MAX_SECONDS = 1.0
+"""After which no further query is made for a page: others wait for theirs."""
 
 _OVERHEAD_BYTES = 128  # of what has a fixed size, and of protobuf
 
@@ -118,6 +121,10 @@ def read_page(
     """Fewer operations than the query's limit when they are large, or when few satisfy its condition:
     possibly none, though there is more. Otherwise at least one, whatever its size.
     """
+    deadline = time.monotonic() + MAX_SECONDS
+    if query.condition is not None:
+        # Hardly any filter comes twice, and what is kept of each would take half a mebibyte.
+        connection = connection.execution_options(compiled_cache=None)
     newer, older, conditions = _span(query.condition)
     begin = min(filter(None, (query.after, newer)), default=None)
     wanted = [visible, *(condition_to_sql(each, connection.dialect.name) for each in conditions)]
@@ -132,7 +139,7 @@ def read_page(
         found = _sizes([*scope, *wanted]).limit(query.limit + 1 - len(sizes))
         sizes += connection.execute(found)
         begin = end_of_window
-        if begin is None or len(sizes) > query.limit:
+        if begin is None or len(sizes) > query.limit or time.monotonic() > deadline:
             break
     fitting = _fitting(sizes[: query.limit], page_bytes)
     end = begin if fitting == len(sizes) else (sizes[fitting - 1].created_at, sizes[fitting - 1].id)

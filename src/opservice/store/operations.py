@@ -12,6 +12,7 @@ import structlog
 from sqlalchemy import Connection
 
 from opservice.errors import (
+    OperationNotFound,
     OpserviceError,
     ServerStopping,
     StoreBusy,
@@ -41,6 +42,10 @@ from opservice.store.repository import Repository
 log = structlog.stdlib.get_logger("opservice.store")
 
 
+MAX_LISTS = 64
+"""Lists that wait for others: each may take a second."""
+
+
 class OperationStore:
     """What the rest of the server knows of the store."""
 
@@ -55,10 +60,16 @@ class OperationStore:
         self._database = database
         self._repository = repository
         self._reads = Reads(database, repository)
-        self._writes: Batcher[Command, Outcome] = Batcher("store-write", self._write)
-        self._sweeps: Batcher[Sweep, Swept] = Batcher("store-sweep", self._sweep)
+        self._writes: Batcher[Command, Outcome] = Batcher(
+            "store-write", self._write, after=self._after_write
+        )
+        self._sweeps: Batcher[Sweep, Swept] = Batcher(
+            "store-sweep", self._sweep, after=self._after_sweep
+        )
         # One by one: each may take long, and those whose caller gave up meanwhile are not begun.
-        self._lists: Batcher[Callable[[], Any], Any] = Batcher("store-list", _call_each, 1)
+        self._lists: Batcher[Callable[[], Any], Any] = Batcher(
+            "store-list", _call_each, max_batch=1, max_waiting=MAX_LISTS
+        )
         self._asides: Batcher[Callable[[], Any], Any] = Batcher("store-aside", _call_each)
         self._hints = Hints(database, self._asides.submit, notify=notify)
         self._changes = Changes(self.get, self._revisions, self._hints.receive, poll_interval)
@@ -73,7 +84,10 @@ class OperationStore:
         return await self._reads.get(operation_id)
 
     async def page(self, query: ListQuery) -> Listed:
-        """A page of operations, as of some moment after the call. Raises a StoreError."""
+        """A page of operations, as of some moment after the call.
+
+        Raises ServerBusy when too many others wait for theirs, or a StoreError.
+        """
         page = partial(read_page, query=query, visible=self._repository.visible)
         listed: Listed = await self._lists.submit(partial(self._database.read, page))
         return listed
@@ -84,23 +98,11 @@ class OperationStore:
         Raises what the command is refused with (see errors.py), or a StoreError: then it may or may
         not have happened, and may be repeated.
         """
-        outcome = await self._writes.submit(command)
-        record = outcome.record
-        if isinstance(command, Delete):
-            self._reads.forget((record.id,))
-        else:
-            self._changes.publish(record)
-            if outcome.changed and (record.done or record.cancel_requested_at is not None):
-                self._send_hint(record.id)
-        return outcome
+        return await self._writes.submit(command)
 
     async def sweep(self, sweep: Sweep) -> Swept:
         """Applies a sweep, in a transaction of its own. Raises a StoreError."""
-        swept = await self._sweeps.submit(sweep)
-        if swept.ids and not isinstance(sweep, DeleteExpired):
-            self._changes.hint(swept.ids)
-            self._send_hint(*swept.ids)
-        return swept
+        return await self._sweeps.submit(sweep)
 
     async def follow(self, operation_id: str) -> AsyncGenerator[Record]:
         """The operation as it is, then as it becomes, until it is done.
@@ -167,6 +169,21 @@ class OperationStore:
                     log.warning("hint not sent", cause=str(error.__cause__ or error))
         finally:
             self._sender = None
+
+    def _after_write(self, command: Command, result: Outcome | Exception) -> None:
+        if isinstance(command, Delete):
+            if isinstance(result, Outcome | OperationNotFound):
+                self._reads.forget(command.id)
+        elif isinstance(result, Outcome):
+            record = result.record
+            self._changes.publish(record)
+            if result.changed and (record.done or record.cancel_requested_at is not None):
+                self._send_hint(record.id)
+
+    def _after_sweep(self, sweep: Sweep, result: Swept | Exception) -> None:
+        if isinstance(result, Swept) and result.ids and not isinstance(sweep, DeleteExpired):
+            self._changes.hint(result.ids)
+            self._send_hint(*result.ids)
 
     def _write(self, commands: Sequence[Command]) -> Sequence[Outcome | Exception]:
         before: list[Outcome | OpserviceError] = []

@@ -8,16 +8,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
+import structlog
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from opservice.errors import OperationNotFound
+from opservice.errors import OperationNotFound, OpserviceError, StoreUnavailable
 from opservice.operation import SECOND, Record
 from opservice.store.batching import MAX_BATCH, Batcher
 from opservice.store.engine import Database
 from opservice.store.repository import Repository
+
+log = structlog.stdlib.get_logger("opservice.store")
 
 MEMORY_BYTES = 64 << 20
 MEMORY_SECONDS = 5
@@ -35,23 +38,29 @@ class Reads:
         self._database = database
         self._repository = repository
         self._memory = DoneRecords(MEMORY_BYTES)
+        self._forgotten = 0
         self._batches: Batcher[str, Record] = Batcher("store-read", self._read)
         self._turns = LoopReads(database, repository) if database.is_sqlite else None
 
     async def get(self, operation_id: str) -> Record:
         """The operation, as of some moment after the call. Raises OperationNotFound or a StoreError."""
         record = self._memory.get(operation_id)
-        if record is None and self._turns is not None:
+        if record is not None:
+            return record
+        forgotten = self._forgotten
+        if self._turns is not None:
             record = await self._turns.get(operation_id)
         if record is None:
             record = await self._batches.submit(operation_id)
-        if record.done:
+        # An id that was derived from an idempotency key may come again, as another operation.
+        if record.done and record.request_hash is None and forgotten == self._forgotten:
             self._memory.put(record)
         return record
 
-    def forget(self, operation_ids: Iterable[str]) -> None:
-        """Of operations that were deleted."""
-        self._memory.drop(operation_ids)
+    def forget(self, operation_id: str) -> None:
+        """It was deleted: neither what is in memory of it nor what is being read is to stay there."""
+        self._forgotten += 1
+        self._memory.drop(operation_id)
 
     async def close(self) -> None:
         await self._batches.close()
@@ -59,8 +68,23 @@ class Reads:
             self._turns.close()
 
     def _read(self, ids: Sequence[str]) -> list[Record | Exception]:
-        found = self._database.read(lambda connection: self._repository.find(connection, set(ids)))
-        return [found.get(id_) or OperationNotFound(id_) for id_ in ids]
+        try:
+            found = self._database.read(lambda c: self._repository.find(c, set(ids)))
+        except StoreUnavailable:
+            raise
+        except Exception:
+            if len(ids) == 1:
+                raise
+        else:
+            return [found.get(id_) or OperationNotFound(id_) for id_ in ids]
+        # One of them cannot be read: each for itself, so that the others do not suffer from it.
+        records: list[Record | Exception] = []
+        for id_ in ids:
+            try:
+                records += self._read([id_])
+            except Exception as error:  # noqa: BLE001 - goes to the caller
+                records.append(error)
+        return records
 
 
 class DoneRecords:
@@ -78,7 +102,7 @@ class DoneRecords:
         record, until = kept
         now = time.time()
         if now > until:
-            self.drop((operation_id,))
+            self.drop(operation_id)
             return None
         self._kept.move_to_end(operation_id)
         return record
@@ -94,11 +118,10 @@ class DoneRecords:
             _, (oldest, _) = self._kept.popitem(last=False)
             self._bytes -= _size(oldest)
 
-    def drop(self, operation_ids: Iterable[str]) -> None:
-        for operation_id in operation_ids:
-            kept = self._kept.pop(operation_id, None)
-            if kept is not None:
-                self._bytes -= _size(kept[0])
+    def drop(self, operation_id: str) -> None:
+        kept = self._kept.pop(operation_id, None)
+        if kept is not None:
+            self._bytes -= _size(kept[0])
 
 
 def _size(record: Record) -> int:
@@ -109,19 +132,26 @@ def _size(record: Record) -> int:
 class LoopReads:
     """Reads on the event loop itself, in one query, what its callers ask for in one of its turns.
 
-    SQLite answers from memory in less time than it takes to wake a thread. It is never waited for here:
-    a read that would have to wait, or fails, has no result, and is to go through a thread.
+    SQLite answers from memory in less time than it takes to wake a thread. Locks are never waited for
+    here: a read that would have to wait, or fails, has no result, and is to go through a thread; so do all
+    until the connection is there.
     """
 
     def __init__(self, database: Database, repository: Repository) -> None:
         self._database = database
         self._repository = repository
         self._connection: Connection | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._closed = False
         self._asked: dict[str, list[asyncio.Future[Record | None]]] = {}
 
     async def get(self, operation_id: str) -> Record | None:
         """The operation, or None when it must be looked for by other means. Raises OperationNotFound."""
         loop = asyncio.get_running_loop()
+        if self._connection is None:
+            if self._connecting is None and not self._closed:
+                self._connecting = loop.create_task(self._connect())
+            return None
         if not self._asked:
             loop.call_soon(self._run)
         future: asyncio.Future[Record | None] = loop.create_future()
@@ -129,6 +159,22 @@ class LoopReads:
         return await future
 
     def close(self) -> None:
+        self._closed = True
+        self._disconnect()
+
+    async def _connect(self) -> None:
+        try:
+            connection = await asyncio.to_thread(self._database.connect_without_waiting)
+        except (OpserviceError, SQLAlchemyError) as error:
+            log.warning("reads go through a thread", cause=str(error))
+        else:
+            self._connection = connection
+            if self._closed:
+                self._disconnect()
+        finally:
+            self._connecting = None
+
+    def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
@@ -136,22 +182,20 @@ class LoopReads:
     def _run(self) -> None:
         asked, self._asked = self._asked, {}
         ids = [*asked]
-        found: dict[str, Record] = {}
+        found: dict[str, Record] | None = None
         try:
-            if self._connection is None:
-                self._connection = self._database.connect_without_waiting()
-            for start in range(0, len(ids), MAX_BATCH):
-                found |= self._repository.find(self._connection, ids[start : start + MAX_BATCH])
-        except SQLAlchemyError:
-            failed = True
-            self.close()
-        else:
-            failed = False
+            if self._connection is not None:
+                found = {}
+                for start in range(0, len(ids), MAX_BATCH):
+                    found |= self._repository.find(self._connection, ids[start : start + MAX_BATCH])
+        except Exception:  # noqa: BLE001 - whatever it is, the thread says it to whom it concerns
+            found = None
+            self._disconnect()
         for id_, futures in asked.items():
             for future in futures:
                 if future.done():
                     continue
-                if failed:
+                if found is None:
                     future.set_result(None)
                 elif id_ in found:
                     future.set_result(found[id_])
