@@ -97,6 +97,7 @@ async def test_get_of_what_never_was_is_not_found(store: OperationStore) -> None
         await soon(store.get("opsneverwas"))
 
 
+@pytest.mark.parametrize("backend", ["postgresql"])
 async def test_gets_that_arrive_together_share_one_query(
     store: OperationStore, database: Database
 ) -> None:
@@ -107,7 +108,7 @@ async def test_gets_that_arrive_together_share_one_query(
         records = await soon(asyncio.gather(*[store.get(id_) for id_ in ids]))
 
     assert [record.id for record in records] == ids
-    assert len([statement for statement in statements if "operations" in statement]) == 1
+    assert len(statements) == 1
 
 
 async def test_gets_of_the_same_operation_at_once_are_all_answered(store: OperationStore) -> None:

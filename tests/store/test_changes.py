@@ -245,6 +245,7 @@ async def test_a_poll_is_one_query_however_many_operations_are_followed(database
         assert len(await soon(ended)) == 1503
 
 
+@pytest.mark.parametrize("backend", ["postgresql"])
 async def test_what_many_follow_is_read_once_for_all(database_url: str) -> None:
     async with opened(database_url, SOON, notify=False) as store, opened(database_url, NEVER) as b:
         asked = questions(store._database)

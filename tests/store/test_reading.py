@@ -121,17 +121,17 @@ async def test_a_read_that_fails_on_the_loop_goes_through_the_thread(database: D
     repository = Repository()
     id_ = new_id()
     database.write(lambda connection: repository.apply(connection, [Start(id_, DAY)]))
-    turns, reads = LoopReads(database, repository), Reads(database, repository)
-    reads._turns = turns
+    on_loop, reads = LoopReads(database, repository), Reads(database, repository)
+    reads._on_loop = on_loop
 
     async def connected() -> None:
         async with asyncio.timeout(PATIENCE):
-            while await turns.get(id_) is None:  # noqa: ASYNC110 - nothing signals it
+            while on_loop.get(id_) is None:  # noqa: ASYNC110 - nothing signals it
                 await asyncio.sleep(0.01)
 
     await connected()
-    assert turns._connection is not None
-    turns._connection.close()
+    assert on_loop._connection is not None
+    on_loop._connection.close()
 
     assert (await reads.get(id_)).id == id_
     await connected()

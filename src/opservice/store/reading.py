@@ -1,6 +1,7 @@
 """Reading operations by their ids, as cheaply as the database allows: clients poll.
 
 From memory, when the operation is done; on SQLite by the event loop itself; else in batches on a thread.
+docs/performance.md has what that comes to, and bench/speed.py measures it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from opservice.errors import OperationNotFound, OpserviceError, StoreUnavailable
 from opservice.operation import SECOND, Record
-from opservice.store.batching import MAX_BATCH, Batcher
+from opservice.store.batching import Batcher
 from opservice.store.engine import Database
 from opservice.store.repository import Repository
 
@@ -40,7 +41,7 @@ class Reads:
         self._memory = DoneRecords(MEMORY_BYTES)
         self._forgotten = 0
         self._batches: Batcher[str, Record] = Batcher("store-read", self._read)
-        self._turns = LoopReads(database, repository) if database.is_sqlite else None
+        self._on_loop = LoopReads(database, repository) if database.is_sqlite else None
 
     async def get(self, operation_id: str) -> Record:
         """The operation, as of some moment after the call. Raises OperationNotFound or a StoreError."""
@@ -48,8 +49,8 @@ class Reads:
         if record is not None:
             return record
         forgotten = self._forgotten
-        if self._turns is not None:
-            record = await self._turns.get(operation_id)
+        if self._on_loop is not None:
+            record = self._on_loop.get(operation_id)
         if record is None:
             record = await self._batches.submit(operation_id)
         # An id that was derived from an idempotency key may come again, as another operation.
@@ -64,8 +65,8 @@ class Reads:
 
     async def close(self) -> None:
         await self._batches.close()
-        if self._turns is not None:
-            self._turns.close()
+        if self._on_loop is not None:
+            self._on_loop.close()
 
     def _read(self, ids: Sequence[str]) -> list[Record | Exception]:
         try:
@@ -130,33 +131,33 @@ def _size(record: Record) -> int:
 
 
 class LoopReads:
-    """Reads on the event loop itself, in one query, what its callers ask for in one of its turns.
+    """Reads on the event loop itself: SQLite answers in less time than it takes to wake a thread.
 
-    SQLite answers from memory in less time than it takes to wake a thread. Locks are never waited for
-    here: a read that would have to wait, or fails, has no result, and is to go through a thread; so do all
-    until the connection is there.
+    Locks are never waited for here: a read that would have to wait, or fails, has no result, and is to go
+    through a thread; so do all until the connection is there.
     """
 
     def __init__(self, database: Database, repository: Repository) -> None:
         self._database = database
-        self._repository = repository
+        self._get = repository.compile_get(database.reader.dialect)
         self._connection: Connection | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._closed = False
-        self._asked: dict[str, list[asyncio.Future[Record | None]]] = {}
 
-    async def get(self, operation_id: str) -> Record | None:
+    def get(self, operation_id: str) -> Record | None:
         """The operation, or None when it must be looked for by other means. Raises OperationNotFound."""
-        loop = asyncio.get_running_loop()
         if self._connection is None:
             if self._connecting is None and not self._closed:
-                self._connecting = loop.create_task(self._connect())
+                self._connecting = asyncio.create_task(self._connect())
             return None
-        if not self._asked:
-            loop.call_soon(self._run)
-        future: asyncio.Future[Record | None] = loop.create_future()
-        self._asked.setdefault(operation_id, []).append(future)
-        return await future
+        try:
+            record = self._get(self._connection.connection.dbapi_connection, operation_id)
+        except Exception:  # noqa: BLE001 - whatever it is, the thread says it to whom it concerns
+            self._disconnect()
+            return None
+        if record is None:
+            raise OperationNotFound(operation_id)
+        return record
 
     def close(self) -> None:
         self._closed = True
@@ -178,26 +179,3 @@ class LoopReads:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
-
-    def _run(self) -> None:
-        asked, self._asked = self._asked, {}
-        ids = [*asked]
-        found: dict[str, Record] | None = None
-        try:
-            if self._connection is not None:
-                found = {}
-                for start in range(0, len(ids), MAX_BATCH):
-                    found |= self._repository.find(self._connection, ids[start : start + MAX_BATCH])
-        except Exception:  # noqa: BLE001 - whatever it is, the thread says it to whom it concerns
-            found = None
-            self._disconnect()
-        for id_, futures in asked.items():
-            for future in futures:
-                if future.done():
-                    continue
-                if found is None:
-                    future.set_result(None)
-                elif id_ in found:
-                    future.set_result(found[id_])
-                else:
-                    future.set_exception(OperationNotFound(id_))

@@ -19,6 +19,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
+    Dialect,
     LargeBinary,
     Row,
     Select,
@@ -127,6 +128,7 @@ class Repository:
             "error_code": bindparam("new_error_code", type_=SmallInteger),
         }
 
+        self._get_one = select(*RECORD).where(_c.id == bindparam("operation_id"), visible)
         self._find = among_ids(select(*RECORD).where(visible))
         self._revisions = among_ids(select(_c.id, _c.revision).where(visible))
         given = (
@@ -218,6 +220,9 @@ class Repository:
         statement = self._find[connection.dialect.name]
         rows = connection.execute(statement, {"operation_ids": list(ids)})
         return {record.id: record for record in map(record_of, rows)}
+
+    def compile_get(self, dialect: Dialect) -> CompiledGet:
+        return CompiledGet(self._get_one, dialect)
 
     def revisions(self, connection: Connection, ids: Iterable[str]) -> dict[str, int]:
         """The revisions of those operations that `find` would find."""
@@ -357,6 +362,38 @@ class Repository:
         if record.cancel_policy is CancelPolicy.UNSUPPORTED:
             raise OperationNotCancellable(record)
         raise StoreUnavailable  # it was created between the two statements
+
+
+class CompiledGet:
+    """Finds one operation on the driver's own connection.
+
+    To a query that takes SQLite 10 microseconds SQLAlchemy's execution adds 50: a quarter of a Get.
+    """
+
+    def __init__(self, statement: Select[Any], dialect: Dialect) -> None:
+        compiled = statement.compile(dialect=dialect)
+        assert isinstance(compiled, SQLCompiler)
+        assert compiled.positiontup is not None
+        self._sql = str(compiled)
+        self._parameters = [compiled.binds[name] for name in compiled.positiontup]
+        processors = [
+            column.type.dialect_impl(dialect).result_processor(dialect, None) for column in RECORD
+        ]
+        self._converted = [(at, each) for at, each in enumerate(processors) if each is not None]
+
+    def __call__(self, connection: Any, operation_id: str) -> Record | None:
+        """Takes a connection of the driver. Raises what the driver raises."""
+        parameters = [
+            operation_id if each.key == "operation_id" else each.effective_value
+            for each in self._parameters
+        ]
+        row = connection.execute(self._sql, parameters).fetchone()
+        if row is None:
+            return None
+        values = list(row)
+        for at, convert in self._converted:
+            values[at] = convert(values[at])
+        return Record(*values)
 
 
 def _repeated_start(command: Start, existing: Record) -> Outcome:
