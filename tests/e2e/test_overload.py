@@ -6,6 +6,7 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import RetryInfo
 from grpc import StatusCode
+from grpc_health.v1 import health_pb2
 
 from opservice._proto.opservice.v1.operation_record_service_pb2 import WaitOperationRecordRequest
 from opservice._proto.yandex.cloud.operation.operation_service_pb2 import CancelOperationRequest
@@ -20,6 +21,16 @@ def refusal_of_a_get(client: Client, operation_id: str) -> Refusal | None:
     except grpc.RpcError as error:
         return refusal_from(error)
     return None
+
+
+def health(channel: grpc.Channel) -> int:
+    check = channel.unary_unary(
+        "/grpc.health.v1.Health/Check",
+        request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+        response_deserializer=health_pb2.HealthCheckResponse.FromString,
+    )
+    status: int = check(health_pb2.HealthCheckRequest()).status
+    return status
 
 
 def test_calls_beyond_the_limit_are_refused_until_others_end_and_waits_do_not_count(
@@ -38,6 +49,7 @@ def test_calls_beyond_the_limit_are_refused_until_others_end_and_waits_do_not_co
             refusal = eventually(lambda: refusal_of_a_get(client, ids[2]))
             at_once = WaitOperationRecordRequest(operation_id=ids[2], timeout=Duration())
             assert not client.records.Wait(at_once).operation.done
+            assert health(client.channel) == health_pb2.HealthCheckResponse.SERVING
 
         assert refusal.code == StatusCode.RESOURCE_EXHAUSTED
         assert refusal.reason == "SERVER_BUSY"

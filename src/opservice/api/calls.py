@@ -24,6 +24,7 @@ from opservice.api.status import error_to_pb, meaning_of
 from opservice.api.validation import MAX_ID, MAX_NAME
 from opservice.errors import MalformedRequest, ServerBusy, StoreError
 
+HEALTH_SERVICE = "grpc.health.v1.Health"
 REQUEST_ID = "x-request-id"
 _STATUS_DETAILS = "grpc-status-details-bin"
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
@@ -47,15 +48,15 @@ class Methods(grpc.GenericRpcHandler):
     Generated code adds services to this as to a grpc.aio.Server, to which this is then added. An interceptor
     would do the same for a fifth more CPU time a call.
 
-    With more than `max_calls` in progress further ones are refused, before their requests are read; those
-    that only wait, a Wait or any stream, are neither counted nor refused.
+    With `max_calls` in progress further ones are refused, before their requests are read. Neither counted
+    nor refused are those that only wait, a Wait or any stream, and health checks: a busy server is not ill.
     """
 
     def __init__(self, max_calls: int) -> None:
         self._max_calls = max_calls
         self._in_progress = _InProgress()
         self._handlers: dict[str, Handler] = {}
-        self._waits: set[str] = set()
+        self._exempt: set[str] = set()
         self._refusal: Handler = grpc.stream_unary_rpc_method_handler(self._refuse)
         self._refused = 0
         self._told_at = 0.0
@@ -64,16 +65,17 @@ class Methods(grpc.GenericRpcHandler):
         for name, handler in handlers.items():
             method = f"/{service}/{name}"
             waits = handler.unary_unary is None or name.startswith("Wait")
-            self._handlers[method] = _wrap(method, handler, None if waits else self._in_progress)
-            if waits:
-                self._waits.add(method)
+            exempt = waits or service == HEALTH_SERVICE
+            self._handlers[method] = _wrap(method, handler, None if exempt else self._in_progress)
+            if exempt:
+                self._exempt.add(method)
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """The same handlers: generated code adds them both ways."""
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
         method = handler_call_details.method
-        if self._in_progress.calls >= self._max_calls and method not in self._waits:
+        if self._in_progress.calls >= self._max_calls and method not in self._exempt:
             return self._refusal
         return self._handlers.get(method)
 

@@ -60,21 +60,18 @@ class Hints:
             notify = select(func.pg_notify(_CHANNEL, payload))
             self._database.read(methodcaller("execute", notify))
 
-    async def receive(self) -> AsyncGenerator[Sequence[str] | None]:
+    def receive(self) -> AsyncGenerator[Sequence[str] | None]:
         """The ids of operations that another process changed, or None when any may have changed.
 
         Raises a StoreError when the connection is lost.
         """
         if not self._notify:
-            await asyncio.Event().wait()
-        elif self._database.is_sqlite:
-            async for _ in self._sqlite_commits():
-                yield None
-        else:
-            async for ids in self._postgresql_notifications():
-                yield ids
+            return _nothing()
+        if self._database.is_sqlite:
+            return self._sqlite_commits()
+        return self._postgresql_notifications()
 
-    async def _sqlite_commits(self) -> AsyncGenerator[None]:
+    async def _sqlite_commits(self) -> AsyncGenerator[Sequence[str] | None]:
         """After every commit, this process's as well: SQLite does not tell them apart."""
         try:
             connection = await self._run(self._database.reader.connect)
@@ -103,6 +100,11 @@ class Hints:
         except psycopg.Error as error:
             raise StoreUnavailable from error
         raise StoreUnavailable
+
+
+async def _nothing() -> AsyncGenerator[Sequence[str] | None]:
+    await asyncio.Event().wait()
+    yield None
 
 
 def _payloads(origin: str, operation_ids: Iterable[str]) -> Iterator[str]:

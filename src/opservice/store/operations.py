@@ -77,7 +77,7 @@ class OperationStore:
         self._sender: asyncio.Task[None] | None = None
 
     async def get(self, operation_id: str) -> Record:
-        """The operation, as of some moment after the call.
+        """The operation, as of some moment after the call; a done one may come from memory (reading.py).
 
         Raises OperationNotFound, or a StoreError.
         """
