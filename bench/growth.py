@@ -67,13 +67,13 @@ _FILL = """
 """
 _FILL_SQLITE = _FILL.format(
     id="'ops' || substr(lower(hex(randomblob(9))), 2)",
-    hash="randomblob(32)",
+    hash="randomblob(16)",
     numbers="(WITH RECURSIVE numbers(n) AS (SELECT :first UNION ALL SELECT n + 1 FROM numbers"
     " WHERE n < :last) SELECT n FROM numbers)",
 )
 _FILL_POSTGRESQL = _FILL.format(
     id="'ops' || substr(md5(CAST(random() AS text)), 16)",
-    hash="sha256(CAST(CAST(n AS text) AS bytea))",
+    hash="substr(sha256(CAST(CAST(n AS text) AS bytea)), 1, 16)",
     numbers="generate_series(CAST(:first AS bigint), :last) AS numbers(n)",
 )
 

@@ -7,7 +7,16 @@
     ├── OperationNotFound
     ├── EndpointNotFound
     ├── ServiceUnknown
-    ├── LeaseTokenMismatch
+    ├── Unauthenticated            who calls is not known
+    │   ├── CredentialsMissing
+    │   └── CredentialsExpired
+    ├── PermissionDenied           who calls is known, and may not do this
+    │   └── LeaseTokenMismatch
+    ├── LimitReached               more than the caller, or all callers, may have at a time
+    │   ├── RateLimited
+    │   ├── TooManyWaits
+    │   └── TooManyOperations
+    ├── KeysUnavailable            the keys that tokens are checked with cannot be read
     ├── PreconditionFailed         the request is fine, the operation's state is not
     │   ├── OperationDone
     │   ├── OperationNotCancellable
@@ -75,9 +84,11 @@ class MalformedRequest(OpserviceError):
 class OperationNotFound(OpserviceError):
     """The operation does not exist, has expired, or may not be seen by the caller."""
 
-    def __init__(self, operation_id: str) -> None:
+    def __init__(self, operation_id: str, *, hidden: bool = False) -> None:
+        """`hidden` when it exists, and the caller may not see it: never to be told to him."""
         super().__init__(f"Operation {operation_id} not found")
         self.operation_id = operation_id
+        self.hidden = hidden
 
 
 class EndpointNotFound(OpserviceError):
@@ -88,8 +99,49 @@ class ServiceUnknown(OpserviceError):
     """This server has no such service."""
 
 
-class LeaseTokenMismatch(OpserviceError):
+class Unauthenticated(OpserviceError):
+    """The credentials are not valid."""
+
+
+class CredentialsMissing(Unauthenticated):
+    """No credentials: send the header `authorization: Bearer TOKEN`."""
+
+
+class CredentialsExpired(Unauthenticated):
+    """The credentials have expired."""
+
+
+class PermissionDenied(OpserviceError):
+    """You may not do this."""
+
+
+class LeaseTokenMismatch(PermissionDenied):
     """The lease token is not the one that started the operation."""
+
+
+class LimitReached(OpserviceError):
+    """A limit is reached. `retry_seconds` is when to try again, `subject` what is limited."""
+
+    def __init__(self, message: str, subject: str, retry_seconds: float = 1.0) -> None:
+        super().__init__(message)
+        self.subject = subject
+        self.retry_seconds = retry_seconds
+
+
+class RateLimited(LimitReached):
+    """Too many calls a second."""
+
+
+class TooManyWaits(LimitReached):
+    """Too many calls that wait or watch."""
+
+
+class TooManyOperations(LimitReached):
+    """Too many operations run."""
+
+
+class KeysUnavailable(OpserviceError):
+    """Tokens cannot be checked at the moment: the keys are not available."""
 
 
 class PreconditionFailed(OpserviceError):

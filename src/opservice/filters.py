@@ -1,4 +1,4 @@
-"""What List asks for: the query, and its filter as a tree. Standard library only.
+"""What List asks for: the query, and its filter as a tree. Standard library only, beside who may see what.
 
 Two-valued logic: every condition is either true or false of an operation, also where it has no value,
 so that `Not` is true of exactly those operations of which its condition is not. What the fields and
@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Self
+
+from opservice.identity import Scope
 
 Position = tuple[int, str]
 """A place in the order of creation: `created_at` and `id`."""
@@ -108,12 +110,16 @@ Condition = Comparison | Match | Present | Not | And | Or
 
 @dataclass(frozen=True, slots=True)
 class ListQuery:
-    """Up to `limit` operations, newest first: of a parent, or of all when it is None; after a position."""
+    """Up to `limit` operations, newest first: of a parent, or of all when it is None; after a position.
+
+    Only those within the scope, of which None is everything.
+    """
 
     parent: str | None
     limit: int
     condition: Condition | None = None
     after: Position | None = None
+    scope: Scope | None = None
 
 
 def levels(condition: Condition) -> Iterator[tuple[Condition, int]]:

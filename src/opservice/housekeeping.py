@@ -13,13 +13,15 @@ from collections.abc import Sequence
 import structlog
 
 from opservice.errors import StoreError
-from opservice.operation import SECOND, LapseLeases, Sweep
+from opservice.logs import AUDIT_LOGGER
+from opservice.operation import SECOND, DeleteExpired, LapseLeases, Sweep
 from opservice.store.operations import OperationStore
 
 SWEEP_LIMIT = 200
 """Rows a sweep changes at once: bounds how long it keeps other writers waiting."""
 
 log = structlog.stdlib.get_logger("opservice.housekeeping")
+audit = structlog.stdlib.get_logger(AUDIT_LOGGER)
 
 
 async def keep_house(
@@ -55,6 +57,11 @@ async def _sweep(store: OperationStore, sweep: Sweep) -> bool:
     ids = (await store.sweep(sweep)).ids
     if ids:
         log.info("swept", sweep=_name(sweep), count=len(ids), operation_ids=ids[:10])
+        if isinstance(sweep, DeleteExpired):  # of which there may be very many
+            audit.info("swept", sweep=_name(sweep), operation_ids=ids)
+        else:
+            for id_ in ids:
+                audit.info("swept", sweep=_name(sweep), operation_id=id_, done=True)
     return len(ids) == sweep.limit
 
 

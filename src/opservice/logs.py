@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import logging
+import logging.handlers
 import sys
 
 import structlog
 
+from opservice.errors import StartupError
 from opservice.settings import Settings
+
+AUDIT_LOGGER = "opservice.audit"
+"""Logs who did what, at whatever level the rest is logged."""
 
 
 def configure_logging(settings: Settings, *, worker: int | None = None) -> None:
     """Sends every log line to standard error, as JSON or, on a terminal, for people.
 
-    Of several worker processes each says its number in every line.
+    Of several worker processes each says its number in every line. Raises StartupError when the file of the
+    audit log cannot be written.
     """
     as_json = settings.log_format == "json" or (
         settings.log_format == "auto" and not sys.stderr.isatty()
@@ -26,11 +32,17 @@ def configure_logging(settings: Settings, *, worker: int | None = None) -> None:
     ]
     if worker is not None:
         shared.append(_number(worker))
-    renderers: list[structlog.typing.Processor] = (
-        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-        if as_json
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
-    )
+    json: list[structlog.typing.Processor] = [
+        structlog.processors.format_exc_info,
+        structlog.processors.JSONRenderer(),
+    ]
+
+    def formatter(renderers: list[structlog.typing.Processor]) -> logging.Formatter:
+        return structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
+        )
+
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -42,12 +54,21 @@ def configure_logging(settings: Settings, *, worker: int | None = None) -> None:
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
-        )
-    )
+    for_people = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    handler.setFormatter(formatter(json if as_json else [for_people]))
+    audit = logging.getLogger(AUDIT_LOGGER)
+    audit.setLevel(logging.INFO)
+    if settings.audit_log is not None:
+        try:
+            settings.audit_log.touch(mode=0o600)
+            # It is opened anew when something has moved it away.
+            to_file = logging.handlers.WatchedFileHandler(settings.audit_log)
+        except OSError as error:
+            raise StartupError(
+                f"cannot write the audit log {settings.audit_log}: {error.strerror}"
+            ) from error
+        to_file.setFormatter(formatter(json))
+        audit.handlers = [to_file]
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)

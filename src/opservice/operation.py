@@ -17,6 +17,8 @@ DAY = 86_400 * SECOND
 
 DEFAULT_ID_PREFIX = "ops"
 
+LEASE_TOKEN_HASH_BYTES = 16
+
 _BASE32HEX = "0123456789abcdefghijklmnopqrstuv"
 _ID_CHARACTERS = 17  # of 5 bits each, 85 in all
 
@@ -111,6 +113,8 @@ class Start:
     lease_token_hash: bytes | None = None
     timeout: int | None = None
     request_hash: bytes | None = None
+    max_running: int | None = None
+    """With so many operations of the parent running already, it is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,9 +226,10 @@ def hash_lease_token(operation_id: str, lease_token: str) -> bytes | None:
     """What is stored of a lease token, and None for none.
 
     Bound to the operation, so that equal tokens do not show as equal. Since only digests are ever
-    compared, how long a comparison takes tells nothing about the token.
+    compared, how long a comparison takes tells nothing about the token. Half of SHA-256 is as hard to find
+    another token for as a key of 128 bits, and takes half the space.
     """
-    return _digest(operation_id, lease_token) if lease_token else None
+    return _digest(operation_id, lease_token)[:LEASE_TOKEN_HASH_BYTES] if lease_token else None
 
 
 def _digest(*parts: str) -> bytes:

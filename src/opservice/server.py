@@ -31,9 +31,11 @@ from opservice._proto.yandex.cloud.operation import (
     operation_service_pb2,
     operation_service_pb2_grpc,
 )
+from opservice.api.admission import Admission
 from opservice.api.calls import Methods
 from opservice.api.convert import LEASE_EXPIRED, TIMED_OUT
 from opservice.api.endpoints import OWN_ENDPOINTS, ApiEndpointService
+from opservice.api.guard import GuardedStore
 from opservice.api.health import HealthService
 from opservice.api.longrunning import Operations, add_operations
 from opservice.api.operations import OperationService
@@ -43,6 +45,7 @@ from opservice.api.reflection import add_reflection, build_pool
 from opservice.api.validation import Limits
 from opservice.demo import run_demo
 from opservice.errors import StartupError
+from opservice.files import read_again, read_files
 from opservice.housekeeping import SWEEP_LIMIT, keep_house
 from opservice.operation import (
     SECOND,
@@ -52,12 +55,13 @@ from opservice.operation import (
     ReachTimeouts,
     Sweep,
 )
+from opservice.security import Security
 from opservice.settings import Settings, split_address
 from opservice.store.engine import Database, open_database
 from opservice.store.migrations import check_schema, migrate
 from opservice.store.operations import OperationStore
 from opservice.store.repository import Repository
-from opservice.tls import CurrentCredentials, read_again, server_credentials
+from opservice.tls import CurrentCredentials
 
 _FILES: Sequence[FileDescriptor] = (
     operation_service_pb2.DESCRIPTOR,
@@ -83,24 +87,25 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     """
     stop = _stop_on_signals()
     # Everything that can be wrong with the settings is found before the database is touched.
-    read = server_credentials(settings)
-    credentials = None if read is None else CurrentCredentials(read)
+    files = read_files(settings)
+    security = Security(settings, files)
+    await security.start()
     known_types = build_known_types(settings)
 
     def on_hangup() -> None:
-        new = read_again(settings)
-        if new is not None and credentials is not None:
-            credentials.replace(new)
+        nonlocal files
+        files = read_again(settings, files)
+        security.replace(files)
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hangup)
     database = await asyncio.to_thread(prepare_database, settings)
-    await run(settings, database, credentials, known_types, stop, announce)
+    await run(settings, database, security, known_types, stop, announce)
 
 
 async def run(
     settings: Settings,
     database: Database,
-    credentials: CurrentCredentials | None,
+    security: Security,
     known_types: DescriptorPool,
     stop: asyncio.Event,
     announce: Callable[[str], None],
@@ -118,10 +123,11 @@ async def run(
     health = HealthService(_SERVICES)
     server = grpc.aio.server(options=server_options(settings, share_port=share_port))
     try:
-        address = _bind(server, settings.listen, credentials)
-        methods = Methods(settings.max_calls)
+        address = _bind(server, settings.listen, security.credentials)
+        methods = Methods(settings.max_calls, Admission(settings, security.authenticator))
+        guarded = GuardedStore(store, security.authenticator)
         # Generated code adds services to it as it does to a server.
-        _add_services(cast("grpc.aio.Server", methods), settings, store, address, health)
+        _add_services(cast("grpc.aio.Server", methods), settings, guarded, address, health)
         add_reflection(cast("grpc.aio.Server", methods), _SERVICES, known_types)
         server.add_generic_rpc_handlers((methods,))
         await server.start()
@@ -135,14 +141,18 @@ async def run(
                 )
             )
         ]
-        security = "plaintext" if credentials is None else "TLS"
+        if security.keys is not None:
+            background.append(asyncio.create_task(security.keys.keep_fresh()))
+        transport = "plaintext" if security.credentials is None else "TLS"
         shown = database.url.render_as_string(hide_password=True)
         if not settings.advertise and split_address(settings.listen)[0] in _WILDCARDS:
             log.warning(
                 "set --advertise: SDKs that look for services here would be told", address=address
             )
-        announce(f"opservice {__version__} serving on {address} ({security}, {shown})")
-        log.info("serving", address=address, security=security, database=shown)
+        for warning in security.warnings():
+            log.warning(warning)
+        announce(f"opservice {__version__} serving on {address} ({transport}, {shown})")
+        log.info("serving", address=address, security=transport, database=shown)
         if settings.demo and not stop.is_set():
             background.append(
                 asyncio.create_task(run_demo(store, announce, _grpcurl(settings, address)))
@@ -246,7 +256,7 @@ def cannot_listen(listen: str) -> StartupError:
 def _add_services(
     server: grpc.aio.Server,
     settings: Settings,
-    store: OperationStore,
+    store: GuardedStore,
     address: str,
     health: HealthService,
 ) -> None:
@@ -279,6 +289,8 @@ def _sweeps(settings: Settings) -> list[Sweep]:
 def _grpcurl(settings: Settings, address: str) -> str:
     """A line to paste into a shell, with places for an id and a method."""
     security = "-plaintext" if settings.tls_cert is None else f"-cacert {settings.tls_cert}"
+    if settings.authenticates:
+        security += ' -H "authorization: Bearer $TOKEN"'
     service = operation_service_pb2.DESCRIPTOR.services_by_name["OperationService"].full_name
     request = '\'{{"operation_id": "{id}"}}\''
     return f"grpcurl {security} -d {request} {address} {service}/{{method}}"

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import MISSING, Field, dataclass, field, fields
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from opservice.errors import StartupError
 from opservice.operation import DAY, SECOND
@@ -21,6 +23,11 @@ _UNITS = {"us": 1, "ms": 1_000, "s": SECOND, "m": MINUTE, "h": HOUR, "d": DAY}
 
 
 _LONGEST = 10_000 * DAY
+
+ASYMMETRIC_ALGORITHMS = frozenset(
+    {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
+)
+"""Of JWTs. With the others whoever can check a token can make one."""
 
 
 def _setting(kind: Kind, default: Any, meaning: str, **more: Any) -> Any:
@@ -36,7 +43,7 @@ class Settings:
         "text",
         "sqlite:///opservice.db",
         "Where operations are kept: sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/NAME."
-        " A password is better given in the environment variable than on the command line.",
+        " With a password, only in the environment variable.",
     )
     workers: int = _setting(
         "count",
@@ -54,6 +61,45 @@ class Settings:
     tls_key: Path | None = _setting("file", None, "Private key (PEM) of the certificate.")
     tls_client_ca: Path | None = _setting(
         "file", None, "Certificate authorities (PEM): demands client certificates made by these."
+    )
+    allow_anonymous: bool = _setting(
+        "flag",
+        False,
+        "Let everybody who can connect do everything, also from other machines: without this, and without"
+        " authentication, the server listens on loopback only.",
+    )
+    tokens: Path | None = _setting(
+        "file", None, "Static tokens (YAML), hashed; `opservice token` makes them."
+    )
+    jwks: str = _setting(
+        "text",
+        "",
+        "Keys (JWKS) that sign the tokens (JWT) of callers: a file or an https URL. Needs --jwt-issuer and"
+        " --jwt-audience.",
+    )
+    jwks_refresh: int = _setting(
+        "duration",
+        5 * MINUTE,
+        "How often the keys are read again; a token of an unknown key has them read at once.",
+        least=SECOND,
+    )
+    jwt_issuer: str = _setting("text", "", "The `iss` that a token must have.")
+    jwt_audience: tuple[str, ...] = _setting(
+        "texts", (), "The `aud` that a token must have, one of these. May be repeated."
+    )
+    jwt_algorithm: tuple[str, ...] = _setting(
+        "texts",
+        ("RS256", "ES256"),
+        "The algorithms that tokens may be signed by, none but asymmetric ones. May be repeated.",
+    )
+    jwt_grants_claim: str = _setting(
+        "text", "opservice", "The claim of a token that lists grants, such as viewer:folders/b1g/*."
+    )
+    policy: Path | None = _setting(
+        "file", None, "Grants (YAML) by subject, beside those that tokens bring."
+    )
+    audit_log: Path | None = _setting(
+        "file", None, "File for the audit log, as lines of JSON; they stand in the log in any case."
     )
     advertise: str = _setting(
         "text",
@@ -116,6 +162,30 @@ class Settings:
         "Calls in progress in a worker, those that wait or watch aside, at which further ones are"
         " refused with RESOURCE_EXHAUSTED.",
         least=1,
+    )
+    max_waits: int = _setting(
+        "count",
+        20_000,
+        "Calls that wait or watch in a worker at a time; further ones are refused with RESOURCE_EXHAUSTED.",
+        least=1,
+    )
+    max_waits_per_caller: int = _setting("count", 10_000, "The same, of one caller.", least=1)
+    rate_limit: int = _setting(
+        "count",
+        0,
+        "Calls a second that a worker takes from one caller on average; 0 is no limit. Beyond it calls are"
+        " refused with RESOURCE_EXHAUSTED and told when to try again.",
+        least=0,
+    )
+    rate_burst: int = _setting(
+        "count", 0, "Calls that a caller may make at once; 0 is those of a second.", least=0
+    )
+    max_running_per_parent: int = _setting(
+        "count",
+        0,
+        "Operations of one parent that may run at a time; 0 is no limit. A Start beyond it is refused with"
+        " RESOURCE_EXHAUSTED.",
+        least=0,
     )
     max_concurrent_streams: int = _setting(
         "count", 10_000, "Calls in progress on one connection.", least=1
@@ -195,6 +265,7 @@ class Settings:
             raise StartupError("--tls-cert and --tls-key belong together: give both or neither")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise StartupError("--tls-client-ca needs --tls-cert and --tls-key")
+        self._check_authentication()
         if self.retention > self.max_retention:
             raise StartupError("--retention is longer than --max-retention")
         if self.max_message_bytes < 2 * self.max_payload_bytes:
@@ -202,9 +273,41 @@ class Settings:
                 "--max-message-bytes must hold two payloads: it is less than twice"
                 " --max-payload-bytes"
             )
-        for address in filter(None, (self.listen, self.advertise)):
-            split_address(address)
+        split_address(self.advertise or self.listen)
         self.endpoints()
+
+    @property
+    def authenticates(self) -> bool:
+        """Whether callers are asked who they are."""
+        by_certificate = self.tls_client_ca is not None and self.policy is not None
+        return self.tokens is not None or bool(self.jwks) or by_certificate
+
+    def _check_authentication(self) -> None:
+        """Raises StartupError when it is not clear who may do what."""
+        if self.jwks and not (self.jwt_issuer and self.jwt_audience):
+            raise StartupError("--jwks needs --jwt-issuer and --jwt-audience")
+        if not self.jwks and (self.jwt_issuer or self.jwt_audience):
+            raise StartupError("--jwt-issuer and --jwt-audience need --jwks")
+        unsafe = sorted(set(self.jwt_algorithm) - ASYMMETRIC_ALGORITHMS)
+        if unsafe or not self.jwt_algorithm:
+            known = ", ".join(sorted(ASYMMETRIC_ALGORITHMS))
+            raise StartupError(f"--jwt-algorithm {' '.join(unsafe)}: expected one of {known}")
+        if self.jwks.startswith("http"):
+            _check_url(self.jwks)
+        if self.policy is not None and not self.authenticates:
+            raise StartupError(
+                "--policy says what callers may do, but nothing says who they are: give --tokens, --jwks or"
+                " --tls-client-ca"
+            )
+        if self.allow_anonymous and self.authenticates:
+            raise StartupError("--allow-anonymous contradicts --tokens, --jwks and --policy")
+        host, _ = split_address(self.listen)
+        if not (self.authenticates or self.allow_anonymous or is_loopback(host)):
+            raise StartupError(
+                f"--listen {self.listen} is open to other machines, and callers are not asked who they are:"
+                " give --tokens, --jwks, or --tls-client-ca with --policy; or --allow-anonymous to let"
+                " everybody who can connect see and change every operation"
+            )
 
     def endpoints(self) -> dict[str, str]:
         """The addresses of `endpoint`, by id. Raises StartupError when one is malformed."""
@@ -237,7 +340,9 @@ def format_value(setting: Field[Any], value: Any) -> str:
         return format_duration(value)
     if setting.metadata["kind"] == "flag":
         return "on" if value else "off"
-    return "" if value in (None, ()) else str(value)
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    return "" if value is None else str(value)
 
 
 def parse_duration(text: str) -> int:
@@ -253,6 +358,23 @@ def format_duration(microseconds: int) -> str:
         if microseconds and microseconds % length == 0:
             return f"{microseconds // length}{unit}"
     return "0s"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it; for all that is no IP address but `localhost`, no."""
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _check_url(url: str) -> None:
+    """Raises StartupError for a URL that is not to be trusted with keys, or holds a secret."""
+    parts = urlsplit(url)
+    if parts.username or parts.password:
+        raise StartupError("--jwks: a URL with a password in it would be seen by others")
+    if not (parts.scheme == "https" or is_loopback(parts.hostname or "")):
+        raise StartupError(f"--jwks {url}: expected https, except on loopback")
 
 
 def split_address(address: str) -> tuple[str, int]:

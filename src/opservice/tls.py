@@ -44,6 +44,7 @@ class CurrentCredentials:
 
     def __init__(self, first: Credentials) -> None:
         # gRPC asks on threads of its own; a deque's append and pop are atomic.
+        self._current = first
         self._next: deque[grpc.ServerCertificateConfiguration] = deque(maxlen=1)
         self.of_grpc = grpc.dynamic_ssl_server_credentials(
             _configuration(first),
@@ -52,6 +53,10 @@ class CurrentCredentials:
         )
 
     def replace(self, credentials: Credentials) -> None:
+        """Not at all when they are the same as before."""
+        if credentials == self._current:
+            return
+        self._current = credentials
         self._next.append(_configuration(credentials))
         log.info("new connections get new TLS files", certificate_sha256=credentials.fingerprint)
 
@@ -88,18 +93,6 @@ def server_credentials(settings: Settings) -> Credentials | None:
         raise StartupError(f"cannot read the TLS file {name}: {error.strerror}") from error
     if not unchanged:
         raise StartupError(f"the TLS files changed while they were read ({_names(settings)})")
-    return credentials
-
-
-def read_again(settings: Settings) -> Credentials | None:
-    """What SIGHUP asks for: new credentials, or None, with the reason in the log."""
-    try:
-        credentials = server_credentials(settings)
-    except StartupError as error:
-        log.error("SIGHUP: the old TLS files stay in use", cause=error.message)  # noqa: TRY400 - no more to say
-        return None
-    if credentials is None:
-        log.info("SIGHUP: without TLS there is nothing to read again")
     return credentials
 
 

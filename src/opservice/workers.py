@@ -1,6 +1,6 @@
 """`serve --workers N`: a supervisor, and the processes that serve on its port.
 
-A pipe leads from the supervisor to each worker. Down it come new TLS credentials, and its end, which
+A pipe leads from the supervisor to each worker. Down it comes what was read of files, and its end, which
 means: drain. So one word suffices for SIGTERM and for a supervisor that was killed. Up it come lines to
 print, the first of which says that the worker serves, or the reason why it cannot.
 """
@@ -22,8 +22,10 @@ from multiprocessing.context import SpawnProcess
 import structlog
 
 from opservice.errors import OpserviceError, StartupError
+from opservice.files import Files, read_again, read_files
 from opservice.logs import configure_logging
 from opservice.operation import SECOND
+from opservice.security import Security
 from opservice.server import (
     CLOSE_SECONDS,
     build_known_types,
@@ -33,7 +35,6 @@ from opservice.server import (
 )
 from opservice.settings import Settings, split_address
 from opservice.store.engine import open_database
-from opservice.tls import Credentials, CurrentCredentials, read_again, server_credentials
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0  # seconds before a worker is replaced
 _SETTLED_SECONDS = 30.0  # one that lived so long is replaced as quickly as the first
@@ -68,7 +69,7 @@ class _Supervisor:
     def __init__(self, settings: Settings, announce: Callable[[str], None]) -> None:
         self._settings = settings
         self._announce = announce
-        self._credentials: Credentials | None = None
+        self._files = Files()
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         self._links: dict[int, Connection] = {}
@@ -83,7 +84,8 @@ class _Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_stop_signal)
         # What can be wrong with the settings is found once, and before the database is touched.
-        self._credentials = server_credentials(self._settings)
+        self._files = read_files(self._settings)
+        await Security(self._settings, self._files).start()
         build_known_types(self._settings)
         self._loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         database = await asyncio.to_thread(prepare_database, self._settings)
@@ -108,13 +110,10 @@ class _Supervisor:
         self._stop.set()
 
     def _on_hangup(self) -> None:
-        new = read_again(self._settings)
-        if new is None:
-            return
-        self._credentials = new
+        self._files = read_again(self._settings, self._files)
         for link in self._links.values():
             with suppress(OSError):  # it has just ended; its successor is given them
-                link.send(new)
+                link.send(self._files)
 
     async def _keep(self, number: int) -> int:
         """Runs the worker, and another when it ends, until it is time to stop. The last exit code."""
@@ -147,7 +146,7 @@ class _Supervisor:
         settings = replace(self._settings, demo=self._settings.demo and number == 1)
         process = _SPAWN.Process(
             target=_work,
-            args=(settings, number, self._credentials, theirs),
+            args=(settings, number, self._files, theirs),
             name=f"opservice-worker-{number}",
             daemon=True,  # should the supervisor fail, its end is not held up
         )
@@ -266,41 +265,37 @@ def _bound(family: int, address: tuple[object, ...], *, share: bool) -> socket.s
     return made
 
 
-def _work(
-    settings: Settings, number: int, credentials: Credentials | None, supervisor: Connection
-) -> None:
+def _work(settings: Settings, number: int, files: Files, supervisor: Connection) -> None:
     """The life of a worker process."""
     # Ctrl-C and a terminal that goes away are told to the whole group: the supervisor acts on them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     configure_logging(settings, worker=number)
     try:
-        asyncio.run(_serve(settings, credentials, supervisor))
+        asyncio.run(_serve(settings, files, supervisor))
     except OpserviceError as error:
         with suppress(OSError):
             supervisor.send(_Refusal(error.message))
         sys.exit(1)
 
 
-async def _serve(
-    settings: Settings, credentials: Credentials | None, supervisor: Connection
-) -> None:
+async def _serve(settings: Settings, files: Files, supervisor: Connection) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     # From whoever sends it to all processes of a service, beside what the supervisor says.
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-    current = None if credentials is None else CurrentCredentials(credentials)
+    security = Security(settings, files)
+    await security.start()
 
     def hear() -> None:
         try:
-            new: Credentials = supervisor.recv()
+            new: Files = supervisor.recv()
         except (EOFError, OSError):
             loop.remove_reader(supervisor.fileno())
             stop.set()
         else:
-            assert current is not None
-            current.replace(new)
+            security.replace(new)
 
     def announce(line: str) -> None:
         with suppress(OSError):  # nobody to print it: hear() ends this worker
@@ -310,7 +305,7 @@ async def _serve(
     await run(
         settings,
         open_database(settings.database),
-        current,
+        security,
         build_known_types(settings),
         stop,
         announce,

@@ -1,4 +1,4 @@
-"""Around every call: its request id, its errors, and its line in the log.
+"""Around every call: who makes it, its request id, its errors, and its line in the log.
 
 Handlers raise. What they raise becomes a status here, by the table of status.py, and nowhere else.
 """
@@ -10,29 +10,30 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing, nullcontext
+from dataclasses import dataclass
 from logging import DEBUG, INFO, getLogger
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias, cast
 
 import grpc
 import structlog
 from google.protobuf.message import DecodeError
 from google.rpc.code_pb2 import Code
-from grpc.aio import AbortError, ServicerContext
+from grpc.aio import AbortError
 
+from opservice.api.admission import Admission, Context, Door, Metadata
+from opservice.api.audit import described, done_by, is_refusal
+from opservice.api.auth import Caller
+from opservice.api.methods import METHODS, Method
 from opservice.api.status import error_to_pb, meaning_of
 from opservice.api.validation import MAX_ID, MAX_NAME
 from opservice.errors import MalformedRequest, ServerBusy, StoreError
+from opservice.logs import AUDIT_LOGGER
 
-HEALTH_SERVICE = "grpc.health.v1.Health"
 REQUEST_ID = "x-request-id"
 _STATUS_DETAILS = "grpc-status-details-bin"
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
-_READS = ("Get", "List", "Wait", "Watch", "Check", "ServerReflectionInfo")
-"""How the names of methods begin that change nothing."""
-
-Context: TypeAlias = "ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _LOGGED = {"operation_id": MAX_ID, "name": MAX_NAME + MAX_ID}
 """Fields of requests that say which operation is meant, and how much of them is logged."""
@@ -40,6 +41,7 @@ _LOGGED = {"operation_id": MAX_ID, "name": MAX_NAME + MAX_ID}
 _LOGGER = "opservice.call"
 _gate = getLogger(_LOGGER)
 log = structlog.stdlib.get_logger(_LOGGER)
+audit = structlog.stdlib.get_logger(AUDIT_LOGGER)
 
 
 class Methods(grpc.GenericRpcHandler):
@@ -50,10 +52,12 @@ class Methods(grpc.GenericRpcHandler):
 
     With `max_calls` in progress further ones are refused, before their requests are read. Neither counted
     nor refused are those that only wait, a Wait or any stream, and health checks: a busy server is not ill.
+    A method that METHODS does not have is a KeyError: who may call it must be said.
     """
 
-    def __init__(self, max_calls: int) -> None:
+    def __init__(self, max_calls: int, admission: Admission) -> None:
         self._max_calls = max_calls
+        self._admission = admission
         self._in_progress = _InProgress()
         self._handlers: dict[str, Handler] = {}
         self._exempt: set[str] = set()
@@ -63,12 +67,19 @@ class Methods(grpc.GenericRpcHandler):
 
     def add_registered_method_handlers(self, service: str, handlers: dict[str, Handler]) -> None:
         for name, handler in handlers.items():
-            method = f"/{service}/{name}"
-            waits = handler.unary_unary is None or name.startswith("Wait")
-            exempt = waits or service == HEALTH_SERVICE
-            self._handlers[method] = _wrap(method, handler, None if exempt else self._in_progress)
+            path = f"/{service}/{name}"
+            method = METHODS[path]
+            exempt = method.waits or method.probe
+            around = _Around(
+                path,
+                method,
+                self._admission.door(method),
+                self._admission.waiting if method.waits else None,
+                _InProgress() if exempt else self._in_progress,
+            )
+            self._handlers[path] = _wrap(handler, around)
             if exempt:
-                self._exempt.add(method)
+                self._exempt.add(path)
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """The same handlers: generated code adds them both ways."""
@@ -101,18 +112,35 @@ class _InProgress:
         self.calls = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Around:
+    """What goes around the calls of a method."""
+
+    path: str
+    method: Method
+    door: Door | None
+    waiting: Callable[[Caller | None, Context], AbstractContextManager[None]] | None
+    in_progress: _InProgress
+
+    @property
+    def level(self) -> int:
+        """At which a call is logged that succeeds."""
+        return INFO if self.method.writes else DEBUG
+
+
 class _Call:
     """One call, from its start to its line in the log."""
 
-    __slots__ = ("_context", "_level", "_method", "_request_id", "_started", "request")
+    __slots__ = ("_around", "_context", "_metadata", "_request_id", "_started", "caller", "request")
 
-    def __init__(self, method: str, level: int, context: Context) -> None:
+    def __init__(self, around: _Around, context: Context) -> None:
         self._started = time.perf_counter()
-        self._method = method
-        self._level = level
+        self._around = around
         self.request: Any = None
+        self.caller: Caller | None = None
         self._context = context
-        self._request_id = _given_request_id(context)
+        self._metadata = cast("Metadata", context.invocation_metadata() or ())
+        self._request_id = _given_request_id(self._metadata)
 
     @property
     def request_id(self) -> str:
@@ -121,9 +149,20 @@ class _Call:
             self._request_id = str(uuid.uuid4())
         return self._request_id
 
+    async def enter(self) -> None:
+        """Finds out who calls. Raises what refuses him."""
+        if self._around.door is not None:
+            self.caller = await self._around.door(self._context, self._metadata)
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """While the call may wait. Raises TooManyWaits."""
+        if self._around.waiting is None:
+            return nullcontext()
+        return self._around.waiting(self.caller, self._context)
+
     def succeed(self) -> None:
         # A read of which nothing is logged gets no id either: trailers are a sixth of a Get's cost.
-        if self._request_id is not None or _gate.isEnabledFor(self._level):
+        if self._request_id is not None or self._is_logged():
             self._context.set_trailing_metadata(((REQUEST_ID, self.request_id),))
             self._log(Code.OK)
 
@@ -138,16 +177,24 @@ class _Call:
         elif isinstance(error, StoreError):
             log.warning("call", **line, cause=str(error.__cause__ or error))
         else:
-            log.info("call", **line, error=error.__class__.__name__)
+            refused = self._around.method.audited or is_refusal(error)
+            (audit if refused else log).info("call", **line, **described(error))
         await self._context.abort(*_answer(error, self.request_id))
 
+    def _is_logged(self) -> bool:
+        return self._around.method.audited or _gate.isEnabledFor(self._around.level)
+
     def _log(self, code: int) -> None:
-        if _gate.isEnabledFor(self._level):  # a read's line costs nothing unless it is wanted
-            log.log(self._level, "call", **self._line(code))
+        if self._around.method.audited:
+            audit.info("call", **self._line(code))
+        elif _gate.isEnabledFor(
+            self._around.level
+        ):  # a read's line costs nothing unless it is wanted
+            log.log(self._around.level, "call", **self._line(code))
 
     def _line(self, code: int) -> dict[str, object]:
         line: dict[str, object] = {
-            "method": self._method,
+            "method": self._around.path,
             "code": _STATUS_CODES[code].name,
             "duration_ms": round((time.perf_counter() - self._started) * 1000, 1),
             "request_id": self.request_id,
@@ -157,11 +204,11 @@ class _Call:
             value = getattr(self.request, field, None)
             if value:
                 line[field] = value[:limit]
-        return line
+        return line if self.caller is None else line | done_by(self.caller)
 
 
-def _given_request_id(context: Context) -> str | None:
-    for key, value in context.invocation_metadata() or ():
+def _given_request_id(metadata: Metadata) -> str | None:
+    for key, value in metadata:
         if key == REQUEST_ID and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
             return value
     return None
@@ -186,46 +233,43 @@ def _answer(
 _BUSY = _answer(ServerBusy(), "")
 
 
-def _level(method: str) -> int:
-    """At which a call is logged that succeeds."""
-    return DEBUG if method.rpartition("/")[2].startswith(_READS) else INFO
-
-
-def _wrap(method: str, handler: Handler, in_progress: _InProgress | None) -> Handler:
+def _wrap(handler: Handler, around: _Around) -> Handler:
     unary = handler.unary_unary
     if unary is not None:
         return grpc.unary_unary_rpc_method_handler(
-            _wrap_unary(method, unary, handler.request_deserializer, in_progress or _InProgress()),
+            _wrap_unary(around, unary, handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
     if handler.unary_stream is not None:
         return grpc.unary_stream_rpc_method_handler(
-            _wrap_stream(method, handler.unary_stream, handler.request_deserializer),
+            _wrap_stream(around, handler.unary_stream, handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
-    assert handler.stream_stream is not None, method
+    assert handler.stream_stream is not None, around.path
     return grpc.stream_stream_rpc_method_handler(
-        _wrap_stream(method, handler.stream_stream, None),
+        _wrap_stream(around, handler.stream_stream, None),
         handler.request_deserializer,
         handler.response_serializer,
     )
 
 
 def _wrap_unary(
-    method: str,
-    behavior: Callable[..., Any],
-    decode: Callable[[bytes], Any] | None,
-    in_progress: _InProgress,
+    around: _Around, behavior: Callable[..., Any], decode: Callable[[bytes], Any] | None
 ) -> Callable[..., Any]:
-    level = _level(method)
+    in_progress, waits = around.in_progress, around.waiting is not None
 
     async def call(request: Any, context: Context) -> Any:
-        this = _Call(method, level, context)
+        this = _Call(around, context)
         in_progress.calls += 1
         try:
+            await this.enter()
             if decode is not None:  # here, so that a request that is none gets our kind of error
                 request = this.request = _decoded(decode, request)
-            response = await behavior(request, context)
+            if waits:
+                with this.waiting():
+                    response = await behavior(request, context)
+            else:
+                response = await behavior(request, context)
         except AbortError:
             raise
         except asyncio.CancelledError:
@@ -242,18 +286,18 @@ def _wrap_unary(
 
 
 def _wrap_stream(
-    method: str, behavior: Callable[..., Any], decode: Callable[[bytes], Any] | None
+    around: _Around, behavior: Callable[..., Any], decode: Callable[[bytes], Any] | None
 ) -> Callable[..., Any]:
-    level = _level(method)
-
     async def call(request: Any, context: Context) -> AsyncIterator[Any]:
-        this = _Call(method, level, context)
+        this = _Call(around, context)
         try:
+            await this.enter()
             if decode is not None:
                 request = this.request = _decoded(decode, request)
-            async with aclosing(behavior(request, context)) as responses:
-                async for response in responses:
-                    yield response
+            with this.waiting():
+                async with aclosing(behavior(request, context)) as responses:
+                    async for response in responses:
+                        yield response
         except AbortError:
             raise
         except asyncio.CancelledError:

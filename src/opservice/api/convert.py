@@ -30,6 +30,7 @@ from opservice.api.validation import (
     Limits,
 )
 from opservice.errors import InvalidArgument, Violation
+from opservice.identity import ANYBODY, Identity
 from opservice.operation import (
     DEFAULT_ID_PREFIX,
     SECOND,
@@ -171,8 +172,10 @@ def progress_from_pb(progress: record_pb.Progress) -> Progress:
     return Progress(progress.done, progress.total, progress.unit, progress.message)
 
 
-def start_from_pb(request: producer_pb.StartRequest, limits: Limits) -> Start:
-    """Raises InvalidArgument that names every violation."""
+def start_from_pb(
+    request: producer_pb.StartRequest, limits: Limits, identity: Identity = ANYBODY
+) -> Start:
+    """For this producer. Raises InvalidArgument that names every violation."""
     check = Check()
     check.text("description", request.description, MAX_DESCRIPTION)
     check.parent("parent", request.parent)
@@ -198,8 +201,8 @@ def start_from_pb(request: producer_pb.StartRequest, limits: Limits) -> Start:
     assert retention is not None
     prefix = request.id_prefix or DEFAULT_ID_PREFIX
     if request.idempotency_key:
-        # Until callers are authenticated, who a call is made for is all that tells them apart.
-        id_ = derive_id(prefix, request.created_by, request.parent, request.idempotency_key)
+        caller = _caller_name(identity, request.created_by)
+        id_ = derive_id(prefix, caller, request.parent, request.idempotency_key)
         request_hash = _hash_start(request)
     else:
         id_, request_hash = new_id(prefix), None
@@ -209,14 +212,22 @@ def start_from_pb(request: producer_pb.StartRequest, limits: Limits) -> Start:
         parent=request.parent,
         method=request.method,
         description=request.description,
-        created_by=request.created_by,
+        created_by=request.created_by or identity.subject,
         metadata=metadata,
         cancel_policy=CancelPolicy(request.cancel_policy or CancelPolicy.IMMEDIATE),
         lease=lease,
         lease_token_hash=hash_lease_token(id_, request.lease_token),
         timeout=timeout,
         request_hash=request_hash,
+        max_running=limits.max_running,
     )
+
+
+def _caller_name(identity: Identity, created_by: str) -> str:
+    """Whose idempotency keys a producer uses: those of the user that it names are not its own, and no other
+    producer's. Without authentication, who it names is all that tells callers apart.
+    """
+    return f"{identity.subject}\n{created_by}" if identity.subject else created_by
 
 
 def renew_from_pb(request: producer_pb.RenewRequest, limits: Limits) -> Renew:

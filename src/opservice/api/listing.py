@@ -13,10 +13,10 @@ import hashlib
 from dataclasses import dataclass
 
 from opservice.api.filtering import MAX_FILTER, FilterError, parse_filter
+from opservice.api.guard import GuardedStore
 from opservice.api.validation import Check
 from opservice.filters import Condition, ListQuery, Position
 from opservice.operation import Record
-from opservice.store.operations import OperationStore
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
@@ -37,7 +37,7 @@ class Page:
 
 
 async def list_page(
-    store: OperationStore,
+    store: GuardedStore,
     *,
     parent: str,
     page_size: int,

@@ -26,11 +26,11 @@ from opservice.api.convert import (
     operation_to_longrunning_pb,
     parent_from_pb,
 )
+from opservice.api.guard import GuardedStore
 from opservice.api.listing import list_page
 from opservice.api.validation import wait_time
 from opservice.errors import OperationNotFound
 from opservice.operation import Cancel, Delete
-from opservice.store.operations import OperationStore
 
 _SERVICE = DESCRIPTOR.services_by_name["Operations"]
 
@@ -38,7 +38,7 @@ _SERVICE = DESCRIPTOR.services_by_name["Operations"]
 class Operations:
     """`max_wait` is microseconds."""
 
-    def __init__(self, store: OperationStore, max_wait: int) -> None:
+    def __init__(self, store: GuardedStore, max_wait: int) -> None:
         self._store = store
         self._max_wait = max_wait
 

@@ -16,9 +16,9 @@ from opservice._proto.yandex.cloud.operation.operation_service_pb2_grpc import (
     OperationServiceServicer,
 )
 from opservice.api.convert import CANCELLED, operation_to_pb
+from opservice.api.guard import GuardedStore
 from opservice.api.validation import valid_id
 from opservice.operation import SECOND, Cancel, Record
-from opservice.store.operations import OperationStore
 
 POLL_INTERVAL = "x-operation-poll-interval"
 _AGE_PER_POLL_SECOND = 20
@@ -28,7 +28,7 @@ _MAX_POLL_SECONDS = 10
 class OperationService(OperationServiceServicer):
     """`clock` returns seconds since the epoch."""
 
-    def __init__(self, store: OperationStore, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, store: GuardedStore, clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._clock = clock
 

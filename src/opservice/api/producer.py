@@ -14,6 +14,7 @@ from opservice._proto.opservice.v1.producer_service_pb2 import (
 )
 from opservice._proto.opservice.v1.producer_service_pb2_grpc import ProducerServiceServicer
 from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
+from opservice.api.auth import current_caller
 from opservice.api.convert import (
     complete_from_pb,
     fail_from_pb,
@@ -22,19 +23,22 @@ from opservice.api.convert import (
     start_from_pb,
     timestamp_to_pb,
 )
+from opservice.api.guard import GuardedStore
 from opservice.api.validation import Limits
-from opservice.store.operations import OperationStore
+from opservice.identity import ANYBODY
 
 
 class ProducerService(ProducerServiceServicer):
-    def __init__(self, store: OperationStore, limits: Limits) -> None:
+    def __init__(self, store: GuardedStore, limits: Limits) -> None:
         self._store = store
         self._limits = limits
 
     async def Start(
         self, request: StartRequest, context: ServicerContext[StartRequest, StartResponse]
     ) -> StartResponse:
-        outcome = await self._store.apply(start_from_pb(request, self._limits))
+        caller = current_caller()
+        identity = ANYBODY if caller is None else caller.identity
+        outcome = await self._store.apply(start_from_pb(request, self._limits, identity))
         return StartResponse(operation=operation_to_pb(outcome.record), owned=outcome.owned)
 
     async def Renew(

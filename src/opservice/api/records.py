@@ -21,16 +21,16 @@ from opservice._proto.opservice.v1.operation_record_service_pb2_grpc import (
     OperationRecordServiceServicer,
 )
 from opservice.api.convert import record_to_pb
+from opservice.api.guard import GuardedStore
 from opservice.api.listing import list_page
 from opservice.api.validation import valid_id, wait_time
 from opservice.operation import Delete
-from opservice.store.operations import OperationStore
 
 
 class OperationRecordService(OperationRecordServiceServicer):
     """`max_wait` is microseconds."""
 
-    def __init__(self, store: OperationStore, max_wait: int) -> None:
+    def __init__(self, store: GuardedStore, max_wait: int) -> None:
         self._store = store
         self._max_wait = max_wait
 

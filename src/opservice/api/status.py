@@ -6,27 +6,42 @@ from dataclasses import dataclass
 
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.code_pb2 import Code
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RequestInfo, RetryInfo
+from google.rpc.error_details_pb2 import (
+    BadRequest,
+    ErrorInfo,
+    QuotaFailure,
+    RequestInfo,
+    RetryInfo,
+)
 from google.rpc.status_pb2 import Status
 
 from opservice.api.convert import ERROR_DOMAIN
 from opservice.errors import (
+    CredentialsExpired,
+    CredentialsMissing,
     EndpointNotFound,
     IdempotencyKeyReused,
     InvalidArgument,
+    KeysUnavailable,
     LeaseTokenMismatch,
+    LimitReached,
     MalformedRequest,
     OperationDone,
     OperationNotCancellable,
     OperationNotFound,
     OperationRunning,
+    PermissionDenied,
     PreconditionFailed,
+    RateLimited,
     ServerBusy,
     ServerStopping,
     ServiceUnknown,
     StoreBusy,
     StoreFull,
     StoreUnavailable,
+    TooManyOperations,
+    TooManyWaits,
+    Unauthenticated,
 )
 
 RETRY_SECONDS = 1
@@ -49,6 +64,11 @@ MEANINGS: dict[type[BaseException], Meaning] = {
     EndpointNotFound: Meaning(Code.NOT_FOUND, "ENDPOINT_NOT_FOUND"),
     ServiceUnknown: Meaning(Code.NOT_FOUND, "SERVICE_UNKNOWN"),
     MalformedRequest: Meaning(Code.INVALID_ARGUMENT, "MALFORMED_REQUEST"),
+    Unauthenticated: Meaning(Code.UNAUTHENTICATED, "CREDENTIALS_INVALID"),
+    CredentialsMissing: Meaning(Code.UNAUTHENTICATED, "CREDENTIALS_MISSING"),
+    CredentialsExpired: Meaning(Code.UNAUTHENTICATED, "CREDENTIALS_EXPIRED"),
+    KeysUnavailable: Meaning(Code.UNAVAILABLE, "KEYS_UNAVAILABLE", retry=True),
+    PermissionDenied: Meaning(Code.PERMISSION_DENIED, "PERMISSION_DENIED"),
     LeaseTokenMismatch: Meaning(Code.PERMISSION_DENIED, "LEASE_TOKEN_MISMATCH"),
     OperationDone: Meaning(Code.FAILED_PRECONDITION, "OPERATION_DONE"),
     OperationNotCancellable: Meaning(Code.FAILED_PRECONDITION, "OPERATION_NOT_CANCELLABLE"),
@@ -57,6 +77,9 @@ MEANINGS: dict[type[BaseException], Meaning] = {
     StoreBusy: Meaning(Code.UNAVAILABLE, "STORE_UNAVAILABLE", retry=True),
     StoreFull: Meaning(Code.RESOURCE_EXHAUSTED, "STORE_FULL", retry=True),
     ServerBusy: Meaning(Code.RESOURCE_EXHAUSTED, "SERVER_BUSY", retry=True),
+    RateLimited: Meaning(Code.RESOURCE_EXHAUSTED, "RATE_LIMITED", retry=True),
+    TooManyWaits: Meaning(Code.RESOURCE_EXHAUSTED, "TOO_MANY_WAITS", retry=True),
+    TooManyOperations: Meaning(Code.RESOURCE_EXHAUSTED, "TOO_MANY_OPERATIONS", retry=True),
     ServerStopping: Meaning(Code.UNAVAILABLE, "SERVER_STOPPING", retry=True),
 }
 _UNEXPECTED = Meaning(Code.INTERNAL, "INTERNAL")
@@ -87,8 +110,16 @@ def error_to_pb(error: BaseException, request_id: str) -> Status:
         status.details.add().Pack(bad_request)
     if isinstance(error, OperationDone):
         status.details.add().Pack(_terminal_status(error))
+    retry_seconds: float = RETRY_SECONDS
+    if isinstance(error, LimitReached):
+        retry_seconds = error.retry_seconds
+        quota = QuotaFailure()
+        quota.violations.add(subject=error.subject, description=_shortened(str(error)))
+        status.details.add().Pack(quota)
     if meaning.retry:
-        status.details.add().Pack(RetryInfo(retry_delay=Duration(seconds=RETRY_SECONDS)))
+        delay = Duration()
+        delay.FromNanoseconds(int(retry_seconds * 1e9))
+        status.details.add().Pack(RetryInfo(retry_delay=delay))
     status.details.add().Pack(RequestInfo(request_id=request_id))
     return status
 

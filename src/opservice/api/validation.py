@@ -43,6 +43,7 @@ class Limits:
     max_retention: int
     max_lease: int
     max_payload_bytes: int
+    max_running: int | None = None
 
     @classmethod
     def of(cls, settings: Settings) -> Limits:
@@ -51,6 +52,7 @@ class Limits:
             settings.max_retention,
             settings.max_lease,
             settings.max_payload_bytes,
+            settings.max_running_per_parent or None,
         )
 
 

@@ -22,12 +22,15 @@ from sqlalchemy import (
     Text,
     and_,
     bindparam,
+    false,
     func,
     literal,
     not_,
     or_,
     select,
+    true,
     tuple_,
+    union,
 )
 
 from opservice.filters import (
@@ -59,11 +62,13 @@ WINDOWS = 20
 MAX_SECONDS = 1.0
 """After which no further query is made for a page: others wait for theirs."""
 
+MAX_RANGES = 50
+"""Parents that are each read in their order; those of a caller who may see more are sorted."""
+
+_AFTER_SLASH = chr(ord("/") + 1)
 _OVERHEAD_BYTES = 128  # of what has a fixed size, and of protobuf
 
 _c = operations.c
-_place = tuple_(_c.created_at, _c.id)
-_NEWEST_FIRST = (_c.created_at.desc(), _c.id.desc())
 _COLUMNS: dict[Field, Column[Any]] = {
     Field.CREATED_AT: _c.created_at,
     Field.CREATED_BY: _c.created_by,
@@ -127,17 +132,19 @@ def read_page(
         connection = connection.execution_options(compiled_cache=None)
     newer, older, conditions = _span(query.condition)
     begin = min(filter(None, (query.after, newer)), default=None)
+    ranges, narrowed = _ranges(query)
     wanted = [visible, *(condition_to_sql(each, connection.dialect.name) for each in conditions)]
-    walks = bool(conditions) and not any(map(_names_one, conditions))
+    walks = bool(conditions or narrowed) and not any(map(_names_one, conditions))
+    wanted += narrowed
     # Sizes first: a page of the largest operations would not fit into memory.
     sizes: list[Row[Any]] = []
     for _ in range(windows if walks else 1):
-        end_of_window = None
-        if walks:
-            end_of_window = _last_of(connection, _scope(query.parent, begin, older), window)
-        scope = _scope(query.parent, begin, end_of_window or older)
-        found = _sizes([*scope, *wanted]).limit(query.limit + 1 - len(sizes))
-        sizes += connection.execute(found)
+        end_of_window = _last_of(connection, ranges, begin, older, window) if walks else None
+        columns = (_c.created_at, _c.id, _SIZE)
+        most = query.limit + 1 - len(sizes)
+        sizes += connection.execute(
+            _newest(columns, ranges, begin, end_of_window or older, wanted, most)
+        )
         begin = end_of_window
         if begin is None or len(sizes) > query.limit or time.monotonic() > deadline:
             break
@@ -151,6 +158,50 @@ def read_page(
     rows = connection.execute(reading, {"operation_ids": ids})
     records = {record.id: record for record in map(record_of, rows)}
     return Listed(tuple(records[id_] for id_ in ids if id_ in records), end)
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    """Operations that are read by an index. It has them by creation, or they are to be sorted.
+
+    A list reads its ranges and nothing else, so that neither how long it takes nor where its pages end
+    tells of operations that the caller may not see.
+    """
+
+    condition: ColumnElement[bool]
+    ordered: bool = True
+
+    @property
+    def created_at(self) -> ColumnElement[int]:
+        # An expression, so that the index of all operations by creation is not walked instead.
+        return _c.created_at if self.ordered else _c.created_at + 0
+
+
+def _ranges(query: ListQuery) -> tuple[list[_Range], list[ColumnElement[bool]]]:
+    """The ranges of a list, which may overlap, and what else its operations must satisfy."""
+    parent, scope = query.parent, query.scope
+    of_parent = true() if parent is None else _c.parent == parent
+    if scope is None or (parent is not None and any(s.covers(parent) for s in scope.subtrees)):
+        return [_Range(of_parent)], []
+    # What nobody is said to have created is not everybody's.
+    own = _Range(_c.created_by == scope.created_by if scope.created_by else false())
+    if parent is not None:
+        return [own], [of_parent]
+    exact = [subtree.parent for subtree in scope.subtrees if not subtree.below]
+    ranges = [_Range(_c.parent == each) for each in exact[:MAX_RANGES]]
+    sorted_: list[ColumnElement[bool]] = []
+    if len(exact) > MAX_RANGES:
+        sorted_.append(_c.parent.in_(exact[MAX_RANGES:]))
+    for subtree in scope.subtrees:
+        if subtree.below:
+            first, behind = f"{subtree.parent}/", f"{subtree.parent}{_AFTER_SLASH}"
+            sorted_ += [
+                _c.parent == subtree.parent,
+                and_(_c.parent >= first, _c.parent < behind),
+            ]
+    if sorted_:
+        ranges.append(_Range(or_(*sorted_), ordered=False))
+    return [*ranges, own], []
 
 
 def _span(
@@ -178,15 +229,33 @@ def _span(
     return min(newer, default=None), max(older, default=None), rest
 
 
-def _scope(
-    parent: str | None, newer: Position | None, older: Position | None
-) -> list[ColumnElement[bool]]:
-    scope = [] if parent is None else [_c.parent == parent]
-    if newer is not None:
-        scope.append(_place < _position(newer))
-    if older is not None:
-        scope.append(_place >= _position(older))
-    return scope
+def _newest(
+    columns: Sequence[ColumnElement[Any]],
+    ranges: Sequence[_Range],
+    newer: Position | None,
+    older: Position | None,
+    wanted: Sequence[ColumnElement[bool]],
+    limit: int,
+) -> Select[Any]:
+    """The newest `limit` operations of all ranges together that come after one position and not after the
+    other. The columns begin with `created_at` and, with several ranges, `id`.
+    """
+    selects = []
+    for each in ranges:
+        place = tuple_(each.created_at, _c.id)
+        conditions = [each.condition, *wanted]
+        if newer is not None:
+            conditions.append(place < _position(newer))
+        if older is not None:
+            conditions.append(place >= _position(older))
+        newest = (each.created_at.desc(), _c.id.desc())
+        selects.append(select(*columns).where(*conditions).order_by(*newest).limit(limit))
+    if len(selects) == 1:
+        return selects[0]
+    # UNION also takes out what is in several ranges.
+    together = union(*(select(each.subquery()) for each in selects)).subquery()
+    order = (together.c.created_at.desc(), together.c.id.desc())
+    return select(together).order_by(*order).limit(limit)
 
 
 def _position(position: Position) -> ColumnElement[Any]:
@@ -195,16 +264,20 @@ def _position(position: Position) -> ColumnElement[Any]:
 
 
 def _last_of(
-    connection: Connection, scope: list[ColumnElement[bool]], rows: int
+    connection: Connection,
+    ranges: Sequence[_Range],
+    newer: Position | None,
+    older: Position | None,
+    rows: int,
 ) -> Position | None:
-    """Where the first `rows` of the scope end, or None when it has fewer. Reads only the index."""
-    last = select(_c.created_at, _c.id).where(*scope).order_by(*_NEWEST_FIRST)
-    row = connection.execute(last.offset(rows - 1).limit(1)).one_or_none()
-    return None if row is None else (row.created_at, row.id)
+    """Where the first `rows` operations end, or None when there are fewer.
 
-
-def _sizes(conditions: list[ColumnElement[bool]]) -> Select[Any]:
-    return select(_c.created_at, _c.id, _SIZE).where(*conditions).order_by(*_NEWEST_FIRST)
+    It has no id, so that all of the last one's moment are among them: of one range the index alone is read.
+    """
+    columns = (_c.created_at,) if len(ranges) == 1 else (_c.created_at, _c.id)
+    newest = _newest(columns, ranges, newer, older, (), rows)
+    row = connection.execute(newest.offset(rows - 1).limit(1)).one_or_none()
+    return None if row is None else (row.created_at, "")
 
 
 def _fitting(sizes: Sequence[Row[Any]], most: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any
 
@@ -14,7 +13,6 @@ from sqlalchemy import Connection
 from opservice.errors import (
     OperationNotFound,
     OpserviceError,
-    ServerStopping,
     StoreBusy,
     StoreError,
     StoreUnavailable,
@@ -32,7 +30,7 @@ from opservice.operation import (
     Swept,
 )
 from opservice.store.batching import Batcher
-from opservice.store.changes import Changes
+from opservice.store.changes import Changes, Follower
 from opservice.store.engine import Database
 from opservice.store.hints import Hints
 from opservice.store.listing import Listed, read_page
@@ -104,13 +102,18 @@ class OperationStore:
         """Applies a sweep, in a transaction of its own. Raises a StoreError."""
         return await self._sweeps.submit(sweep)
 
-    async def follow(self, operation_id: str) -> AsyncGenerator[Record]:
+    async def follow(
+        self, operation_id: str, attach: Callable[[Follower], None] | None = None
+    ) -> AsyncGenerator[Record]:
         """The operation as it is, then as it becomes, until it is done.
 
-        States may be skipped, but `revision` only grows. Raises OperationNotFound, also when it is
-        deleted meanwhile, a StoreError, or ServerStopping.
+        States may be skipped, but `revision` only grows. `attach` is given the follower, by which others may
+        end this. Raises OperationNotFound, also when it is deleted meanwhile, a StoreError, ServerStopping,
+        or what the follower was ended with.
         """
         with self._changes.subscribe(operation_id) as follower:
+            if attach is not None:
+                attach(follower)
             follower.tell(await self.get(operation_id))
             while True:
                 record = await follower.next()
@@ -118,22 +121,8 @@ class OperationStore:
                 if record.done:
                     return
 
-    async def wait(self, operation_id: str, at_most: int) -> Record:
-        """The operation once it is done, or as it is after `at_most` microseconds.
-
-        When the server stops, the operation as it is then. Raises OperationNotFound or a StoreError.
-        """
-        if at_most > 0:
-            with suppress(TimeoutError, ServerStopping):
-                async with asyncio.timeout(at_most / SECOND):
-                    async with aclosing(self.follow(operation_id)) as records:
-                        async for record in records:
-                            if record.done:
-                                return record
-        return await self.get(operation_id)
-
     def stop_following(self) -> None:
-        """Ends every `follow` and `wait`, so that clients go on with another replica."""
+        """Ends every `follow`, so that clients go on with another replica."""
         self._changes.close()
 
     async def close(self) -> None:

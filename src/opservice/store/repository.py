@@ -54,6 +54,7 @@ from opservice.errors import (
     OperationRunning,
     OpserviceError,
     StoreUnavailable,
+    TooManyOperations,
 )
 from opservice.operation import (
     Cancel,
@@ -153,6 +154,10 @@ class Repository:
             "lease_expires_at": now + bindparam("lease", type_=BigInteger),
             "timeout_at": now + bindparam("timeout", type_=BigInteger),
         }
+        running = select(_c.id).where(_c.parent == bindparam("parent"), ~_c.done)
+        self._count_running = select(func.count()).select_from(
+            running.limit(bindparam("most", type_=BigInteger)).subquery()
+        )
         # Both dialects spell ON CONFLICT alike, but SQLAlchemy has no insert for the two.
         self._insert = {
             name: insert(operations).values(inserted).on_conflict_do_nothing().returning(*RECORD)
@@ -311,7 +316,13 @@ class Repository:
                 assert_never(command)
 
     def _start(self, connection: Connection, command: Start) -> Outcome:
+        if command.max_running is not None and self._is_full(connection, command):
+            existing = self.find(connection, [command.id]).get(command.id)
+            if existing is not None:
+                return _repeated_start(command, existing)
+            raise _too_many(command)
         parameters = asdict(command)
+        del parameters["max_running"]
         insert = self._insert[connection.dialect.name]
         for _ in range(2):
             row = connection.execute(insert, parameters).one_or_none()
@@ -324,6 +335,16 @@ class Repository:
             # replica was quicker.
             connection.execute(self._evict, {"operation_id": command.id})
         raise StoreUnavailable
+
+    def _is_full(self, connection: Connection, command: Start) -> bool:
+        """Whether the parent has as many running operations as it may have.
+
+        On PostgreSQL another replica may be starting some at the same moment, so there may become a few more.
+        """
+        parameters = {"parent": command.parent, "most": command.max_running}
+        return bool(
+            connection.execute(self._count_running, parameters).scalar_one() == command.max_running
+        )
 
     def _change(
         self, connection: Connection, statement: UpdateBase, command: Command, **parameters: Any
@@ -394,6 +415,14 @@ class CompiledGet:
         for at, convert in self._converted:
             values[at] = convert(values[at])
         return Record(*values)
+
+
+def _too_many(command: Start) -> TooManyOperations:
+    where = command.parent or "the operations without a parent"
+    return TooManyOperations(
+        f"The limit on the maximum number of active operations is reached: {command.max_running} in {where}",
+        f"parent:{command.parent}",
+    )
 
 
 def _repeated_start(command: Start, existing: Record) -> Outcome:

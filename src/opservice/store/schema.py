@@ -77,8 +77,12 @@ def _partial_index(name: str, column: Column[int], *, done: bool) -> Index:
     return Index(name, column, postgresql_where=condition, sqlite_where=condition)
 
 
-Index("operations_by_parent", _c.parent, _c.created_at, _c.id)
-Index("operations_by_creation", _c.created_at, _c.id)
+# Without the id, which comes after created_at in the order of lists: the few that share a tick are sorted
+# when they are read, and each index is a third smaller.
+Index("operations_by_parent", _c.parent, _c.created_at)
+Index("operations_by_creation", _c.created_at)
+Index("operations_by_creator", _c.created_by, _c.created_at)
+Index("operations_running", _c.parent, postgresql_where=~_c.done, sqlite_where=~_c.done)
 _partial_index("operations_by_lease", _c.lease_expires_at, done=False)
 _partial_index("operations_by_timeout", _c.timeout_at, done=False)
 _partial_index("operations_by_cancel", _c.cancel_requested_at, done=False)

@@ -1,0 +1,134 @@
+"""What a call passes before it is made: who its caller is, and how much of the server he takes up.
+
+All limits count per process. A caller is known by his subject or, where nobody is asked who he is, by
+the address that he calls from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+from grpc.aio import ServicerContext
+
+from opservice.api.auth import Authenticator, Caller, Credentials, set_caller
+from opservice.api.methods import Method, Who
+from opservice.errors import RateLimited, TooManyWaits
+from opservice.identity import ANYBODY, Right
+from opservice.settings import Settings
+
+Context: TypeAlias = "ServicerContext[Any, Any]"
+Metadata: TypeAlias = Sequence[tuple[str, Any]]
+Door: TypeAlias = Callable[[Context, Metadata], Awaitable[Caller]]
+"""Finds out who calls. Raises what refuses him."""
+
+_MAX_BUCKETS = 10_000
+
+
+class Rates:
+    """A token bucket for each caller: `per_second` calls on average, up to `burst` at once.
+
+    `clock` returns seconds.
+    """
+
+    def __init__(
+        self, per_second: int, burst: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._per_second = per_second
+        self._burst = burst
+        self._clock = clock
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, caller: str) -> None:
+        """Raises RateLimited, which says when there will be a token again."""
+        now = self._clock()
+        tokens, at = self._buckets.get(caller, (float(self._burst), now))
+        tokens = min(self._burst, tokens + (now - at) * self._per_second)
+        if tokens < 1:
+            raise RateLimited(
+                f"You make more than {self._per_second} calls a second",
+                caller,
+                (1 - tokens) / self._per_second,
+            )
+        self._buckets[caller] = tokens - 1, now
+        self._buckets.move_to_end(caller)
+        if len(self._buckets) > _MAX_BUCKETS:
+            # Of who has not called for the longest time; most likely it is full again.
+            self._buckets.popitem(last=False)
+
+
+class Waits:
+    """The calls that wait or watch: so many of one caller at a time, and so many in all."""
+
+    def __init__(self, most: int, most_of_caller: int) -> None:
+        self._most = most
+        self._most_of_caller = most_of_caller
+        self._in_all = 0
+        self._of: Counter[str] = Counter()
+
+    @contextmanager
+    def counted(self, caller: str) -> Iterator[None]:
+        """Raises TooManyWaits."""
+        if self._of[caller] >= self._most_of_caller:
+            message = f"You wait for or watch {self._most_of_caller} operations, which is the limit"
+            raise TooManyWaits(message, caller)
+        if self._in_all >= self._most:
+            raise TooManyWaits("The server has as many calls that wait as it takes on", "server")
+        self._in_all += 1
+        self._of[caller] += 1
+        try:
+            yield
+        finally:
+            self._in_all -= 1
+            self._of[caller] -= 1
+            if not self._of[caller]:
+                del self._of[caller]
+
+
+class Admission:
+    """Without an authenticator callers are not asked who they are."""
+
+    def __init__(self, settings: Settings, authenticator: Authenticator | None) -> None:
+        self._authenticator = authenticator
+        self._asks_for_certificates = settings.tls_client_ca is not None
+        burst = settings.rate_burst or settings.rate_limit
+        self._rates = Rates(settings.rate_limit, burst) if settings.rate_limit else None
+        self._waits = Waits(settings.max_waits, settings.max_waits_per_caller)
+
+    def door(self, method: Method) -> Door | None:
+        """What the callers of a method pass; None when there is nothing to find out or to count."""
+        asks = self._authenticator is not None and method.takes is not Who.ANYBODY
+        if method.probe or not (asks or self._rates or method.audited):
+            return None
+        right = method.takes if isinstance(method.takes, Right) else Right.SEE
+
+        async def enter(context: Context, metadata: Metadata) -> Caller:
+            if asks:
+                assert self._authenticator is not None
+                peer = context.auth_context() if self._asks_for_certificates else {}
+                credentials = Credentials.of(metadata, peer)
+                identity = await self._authenticator.identify(credentials)
+                caller = Caller(identity, right, credentials)
+            else:
+                caller = Caller(ANYBODY, right)
+            if self._rates is not None:
+                self._rates.take(_name(caller, context))
+            set_caller(caller)
+            return caller
+
+        return enter
+
+    @contextmanager
+    def waiting(self, caller: Caller | None, context: Context) -> Iterator[None]:
+        """While a call waits. Raises TooManyWaits."""
+        with self._waits.counted(_name(caller, context)):
+            yield
+
+
+def _name(caller: Caller | None, context: Context) -> str:
+    if caller is not None and caller.identity.subject:
+        return f"subject:{caller.identity.subject}"
+    return f"peer:{context.peer().rpartition(':')[0]}"

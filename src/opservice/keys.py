@@ -1,0 +1,177 @@
+"""The keys that tokens are checked with: a JWKS (RFC 7517) from a file or a URL, read again now and then.
+
+What was read last is used until something better is read: a source that is away or broken changes nothing,
+and is said in the log. A token of a key that is not known yet has the source read at once, so that
+keys may be rotated without a good call being refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jwt
+import structlog
+
+from opservice.errors import KeysUnavailable, StartupError
+from opservice.operation import SECOND
+
+MIN_PAUSE_SECONDS = 1.0
+"""Between two readings: anybody can invent keys that are not known."""
+
+_FETCH_SECONDS = 5.0
+_FIRST_BACKOFF_SECONDS = 2.0
+_URL_SCHEMES = ("https://", "http://")
+
+_PATIENCE_SECONDS = 10.0
+"""How long a call waits for keys that are being read."""
+
+log = structlog.stdlib.get_logger("opservice.keys")
+
+
+class KeysUnreadable(Exception):
+    """The source gives no keys; says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What was read, and what it is for PyJWT, which binds it to one algorithm."""
+
+    description: str
+    jwk: jwt.PyJWK = field(compare=False)
+
+
+Keys = Mapping[str, Key]
+"""By key id; a key without one has the id ""."""
+
+
+def is_url(source: str) -> bool:
+    return source.startswith(_URL_SCHEMES)
+
+
+def read_keys(source: str) -> Keys:
+    """The keys of a file or URL that are for signatures. May block. Raises KeysUnreadable."""
+    try:
+        if is_url(source):
+            # It follows no redirect, and knows no other scheme.
+            client = jwt.PyJWKClient(source, cache_jwk_set=False, timeout=_FETCH_SECONDS)
+            content = client.fetch_data()
+        else:
+            content = json.loads(Path(source).read_text())
+        return _keys(content)
+    except (OSError, ValueError, jwt.PyJWKClientError) as error:
+        raise KeysUnreadable(f"no keys from {source}: {error}") from error
+
+
+def _keys(content: Any) -> Keys:
+    listed = content.get("keys") if isinstance(content, dict) else None
+    if not isinstance(listed, list):
+        raise ValueError("it is no JWKS: there is no list of keys")  # noqa: TRY004 - one error for all
+    keys: dict[str, Key] = {}
+    for item in listed:
+        # Whoever knows a shared secret could sign with it, too.
+        if (
+            not isinstance(item, dict)
+            or item.get("use", "sig") != "sig"
+            or item.get("kty") == "oct"
+        ):
+            continue
+        if "d" in item:
+            raise ValueError("it has a private key: give the public ones alone")
+        with suppress(jwt.PyJWTError):  # of a kind that is not known here
+            key = Key(json.dumps(item, sort_keys=True), jwt.PyJWK(item))
+            key_id = str(item.get("kid", ""))
+            if key_id in keys:
+                raise ValueError(f"it has two keys with the id {key_id!r}")
+            keys[key_id] = key
+    if not keys:
+        raise ValueError("it has no public key of a known kind")
+    return keys
+
+
+class KeySource:
+    """Keeps the keys of a file or URL; `interval` is microseconds between two readings.
+
+    `on_change` is called on the event loop whenever other keys were read than before.
+    """
+
+    def __init__(self, source: str, interval: int, on_change: Callable[[], None]) -> None:
+        self._source = source
+        self._interval = interval / SECOND
+        self._on_change = on_change
+        self._keys: Keys = {}
+        self._failed = False
+        self._wanted = asyncio.Event()
+        self._next_reading = asyncio.Event()
+
+    async def start(self) -> None:
+        """Reads the keys. Raises StartupError when a file has none; a URL may answer later."""
+        try:
+            self._keys = await asyncio.to_thread(read_keys, self._source)
+        except KeysUnreadable as error:
+            if not is_url(self._source):
+                raise StartupError(str(error)) from error
+            log.error("tokens cannot be checked yet", cause=str(error))  # noqa: TRY400 - no more to say
+            self._failed = True
+
+    def find(self, key_id: str) -> Key | None:
+        """The key with this id; for "", the only one there is."""
+        if not key_id and len(self._keys) == 1:
+            return next(iter(self._keys.values()))
+        return self._keys.get(key_id)
+
+    async def find_anew(self, key_id: str) -> Key | None:
+        """As `find`, but after a reading that begins after this call.
+
+        Raises KeysUnavailable when the key is not known and the source cannot be asked.
+        """
+        self.refresh()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                await self._next_reading.wait()
+        key = self.find(key_id)
+        if key is None and self._failed:
+            raise KeysUnavailable
+        return key
+
+    def refresh(self) -> None:
+        """Has the keys read again soon."""
+        self._wanted.set()
+
+    async def keep_fresh(self) -> None:
+        """Reads the keys again every interval and when it is wanted, until cancelled."""
+        backoff = _FIRST_BACKOFF_SECONDS
+        while True:
+            await asyncio.sleep(MIN_PAUSE_SECONDS)
+            until_next = backoff if self._failed else self._interval * random.uniform(0.9, 1)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(until_next):
+                    await self._wanted.wait()
+            self._wanted.clear()
+            # Who asks from now on waits for the reading after this one.
+            awaited, self._next_reading = self._next_reading, asyncio.Event()
+            try:
+                keys = await asyncio.to_thread(read_keys, self._source)
+            except KeysUnreadable as error:
+                log.error("the old keys stay in use", cause=str(error))  # noqa: TRY400 - no more to say
+                backoff = (
+                    min(2 * backoff, self._interval) if self._failed else _FIRST_BACKOFF_SECONDS
+                )
+                self._failed = True
+            except Exception:  # whatever it is, the keys must be read again
+                log.exception("the old keys stay in use")
+                self._failed = True
+            else:
+                self._failed = False
+                if keys != self._keys:
+                    self._keys = keys
+                    log.info("new keys", key_ids=sorted(keys))
+                    self._on_change()
+            finally:
+                awaited.set()

@@ -1,0 +1,61 @@
+"""What decides who gets in: TLS, and who callers are. Either may be replaced while the server runs."""
+
+from __future__ import annotations
+
+from opservice.api.auth import Authenticator, JwtRules
+from opservice.files import Files
+from opservice.keys import KeySource
+from opservice.settings import Settings, is_loopback, split_address
+from opservice.tls import CurrentCredentials
+
+
+class Security:
+    """Without `authenticator` nobody is asked who he is."""
+
+    def __init__(self, settings: Settings, files: Files) -> None:
+        self._settings = settings
+        read = files.credentials
+        self.credentials = None if read is None else CurrentCredentials(read)
+        self.authenticator: Authenticator | None = None
+        self.keys: KeySource | None = None
+        if not settings.authenticates:
+            return
+        rules = JwtRules(
+            settings.jwt_issuer,
+            settings.jwt_audience,
+            settings.jwt_algorithm,
+            settings.jwt_grants_claim,
+        )
+        self.authenticator = Authenticator(
+            files.policy, files.tokens, rules if settings.jwks else None
+        )
+        if settings.jwks:
+            self.keys = KeySource(
+                settings.jwks, settings.jwks_refresh, on_change=self.authenticator.forget
+            )
+            self.authenticator.keys = self.keys
+
+    async def start(self) -> None:
+        """Reads the keys. Raises StartupError when their file cannot be used."""
+        if self.keys is not None:
+            await self.keys.start()
+
+    def replace(self, files: Files) -> None:
+        """By what was read anew."""
+        if self.credentials is not None and files.credentials is not None:
+            self.credentials.replace(files.credentials)
+        if self.authenticator is not None:
+            self.authenticator.replace(files.policy, files.tokens)
+
+    def warnings(self) -> list[str]:
+        """What an operator should know of who gets in."""
+        host, _ = split_address(self._settings.listen)
+        if is_loopback(host):
+            return []
+        if self.authenticator is None:
+            return [
+                "--allow-anonymous: everybody who can connect may see and change every operation"
+            ]
+        if self.credentials is None:
+            return ["without TLS tokens can be read by everybody on their way to this server"]
+        return []
