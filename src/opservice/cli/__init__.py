@@ -18,6 +18,7 @@ from opservice.errors import OpserviceError, StoreError
 
 _SERVER_COMMANDS = {"serve": "serve", "migrate": "serve"}
 _COMMANDS = _SERVER_COMMANDS | {
+    "token": "token",
     "health": "health",
     "get": "operations",
     "list": "operations",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import Field, fields
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from opservice.cli.parameters import Duration
 from opservice.settings import Settings, default_of, environment_variable, flag, format_value
@@ -47,6 +49,18 @@ def _settings_options(command: Command) -> Command:
     return command
 
 
+def _refuse_password(database: str) -> None:
+    """Raises UsageError when a password was given on the command line."""
+    source = click.get_current_context().get_parameter_source("database")
+    if source is not ParameterSource.COMMANDLINE:
+        return
+    if re.match(r"[^:/?#]+://[^/?#]*:[^/?#]+@", database) or "password=" in database:
+        raise click.UsageError(
+            "a password in --database is seen by whoever may list this machine's processes: give"
+            " the URL as OPSERVICE_DATABASE, or the password as PGPASSWORD or in a .pgpass file"
+        )
+
+
 _DATABASE = next(setting for setting in fields(Settings) if setting.name == "database")
 
 
@@ -62,6 +76,7 @@ def serve_command(**arguments: Any) -> None:
     opservice serve --listen 0.0.0.0:443 --tls-cert server.pem --tls-key server.key
     OPSERVICE_DATABASE=postgresql://... opservice serve --migrate
     """
+    _refuse_password(arguments["database"])
     settings = Settings(**arguments)
     # Only now: they take most of a second, which --help and wrong usage need not wait for.
     from opservice.logs import configure_logging
@@ -82,6 +97,7 @@ def migrate_command(database: str) -> None:
     \b
     OPSERVICE_DATABASE=postgresql://... opservice migrate
     """
+    _refuse_password(database)
     from opservice.store.engine import open_database
     from opservice.store.migrations import migrate
 

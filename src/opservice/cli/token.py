@@ -1,0 +1,54 @@
+"""`opservice token`: a token for a caller, and its entry for the file of `serve --tokens`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import click
+import yaml
+
+from opservice.cli.parameters import Duration
+from opservice.identity import MAX_SUBJECT, parse_grant
+from opservice.policy import hash_token, new_token, valid_subject
+
+
+@click.command("token")
+@click.option(
+    "--subject", required=True, help="Who the caller is; what he starts is created_by him."
+)
+@click.option(
+    "--grant",
+    "grants",
+    multiple=True,
+    metavar="ROLE:PARENT",
+    help="What he may do, such as viewer:folders/b1g, or editor:folders/b1g/* with all below it, or"
+    " producer:* everywhere. Roles: viewer, editor, producer, admin. May be repeated.",
+)
+@click.option("--expires-in", type=Duration(), help="How long it is good for, such as 90d.")
+def token_command(subject: str, grants: tuple[str, ...], expires_in: int | None) -> None:
+    """Make a token, and the entry for the file of `serve --tokens`.
+
+    The token goes to standard error, where it is seen once; the entry, which holds only its hash, to
+    standard output.
+
+    \b
+    opservice token --subject alice --grant 'editor:folders/b1g/*' >> tokens.yaml
+    """
+    if not valid_subject(subject):
+        raise click.UsageError(f"--subject must be 1 to {MAX_SUBJECT} printable characters")
+    for grant in grants:
+        try:
+            parse_grant(grant)
+        except ValueError as error:
+            raise click.UsageError(f"--grant {error}") from error
+    token = new_token()
+    entry: dict[str, object] = {
+        "subject": subject,
+        "sha256": hash_token(token),
+        "grants": list(grants),
+    }
+    if expires_in is not None:
+        until = datetime.now(UTC) + timedelta(microseconds=expires_in)
+        entry["expires"] = until.replace(microsecond=0)
+    click.echo(yaml.safe_dump([entry], sort_keys=False, allow_unicode=True), nl=False)
+    click.echo(f"The token of {subject}, shown only now: {token}", err=True)
