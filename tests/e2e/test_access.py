@@ -175,6 +175,29 @@ def test_the_commands_send_the_token_of_the_environment(site: Site) -> None:
     assert site.opservice("alice", "cancel", id_).returncode == 0
 
 
+class Tokens(grpc.AuthMetadataPlugin):
+    """Gives each call the next token; after the last one, that again."""
+
+    def __init__(self, *tokens: str) -> None:
+        self._tokens = list(tokens)
+
+    def __call__(
+        self, context: grpc.AuthMetadataContext, callback: grpc.AuthMetadataPluginCallback
+    ) -> None:
+        token = self._tokens.pop(0) if len(self._tokens) > 1 else self._tokens[0]
+        callback((("authorization", f"Bearer {token}"),), None)
+
+
+def test_a_producer_may_get_a_new_token_for_each_call(site: Site) -> None:
+    tokens = Tokens(site.tokens["registry"], site.tokens["stranger"])
+    credentials = grpc.composite_channel_credentials(
+        grpc.ssl_channel_credentials(site.pem), grpc.metadata_call_credentials(tokens)
+    )
+    with Producer(site.server.address, credentials=credentials) as producer:
+        assert producer.start(parent=PARENT).operation.created_by == "registry"
+        assert producer.start(parent="folders/b1gx/a").operation.created_by == "stranger"
+
+
 def test_a_token_of_the_command_is_in_no_argument_and_no_log(site: Site) -> None:
     site.started()
 
