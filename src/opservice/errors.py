@@ -15,6 +15,7 @@
     ├── LimitReached               more than the caller, or all callers, may have at a time
     │   ├── RateLimited
     │   ├── TooManyWaits
+    │   ├── TooManyLists
     │   └── TooManyOperations
     ├── KeysUnavailable            the keys that tokens are checked with cannot be read
     ├── PreconditionFailed         the request is fine, the operation's state is not
@@ -134,6 +135,10 @@ class RateLimited(LimitReached):
 
 class TooManyWaits(LimitReached):
     """Too many calls that wait or watch."""
+
+
+class TooManyLists(LimitReached):
+    """Too many lists at once."""
 
 
 class TooManyOperations(LimitReached):

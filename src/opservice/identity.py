@@ -7,12 +7,15 @@ for all parents, and `viewer:` for the operations that have none.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
 
 MAX_SUBJECT = 255
 """Characters (OpenID Connect Core 1.0, section 2)."""
+
+MAX_GRANTS = 100
+"""Of a token, of a subject of the policy, and of everyone."""
 
 _ALL = "*"
 _BELOW = "/*"
@@ -58,9 +61,6 @@ class Subtree:
             return True
         return self.below and (not self.parent or parent.startswith(f"{self.parent}/"))
 
-    def __contains__(self, other: Subtree) -> bool:
-        return self.covers(other.parent) and (self.below or not other.below)
-
     def __str__(self) -> str:
         if not self.below:
             return self.parent
@@ -96,7 +96,11 @@ def parse_grant(text: str) -> Grant:
     below = parent.endswith(_BELOW)
     parent = parent.removesuffix(_BELOW)
     # A star elsewhere would look as if it matched something, and an empty segment matches nothing.
-    if "*" in parent or (not all(parent.split("/")) and (parent or below)):
+    if (
+        "*" in parent
+        or not parent.isprintable()
+        or (not all(parent.split("/")) and (parent or below))
+    ):
         raise ValueError(
             f"{text[:80]!r}: a parent is segments joined by '/', with '/*' only at its end"
         )
@@ -137,10 +141,18 @@ ANYBODY = Identity("", (Grant(Role.ADMIN, EVERYWHERE),), "anonymous")
 """Every caller of a server that asks nobody who he is."""
 
 
-def _outermost(subtrees: Iterable[Subtree]) -> tuple[Subtree, ...]:
+def _outermost(subtrees: Collection[Subtree]) -> tuple[Subtree, ...]:
     """Without those that lie within another."""
-    kept: list[Subtree] = []
-    for subtree in sorted(subtrees, key=lambda each: (each.parent, not each.below)):
-        if not any(subtree in outer for outer in kept):
-            kept.append(subtree)
-    return tuple(kept)
+    whole = {subtree.parent for subtree in subtrees if subtree.below}
+
+    def lies_within_another(subtree: Subtree) -> bool:
+        if subtree == EVERYWHERE:
+            return False
+        if not subtree.below and subtree.parent in whole:
+            return True
+        segments = subtree.parent.split("/")
+        above = ("/".join(segments[:count]) for count in range(1, len(segments)))
+        return "" in whole or any(parent in whole for parent in above)
+
+    kept = (subtree for subtree in subtrees if not lies_within_another(subtree))
+    return tuple(sorted(kept, key=lambda each: (each.parent, each.below)))

@@ -13,7 +13,9 @@ import random
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import jwt
@@ -25,7 +27,13 @@ from opservice.operation import SECOND
 MIN_PAUSE_SECONDS = 1.0
 """Between two readings: anybody can invent keys that are not known."""
 
+MAX_ASKING = 500
+"""Calls that wait for keys at a time."""
+
 _FETCH_SECONDS = 5.0
+"""For a part of what a URL sends."""
+_READ_SECONDS = 8.0
+"""For all of it."""
 _FIRST_BACKOFF_SECONDS = 2.0
 _URL_SCHEMES = ("https://", "http://")
 
@@ -65,7 +73,7 @@ def read_keys(source: str) -> Keys:
         else:
             content = json.loads(Path(source).read_text())
         return _keys(content)
-    except (OSError, ValueError, jwt.PyJWKClientError) as error:
+    except (OSError, ValueError, TypeError, RecursionError, jwt.PyJWKClientError) as error:
         raise KeysUnreadable(f"no keys from {source}: {error}") from error
 
 
@@ -95,6 +103,38 @@ def _keys(content: Any) -> Keys:
     return keys
 
 
+async def _on_thread(read: Callable[[], Keys]) -> Keys:
+    """On a thread that the end of the process does not wait for. Raises KeysUnreadable, also when it takes
+    too long.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Keys] = loop.create_future()
+
+    def finish(keys: Keys | None, error: Exception | None) -> None:
+        if done.done():
+            return
+        if error is not None:
+            done.set_exception(error)
+        elif keys is not None:
+            done.set_result(keys)
+
+    def work() -> None:
+        keys, failure = None, None
+        try:
+            keys = read()
+        except Exception as error:  # noqa: BLE001 - goes to the caller
+            failure = error
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(finish, keys, failure)
+
+    Thread(target=work, name="keys", daemon=True).start()
+    try:
+        async with asyncio.timeout(_READ_SECONDS):
+            return await done
+    except TimeoutError as error:
+        raise KeysUnreadable(f"no keys within {_READ_SECONDS:g} s") from error
+
+
 class KeySource:
     """Keeps the keys of a file or URL; `interval` is microseconds between two readings.
 
@@ -107,15 +147,16 @@ class KeySource:
         self._on_change = on_change
         self._keys: Keys = {}
         self._failed = False
+        self._asking = 0
         self._wanted = asyncio.Event()
         self._next_reading = asyncio.Event()
 
-    async def start(self) -> None:
-        """Reads the keys. Raises StartupError when a file has none; a URL may answer later."""
+    async def start(self, *, strict: bool = True) -> None:
+        """Reads the keys. When `strict`, raises StartupError if a file has none; a URL may answer later."""
         try:
-            self._keys = await asyncio.to_thread(read_keys, self._source)
+            self._keys = await _on_thread(partial(read_keys, self._source))
         except KeysUnreadable as error:
-            if not is_url(self._source):
+            if strict and not is_url(self._source):
                 raise StartupError(str(error)) from error
             log.error("tokens cannot be checked yet", cause=str(error))  # noqa: TRY400 - no more to say
             self._failed = True
@@ -129,14 +170,22 @@ class KeySource:
     async def find_anew(self, key_id: str) -> Key | None:
         """As `find`, but after a reading that begins after this call.
 
-        Raises KeysUnavailable when the key is not known and the source cannot be asked.
+        Raises KeysUnavailable when the key is not known and the source cannot be asked, or too many ask.
         """
+        if self._asking >= MAX_ASKING:
+            raise KeysUnavailable
         self.refresh()
+        late = True
+        self._asking += 1
         with suppress(TimeoutError):
-            async with asyncio.timeout(_PATIENCE_SECONDS):
-                await self._next_reading.wait()
+            try:
+                async with asyncio.timeout(_PATIENCE_SECONDS):
+                    await self._next_reading.wait()
+                    late = False
+            finally:
+                self._asking -= 1
         key = self.find(key_id)
-        if key is None and self._failed:
+        if key is None and (late or self._failed):
             raise KeysUnavailable
         return key
 
@@ -157,7 +206,7 @@ class KeySource:
             # Who asks from now on waits for the reading after this one.
             awaited, self._next_reading = self._next_reading, asyncio.Event()
             try:
-                keys = await asyncio.to_thread(read_keys, self._source)
+                keys = await _on_thread(partial(read_keys, self._source))
             except KeysUnreadable as error:
                 log.error("the old keys stay in use", cause=str(error))  # noqa: TRY400 - no more to say
                 backoff = (

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import logging.handlers
+import os
 import sys
+from io import TextIOWrapper
+from typing import cast
 
 import structlog
 
@@ -54,15 +57,17 @@ def configure_logging(settings: Settings, *, worker: int | None = None) -> None:
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
-    for_people = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    for_people = structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(),
+        # The prettier ones show what variables hold, which may be secrets.
+        exception_formatter=structlog.dev.plain_traceback,
+    )
     handler.setFormatter(formatter(json if as_json else [for_people]))
     audit = logging.getLogger(AUDIT_LOGGER)
     audit.setLevel(logging.INFO)
     if settings.audit_log is not None:
         try:
-            settings.audit_log.touch(mode=0o600)
-            # It is opened anew when something has moved it away.
-            to_file = logging.handlers.WatchedFileHandler(settings.audit_log)
+            to_file = _AuditFile(settings.audit_log)
         except OSError as error:
             raise StartupError(
                 f"cannot write the audit log {settings.audit_log}: {error.strerror}"
@@ -76,6 +81,25 @@ def configure_logging(settings: Settings, *, worker: int | None = None) -> None:
     for library in ("alembic", "sqlalchemy", "asyncio", "grpc"):
         logging.getLogger(library).setLevel(max(logging.WARNING, root.level))
     logging.getLogger("grpc._cython.cygrpc").addFilter(_holds_no_header)
+
+
+class _AuditFile(logging.handlers.WatchedFileHandler):
+    """For the server's user alone. It is opened anew when something has moved it away."""
+
+    def _open(self) -> TextIOWrapper:
+        def private(path: str, flags: int) -> int:
+            return os.open(path, flags, 0o600)
+
+        # Closed by the handler. Path.open takes no opener.
+        opened = open(self.baseFilename, self.mode, encoding="utf-8", opener=private)  # noqa: SIM115
+        return cast("TextIOWrapper", opened)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """What cannot be written is said on standard error: the call goes on."""
+        try:
+            super().emit(record)
+        except OSError:
+            self.handleError(record)
 
 
 def _holds_no_header(record: logging.LogRecord) -> bool:

@@ -21,16 +21,21 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from opservice.errors import StartupError
-from opservice.identity import MAX_SUBJECT, Grant, parse_grant
+from opservice.identity import MAX_GRANTS, MAX_SUBJECT, Grant, parse_grant
+
+try:
+    from yaml import CSafeLoader as _SafeLoader  # several times as quick
+except ImportError:
+    from yaml import SafeLoader as _SafeLoader  # type: ignore[assignment] # alike
 
 _TOKEN_PREFIX = "opservice_"  # noqa: S105 - lets scanners find tokens where they should not be
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -124,16 +129,28 @@ def _token(item: object, where: str) -> tuple[str, StaticToken]:
     if expires is not None:
         if not isinstance(expires, datetime) or expires.tzinfo is None:
             raise ValueError(f"{where}: expires must be a time such as 2027-01-01T00:00:00Z")
-        expires_at = expires.astimezone(UTC).timestamp()
+        expires_at = expires.timestamp()
     return hash_, StaticToken(str(subject), _grants(entry.get("grants"), where), expires_at)
+
+
+class _Loader(_SafeLoader):
+    """Refuses a key that stands twice, of which the last would count."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        mapping: dict[Hashable, Any] = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            raise yaml.constructor.ConstructorError(
+                None, None, "a key stands twice", node.start_mark
+            )
+        return mapping
 
 
 def _read(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text())
+        return yaml.load(path.read_text(), _Loader)  # noqa: S506 - it is a safe one
     except OSError as error:
         raise StartupError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         # Not what it says but where: it would quote the file.
         mark = getattr(error, "problem_mark", None)
         where = "" if mark is None else f" at line {mark.line + 1}"
@@ -154,6 +171,8 @@ def _grants(value: object, where: str) -> tuple[Grant, ...]:
         return ()
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise ValueError(f"{where}: expected a list of grants, such as [viewer:folders/b1g/*]")
+    if len(value) > MAX_GRANTS:
+        raise ValueError(f"{where}: {len(value)} grants, at most {MAX_GRANTS} are allowed")
     try:
         return tuple(map(parse_grant, value))
     except ValueError as error:

@@ -35,10 +35,10 @@ class Security:
             )
             self.authenticator.keys = self.keys
 
-    async def start(self) -> None:
-        """Reads the keys. Raises StartupError when their file cannot be used."""
+    async def start(self, *, strict: bool = True) -> None:
+        """Reads the keys. When `strict`, raises StartupError if their file cannot be used."""
         if self.keys is not None:
-            await self.keys.start()
+            await self.keys.start(strict=strict)
 
     def replace(self, files: Files) -> None:
         """By what was read anew."""

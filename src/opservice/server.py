@@ -89,8 +89,6 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     # Everything that can be wrong with the settings is found before the database is touched.
     files = read_files(settings)
     security = Security(settings, files)
-    await security.start()
-    known_types = build_known_types(settings)
 
     def on_hangup() -> None:
         nonlocal files
@@ -98,6 +96,8 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         security.replace(files)
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hangup)
+    await security.start()
+    known_types = build_known_types(settings)
     database = await asyncio.to_thread(prepare_database, settings)
     await run(settings, database, security, known_types, stop, announce)
 

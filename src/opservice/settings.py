@@ -292,7 +292,7 @@ class Settings:
         if unsafe or not self.jwt_algorithm:
             known = ", ".join(sorted(ASYMMETRIC_ALGORITHMS))
             raise StartupError(f"--jwt-algorithm {' '.join(unsafe)}: expected one of {known}")
-        if self.jwks.startswith("http"):
+        if "://" in self.jwks:
             _check_url(self.jwks)
         if self.policy is not None and not self.authenticates:
             raise StartupError(

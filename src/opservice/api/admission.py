@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeAlias
 
 from grpc.aio import ServicerContext
@@ -24,6 +24,11 @@ Context: TypeAlias = "ServicerContext[Any, Any]"
 Metadata: TypeAlias = Sequence[tuple[str, Any]]
 Door: TypeAlias = Callable[[Context, Metadata], Awaitable[Caller]]
 """Finds out who calls. Raises what refuses him."""
+
+Waiting: TypeAlias = Callable[["Caller | None", Context], AbstractContextManager[None]]
+
+MAX_OPEN_WAITS, MAX_OPEN_WAITS_PER_CALLER = 1_000, 100
+"""Watches of the server's health, for which nobody is asked who he is."""
 
 _MAX_BUCKETS = 10_000
 
@@ -97,6 +102,8 @@ class Admission:
         burst = settings.rate_burst or settings.rate_limit
         self._rates = Rates(settings.rate_limit, burst) if settings.rate_limit else None
         self._waits = Waits(settings.max_waits, settings.max_waits_per_caller)
+        # Apart, so that whoever has no credentials cannot take up the waits of those who have.
+        self._open_waits = Waits(MAX_OPEN_WAITS, MAX_OPEN_WAITS_PER_CALLER)
 
     def door(self, method: Method) -> Door | None:
         """What the callers of a method pass; None when there is nothing to find out or to count."""
@@ -121,11 +128,12 @@ class Admission:
 
         return enter
 
-    @contextmanager
-    def waiting(self, caller: Caller | None, context: Context) -> Iterator[None]:
-        """While a call waits. Raises TooManyWaits."""
-        with self._waits.counted(_name(caller, context)):
-            yield
+    def waiting(self, method: Method) -> Waiting | None:
+        """What the calls of a method wait within, which raises TooManyWaits; None when it does not wait."""
+        if not method.waits:
+            return None
+        waits = self._open_waits if method.takes is Who.ANYBODY else self._waits
+        return lambda caller, context: waits.counted(_name(caller, context))
 
 
 def _name(caller: Caller | None, context: Context) -> str:

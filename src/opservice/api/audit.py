@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from opservice.api.auth import Caller
 from opservice.errors import LimitReached, OperationNotFound, PermissionDenied, Unauthenticated
+from opservice.operation import Start
 
 
 def is_refusal(error: Exception) -> bool:
@@ -24,12 +25,14 @@ def described(error: Exception) -> dict[str, object]:
         said["reason"] = error.message
     if isinstance(error, OperationNotFound) and error.hidden:
         said["hidden"] = True
+    if isinstance(error, LimitReached):
+        said["limited"] = error.subject
     return said
 
 
 def done_by(caller: Caller) -> dict[str, object]:
     """Who it was, and what came of it."""
-    identity, outcome = caller.identity, caller.outcome
+    identity, command, outcome = caller.identity, caller.command, caller.outcome
     said: dict[str, object] = {"subject": identity.subject, "authenticated_by": identity.source}
     if outcome is not None:
         record = outcome.record
@@ -40,4 +43,9 @@ def done_by(caller: Caller) -> dict[str, object]:
             "error_code": record.error_code,
             "changed": outcome.changed,
         }
+    elif command is not None:
+        # Of one that was refused, or whose caller did not wait: then it may have happened.
+        said["operation_id"] = command.id
+        if isinstance(command, Start):
+            said["parent"] = command.parent
     return said

@@ -24,9 +24,9 @@ from opservice.errors import (
     PermissionDenied,
     Unauthenticated,
 )
-from opservice.identity import Grant, Identity, Right, parse_grant
+from opservice.identity import MAX_GRANTS, Grant, Identity, Right, parse_grant
 from opservice.keys import KeySource
-from opservice.operation import Outcome, Record
+from opservice.operation import Command, Outcome, Record
 from opservice.policy import Policy, StaticTokens, hash_token, valid_subject
 
 LEEWAY_SECONDS = 10
@@ -34,10 +34,10 @@ LEEWAY_SECONDS = 10
 
 _MAX_KNOWN = 10_000
 """Credentials that were checked before and need not be checked again."""
-_MAX_GRANTS = 200
 _AUTHORIZATION = "authorization"
 _SCHEME = "bearer "
 _NOT_VALID = "The token is not valid"
+_NO_NAME = "The client certificate has no URI or DNS name that can be a subject"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +46,12 @@ class Credentials:
 
     token: str | None = field(default=None, repr=False)
     certificate: bytes | None = field(default=None, repr=False)
-    names: tuple[str, ...] = ()
-    """Of the certificate: its URIs, then its DNS names."""
 
     @classmethod
     def of(cls, metadata: Sequence[tuple[str, Any]], peer: Any) -> Credentials:
         """From a call's metadata and its `auth_context`. Raises Unauthenticated."""
         given = [value for key, value in metadata if key == _AUTHORIZATION]
         certificate = next(iter(peer.get("x509_pem_cert", ())), None)
-        names = (*peer.get("peer_uri", ()), *peer.get("peer_dns", ()))
         if not given:
             token = None
         elif len(given) > 1:
@@ -63,7 +60,7 @@ class Credentials:
             raise Unauthenticated("The authorization header must be `Bearer TOKEN`")
         else:
             token = given[0][len(_SCHEME) :].strip()
-        return cls(token, certificate, tuple(name.decode(errors="replace") for name in names))
+        return cls(token, certificate)
 
     @property
     def key(self) -> bytes:
@@ -79,8 +76,9 @@ class Caller:
     identity: Identity
     right: Right
     credentials: Credentials = field(default_factory=Credentials)
+    command: Command | None = None
     outcome: Outcome | None = None
-    """What the call came to, for the audit log."""
+    """What the call asked for and what it came to, for the audit log."""
 
     def admit(self, record: Record) -> None:
         """Raises OperationNotFound when he may not see the operation, PermissionDenied when he may
@@ -173,10 +171,11 @@ class Authenticator:
         return identity
 
     def replace(self, policy: Policy, tokens: StaticTokens) -> None:
-        self._policy, self._tokens = policy, tokens
         if self.keys is not None:
             self.keys.refresh()
-        self.forget()
+        if (policy, tokens) != (self._policy, self._tokens):
+            self._policy, self._tokens = policy, tokens
+            self.forget()
 
     def forget(self) -> None:
         """What was found out of credentials has to be found out again."""
@@ -186,7 +185,8 @@ class Authenticator:
 
     def _check(self, credentials: Credentials) -> Identity | None:
         if credentials.token is None:
-            identity = _of_certificate(credentials)
+            assert credentials.certificate is not None
+            identity = _of_certificate(credentials.certificate)
         else:
             static = self._tokens.get(hash_token(credentials.token))
             if static is not None:
@@ -254,9 +254,9 @@ def _key_id(header: dict[str, Any]) -> str:
 def _grants(claim: Any, rules: JwtRules) -> tuple[Grant, ...]:
     """Of a list, or of text with spaces between, as a `scope` has them."""
     listed = claim.split() if isinstance(claim, str) else claim or []
-    if not isinstance(listed, list) or len(listed) > _MAX_GRANTS:
+    if not isinstance(listed, list) or len(listed) > MAX_GRANTS:
         raise Unauthenticated(
-            f"The token's claim {rules.grants_claim} is no list of at most {_MAX_GRANTS} grants"
+            f"The token's claim {rules.grants_claim} is no list of at most {MAX_GRANTS} grants"
         )
     try:
         return tuple(parse_grant(str(text)) for text in listed)
@@ -265,10 +265,20 @@ def _grants(claim: Any, rules: JwtRules) -> tuple[Grant, ...]:
         raise Unauthenticated(f"The token's claim {rules.grants_claim}: {error}") from error
 
 
-def _of_certificate(credentials: Credentials) -> Identity:
-    assert credentials.certificate is not None
-    if not credentials.names or not valid_subject(credentials.names[0]):
-        raise Unauthenticated("The client certificate has no URI or DNS name that can be a subject")
-    certificate = x509.load_pem_x509_certificate(credentials.certificate)
-    expires_at = certificate.not_valid_after_utc.timestamp()
-    return Identity(credentials.names[0], (), "certificate", expires_at)
+def _of_certificate(pem: bytes) -> Identity:
+    """By its first URI, or else its first DNS name.
+
+    They are read here, since gRPC's own reading of them ends at a NUL.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificate(pem)
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        subjects = [
+            *names.get_values_for_type(x509.UniformResourceIdentifier),
+            *names.get_values_for_type(x509.DNSName),
+        ]
+    except (ValueError, x509.ExtensionNotFound) as error:
+        raise Unauthenticated(_NO_NAME) from error
+    if not subjects or not valid_subject(subjects[0]):
+        raise Unauthenticated(_NO_NAME)
+    return Identity(subjects[0], (), "certificate", certificate.not_valid_after_utc.timestamp())

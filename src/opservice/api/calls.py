@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 from google.rpc.code_pb2 import Code
 from grpc.aio import AbortError
 
-from opservice.api.admission import Admission, Context, Door, Metadata
+from opservice.api.admission import Admission, Context, Door, Metadata, Waiting
 from opservice.api.audit import described, done_by, is_refusal
 from opservice.api.auth import Caller
 from opservice.api.methods import METHODS, Method
@@ -74,7 +74,7 @@ class Methods(grpc.GenericRpcHandler):
                 path,
                 method,
                 self._admission.door(method),
-                self._admission.waiting if method.waits else None,
+                self._admission.waiting(method),
                 _InProgress() if exempt else self._in_progress,
             )
             self._handlers[path] = _wrap(handler, around)
@@ -119,7 +119,7 @@ class _Around:
     path: str
     method: Method
     door: Door | None
-    waiting: Callable[[Caller | None, Context], AbstractContextManager[None]] | None
+    waiting: Waiting | None
     in_progress: _InProgress
 
     @property
@@ -176,9 +176,10 @@ class _Call:
             log.error("call", **line, exc_info=error)
         elif isinstance(error, StoreError):
             log.warning("call", **line, cause=str(error.__cause__ or error))
-        else:
-            refused = self._around.method.audited or is_refusal(error)
-            (audit if refused else log).info("call", **line, **described(error))
+        if self._around.method.audited or is_refusal(error):
+            audit.info("call", **line, **described(error))
+        elif code != Code.INTERNAL and not isinstance(error, StoreError):
+            log.info("call", **line, **described(error))
         await self._context.abort(*_answer(error, self.request_id))
 
     def _is_logged(self) -> bool:
@@ -260,9 +261,11 @@ def _wrap_unary(
 
     async def call(request: Any, context: Context) -> Any:
         this = _Call(around, context)
-        in_progress.calls += 1
+        entered = False
         try:
             await this.enter()
+            entered = True
+            in_progress.calls += 1
             if decode is not None:  # here, so that a request that is none gets our kind of error
                 request = this.request = _decoded(decode, request)
             if waits:
@@ -278,7 +281,7 @@ def _wrap_unary(
         except Exception as error:  # noqa: BLE001 - every error becomes a status
             await this.fail(error)
         finally:
-            in_progress.calls -= 1
+            in_progress.calls -= entered
         this.succeed()
         return response
 

@@ -7,17 +7,29 @@ changed afterwards.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from dataclasses import replace
 
+import structlog
+
 from opservice.api.auth import Authenticator, Caller, current_caller
-from opservice.errors import OpserviceError, ServerStopping, Unauthenticated
+from opservice.errors import OpserviceError, ServerStopping, TooManyLists, Unauthenticated
 from opservice.filters import ListQuery
+from opservice.identity import Identity
 from opservice.operation import SECOND, Command, Outcome, Record, Start
 from opservice.store.changes import Follower
 from opservice.store.listing import Listed
-from opservice.store.operations import OperationStore
+from opservice.store.operations import MAX_LISTS, OperationStore
+
+MAX_LISTS_PER_CALLER = MAX_LISTS // 8
+"""At once: they are read one by one, and those of a caller with many operations may each take long."""
+
+_CHECKED_AT_ONCE = 20
+"""Followers whose credentials are checked again before others get their turn."""
+
+log = structlog.stdlib.get_logger("opservice.guard")
 
 
 class GuardedStore:
@@ -29,7 +41,9 @@ class GuardedStore:
         """Without an authenticator everybody may do everything."""
         self._store = store
         self._authenticator = authenticator
+        self._lists: Counter[str] = Counter()
         self._following: set[_Following] = set()
+        self._checking: asyncio.Task[None] | None = None
         if authenticator is not None:
             authenticator.listeners.append(self._check_followers)
 
@@ -42,14 +56,27 @@ class GuardedStore:
 
     async def page(self, query: ListQuery) -> Listed:
         caller = current_caller()
-        if caller is not None:
-            query = replace(query, scope=caller.identity.scope())
-        return await self._store.page(query)
+        if caller is None or self._authenticator is None:
+            return await self._store.page(query)
+        subject = caller.identity.subject
+        if self._lists[subject] >= MAX_LISTS_PER_CALLER:
+            raise TooManyLists(
+                f"{MAX_LISTS_PER_CALLER} of your lists are being read, which is the limit",
+                f"subject:{subject}",
+            )
+        self._lists[subject] += 1
+        try:
+            return await self._store.page(replace(query, scope=caller.identity.scope()))
+        finally:
+            self._lists[subject] -= 1
+            if not self._lists[subject]:
+                del self._lists[subject]
 
     async def apply(self, command: Command) -> Outcome:
         caller = current_caller()
         if caller is None:
             return await self._store.apply(command)
+        caller.command = command
         if isinstance(command, Start):
             caller.admit_start(command.parent)
         elif self._authenticator is not None:
@@ -93,8 +120,17 @@ class GuardedStore:
         return await self.get(operation_id)
 
     def _check_followers(self) -> None:
-        for following in tuple(self._following):
-            following.check()
+        """What they may see is found out again before they are told anything more."""
+        for following in self._following:
+            following.stale = True
+        if self._checking is None or self._checking.done():
+            self._checking = asyncio.create_task(self._check_each())
+
+    async def _check_each(self) -> None:
+        while stale := [following for following in self._following if following.stale]:
+            for following in stale[:_CHECKED_AT_ONCE]:
+                following.check()
+            await asyncio.sleep(0)
 
 
 class _Following:
@@ -105,6 +141,8 @@ class _Following:
         self._authenticator = authenticator
         self._follower: Follower | None = None
         self._record: Record | None = None
+        self.stale = False
+        """Whether what is known of the caller may not be true any more."""
         self._refusal: OpserviceError | None = None
         self._expiry: asyncio.TimerHandle | None = None
 
@@ -114,6 +152,8 @@ class _Following:
 
     def admit(self, record: Record) -> None:
         """Raises why the caller may not see the operation, or not any more."""
+        if self.stale:
+            self.check()
         if self._refusal is not None:
             raise self._refusal
         self._caller.admit(record)
@@ -123,22 +163,34 @@ class _Following:
         """Looks again at who the caller is, and ends the follow when he may not see the operation."""
         assert self._follower is not None
         self.close()
+        self.stale = False
         try:
-            identity = self._authenticator.identify_now(self._caller.credentials)
-            if identity is None:
-                raise Unauthenticated(
-                    "The token is signed with a key that is not accepted any more"
-                )
+            identity = self._identity()
             self._caller.identity = identity
             if self._record is not None:
                 self._caller.admit(self._record)
         except OpserviceError as error:
-            self._refusal = error
-            self._follower.end(error)
+            self._end(error)
+            return
+        except Exception:  # whatever it is, he is not known to be allowed to go on
+            log.exception("a caller could not be checked")
+            self._end(Unauthenticated())
             return
         if identity.expires_at is not None:
             left = identity.expires_at - self._authenticator.clock()
             self._expiry = asyncio.get_running_loop().call_later(left, self.check)
+
+    def _identity(self) -> Identity:
+        """Raises Unauthenticated."""
+        identity = self._authenticator.identify_now(self._caller.credentials)
+        if identity is None:
+            raise Unauthenticated("The token is signed with a key that is not accepted any more")
+        return identity
+
+    def _end(self, refusal: OpserviceError) -> None:
+        assert self._follower is not None
+        self._refusal = refusal
+        self._follower.end(refusal)
 
     def close(self) -> None:
         if self._expiry is not None:

@@ -132,6 +132,6 @@ def _not_found_as(name: str) -> Iterator[None]:
     try:
         yield
     except OperationNotFound as error:
-        named = OperationNotFound(name)
+        named = OperationNotFound(name, hidden=error.hidden)
         named.operation_id = error.operation_id
         raise named from None

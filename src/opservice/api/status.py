@@ -39,6 +39,7 @@ from opservice.errors import (
     StoreBusy,
     StoreFull,
     StoreUnavailable,
+    TooManyLists,
     TooManyOperations,
     TooManyWaits,
     Unauthenticated,
@@ -79,6 +80,7 @@ MEANINGS: dict[type[BaseException], Meaning] = {
     ServerBusy: Meaning(Code.RESOURCE_EXHAUSTED, "SERVER_BUSY", retry=True),
     RateLimited: Meaning(Code.RESOURCE_EXHAUSTED, "RATE_LIMITED", retry=True),
     TooManyWaits: Meaning(Code.RESOURCE_EXHAUSTED, "TOO_MANY_WAITS", retry=True),
+    TooManyLists: Meaning(Code.RESOURCE_EXHAUSTED, "TOO_MANY_LISTS", retry=True),
     TooManyOperations: Meaning(Code.RESOURCE_EXHAUSTED, "TOO_MANY_OPERATIONS", retry=True),
     ServerStopping: Meaning(Code.UNAVAILABLE, "SERVER_STOPPING", retry=True),
 }

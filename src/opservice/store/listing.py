@@ -62,8 +62,9 @@ WINDOWS = 20
 MAX_SECONDS = 1.0
 """After which no further query is made for a page: others wait for theirs."""
 
-MAX_RANGES = 50
-"""Parents that are each read in their order; those of a caller who may see more are sorted."""
+MAX_RANGES = 8
+"""Parents that are each read in their order, which each makes the statement longer; what a caller may see
+beside them is sorted."""
 
 _AFTER_SLASH = chr(ord("/") + 1)
 _OVERHEAD_BYTES = 128  # of what has a fixed size, and of protobuf
@@ -276,6 +277,8 @@ def _last_of(
     """
     columns = (_c.created_at,) if len(ranges) == 1 else (_c.created_at, _c.id)
     newest = _newest(columns, ranges, newer, older, (), rows)
+    if len(ranges) == 1:
+        newest = newest.order_by(None).order_by(ranges[0].created_at.desc())
     row = connection.execute(newest.offset(rows - 1).limit(1)).one_or_none()
     return None if row is None else (row.created_at, "")
 

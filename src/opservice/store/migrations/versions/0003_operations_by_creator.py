@@ -10,7 +10,10 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    op.execute("UPDATE operations SET lease_token_hash = substr(lease_token_hash, 1, 16)")
+    op.execute(
+        "UPDATE operations SET lease_token_hash = substr(lease_token_hash, 1, 16)"
+        " WHERE length(lease_token_hash) > 16"
+    )
     op.drop_index("operations_by_parent", "operations")
     op.create_index("operations_by_parent", "operations", ["parent", "created_at"])
     op.drop_index("operations_by_creation", "operations")
