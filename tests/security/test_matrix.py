@@ -1,0 +1,446 @@
+"""Every method, by every kind of caller, under every kind of parent, each with its code.
+
+The table is written out here, and not made from the code's own: it says what the server must do.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from grpc_reflection.v1alpha.reflection_pb2 import (
+    ServerReflectionRequest,
+    ServerReflectionResponse,
+)
+
+from opservice._proto.opservice.v1.producer_service_pb2 import StartRequest
+from opservice.api.admission import Admission
+from opservice.api.calls import Methods
+from opservice.api.methods import METHODS
+from opservice.policy import new_token
+from opservice.settings import Settings
+from security.calls import (
+    EVERY_METHOD,
+    OF_NOTHING,
+    OF_OPERATION,
+    OF_PARENT,
+    REFLECTION,
+    Metadata,
+    PendingCall,
+    request_for,
+)
+from support.certificates import Authority, Pair
+from support.client import TOKEN, Client, open_channel, refusal_from
+from support.identities import (
+    Issuer,
+    TokenFile,
+    bearer,
+    calling_with,
+    client_certificate,
+    make_key,
+    with_another_signature,
+    with_claims,
+    write_policy,
+)
+from support.postgres import PostgresServer
+from support.server import ServerProcess, serving
+
+# What the caller is for the operation, or for the parent. NOTHING is OK with an empty list.
+TABLE = """
+                                               unknown  stranger  viewer  editor  producer creator admin
+
+yandex.cloud.operation.OperationService/Get    UNAUTH   NOT_FOUND OK      OK      OK       OK      OK
+yandex.cloud.operation.OperationService/Cancel UNAUTH   NOT_FOUND DENIED  OK      DENIED   OK      OK
+opservice.v1.OperationRecordService/Get        UNAUTH   NOT_FOUND OK      OK      OK       OK      OK
+opservice.v1.OperationRecordService/List       UNAUTH   NOTHING   OK      OK      OK       OK      OK
+opservice.v1.OperationRecordService/Wait       UNAUTH   NOT_FOUND OK      OK      OK       OK      OK
+opservice.v1.OperationRecordService/Watch      UNAUTH   NOT_FOUND OK      OK      OK       OK      OK
+opservice.v1.OperationRecordService/Delete     UNAUTH   NOT_FOUND DENIED  OK      DENIED   DENIED  OK
+opservice.v1.ProducerService/Start             UNAUTH   DENIED    DENIED  DENIED  OK       DENIED  OK
+opservice.v1.ProducerService/Renew             UNAUTH   NOT_FOUND DENIED  DENIED  OK       DENIED  OK
+opservice.v1.ProducerService/Complete          UNAUTH   NOT_FOUND DENIED  DENIED  OK       DENIED  OK
+opservice.v1.ProducerService/Fail              UNAUTH   NOT_FOUND DENIED  DENIED  OK       DENIED  OK
+google.longrunning.Operations/GetOperation     UNAUTH   NOT_FOUND OK      OK      OK       OK      OK
+google.longrunning.Operations/ListOperations   UNAUTH   NOTHING   OK      OK      OK       OK      OK
+google.longrunning.Operations/WaitOperation    UNAUTH   NOT_FOUND OK      OK      OK       OK      OK
+google.longrunning.Operations/CancelOperation  UNAUTH   NOT_FOUND DENIED  OK      DENIED   OK      OK
+google.longrunning.Operations/DeleteOperation  UNAUTH   NOT_FOUND DENIED  OK      DENIED   DENIED  OK
+yandex.cloud.endpoint.ApiEndpointService/Get   OK       OK        OK      OK      OK       OK      OK
+yandex.cloud.endpoint.ApiEndpointService/List  OK       OK        OK      OK      OK       OK      OK
+grpc.health.v1.Health/Check                    OK       OK        OK      OK      OK       OK      OK
+grpc.health.v1.Health/Watch                    OK       OK        OK      OK      OK       OK      OK
+grpc.reflection.v1.ServerReflection/ServerReflectionInfo
+                                               UNAUTH   OK        OK      OK      OK       OK      OK
+grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo
+                                               UNAUTH   OK        OK      OK      OK       OK      OK
+"""
+CODES = {
+    grpc.StatusCode.UNAUTHENTICATED: "UNAUTH",
+    grpc.StatusCode.PERMISSION_DENIED: "DENIED",
+}
+OUTSIDE = "outside"
+"""Who gets no connection: every call of his is UNAVAILABLE."""
+
+
+def read_table() -> dict[str, dict[str, str]]:
+    """By method, then by what the caller is."""
+    words = TABLE.split()
+    first = next(index for index, word in enumerate(words) if "/" in word)
+    roles, width = words[:first], first + 1
+    rows = [words[at : at + width] for at in range(first, len(words), width)]
+    return {f"/{method}": dict(zip(roles, row, strict=True)) for method, *row in rows}
+
+
+EXPECTED = read_table()
+
+CHANGES = [
+    "/yandex.cloud.operation.OperationService/Cancel",
+    "/opservice.v1.OperationRecordService/Delete",
+    "/opservice.v1.ProducerService/Renew",
+    "/opservice.v1.ProducerService/Complete",
+    "/opservice.v1.ProducerService/Fail",
+    "/google.longrunning.Operations/CancelOperation",
+    "/google.longrunning.Operations/DeleteOperation",
+]
+LISTS = [
+    "/opservice.v1.OperationRecordService/List",
+    "/google.longrunning.Operations/ListOperations",
+]
+Target = tuple[str, str]
+"""A method and a parent."""
+
+HERE, BELOW, ALIKE, ELSEWHERE, NONE = "folders/a", "folders/a/b", "folders/ab", "projects/x", ""
+PARENTS = (HERE, BELOW, ALIKE, ELSEWHERE, NONE)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """What it is for each parent; `otherwise` for those that are not named."""
+
+    at: Mapping[str, str] = field(default_factory=dict)
+    otherwise: str = "stranger"
+    grants: Sequence[str] = ()
+    parents: Sequence[str] = PARENTS
+
+    def role(self, parent: str) -> str:
+        return self.at.get(parent, self.otherwise)
+
+    def expected(self, method: str, parent: str) -> str:
+        role = self.role(parent)
+        return "UNAVAILABLE" if role == OUTSIDE else EXPECTED[method][role]
+
+
+NOBODY = Caller(otherwise="unknown", grants=["admin:*"], parents=(HERE, NONE))
+"""Who would have every right everywhere, could he but show who he is."""
+
+CORE = {
+    "viewer": Caller({HERE: "viewer"}, grants=[f"viewer:{HERE}"]),
+    "editor, below as well": Caller({HERE: "editor", BELOW: "editor"}, grants=[f"editor:{HERE}/*"]),
+    "producer": Caller({HERE: "producer"}, grants=[f"producer:{HERE}"]),
+    "admin, below as well": Caller({HERE: "admin", BELOW: "admin"}, grants=[f"admin:{HERE}/*"]),
+    "other tenant": Caller(
+        {ALIKE: "admin"},
+        grants=[f"{role}:{ALIKE}/*" for role in ("viewer", "editor", "producer", "admin")],
+    ),
+    "creator": Caller(otherwise="creator"),
+    "no grants": Caller(),
+}
+TOKENS = {
+    **CORE,
+    "viewer, below as well": Caller({HERE: "viewer", BELOW: "viewer"}, grants=[f"viewer:{HERE}/*"]),
+    "editor": Caller({HERE: "editor"}, grants=[f"editor:{HERE}"]),
+    "producer, below as well": Caller(
+        {HERE: "producer", BELOW: "producer"}, grants=[f"producer:{HERE}/*"]
+    ),
+    "admin": Caller({HERE: "admin"}, grants=[f"admin:{HERE}"]),
+    "viewer of all": Caller(otherwise="viewer", grants=["viewer:*"]),
+    "admin of all": Caller(otherwise="admin", grants=["admin:*"]),
+    "producer without a parent": Caller({NONE: "producer"}, grants=["producer:"]),
+    "static token": Caller({HERE: "editor"}, grants=[f"editor:{HERE}"]),
+    "key RS256": Caller({HERE: "editor"}, grants=[f"editor:{HERE}"]),
+    "anonymous": NOBODY,
+    "expired": NOBODY,
+    "wrong audience": NOBODY,
+    "wrong issuer": NOBODY,
+    "algorithm none": NOBODY,
+    "HS256 with the public key": NOBODY,
+    "tampered claims": NOBODY,
+    "tampered signature": NOBODY,
+    "unknown key": NOBODY,
+    "another key by a known name": NOBODY,
+    "without exp": NOBODY,
+    "without aud": NOBODY,
+    "without iss": NOBODY,
+    "without sub": NOBODY,
+    "subject that is no text": NOBODY,
+    "empty subject": NOBODY,
+    "grants that are none": NOBODY,
+    "no token at all": NOBODY,
+    "another scheme": NOBODY,
+    "two tokens": NOBODY,
+    "expired static token": NOBODY,
+    "unknown static token": NOBODY,
+}
+CERTIFICATES = {
+    "certificate, by its URI": Caller({HERE: "editor"}),
+    "certificate, by its DNS name": Caller({HERE: "producer", BELOW: "producer"}),
+    "certificate without grants": Caller(),
+    "certificate of the creator": Caller(otherwise="creator"),
+    "certificate without names": NOBODY,
+    "certificate and a token": Caller({HERE: "viewer"}, grants=[f"viewer:{HERE}"]),
+    "certificate and an expired token": NOBODY,
+    "certificate of another authority": Caller(otherwise=OUTSIDE),
+    "no certificate": Caller(otherwise=OUTSIDE, grants=["admin:*"]),
+}
+ALL = {**TOKENS, **CERTIFICATES}
+CREATORS = {"creator": "creator", "certificate of the creator": "spiffe://example/creator"}
+"""The subjects of those who call for operations of their own."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A server, its admin, and for each caller a connection and what its calls bring."""
+
+    server: ServerProcess
+    admin: Client
+    callers: Mapping[str, tuple[grpc.Channel, Metadata]]
+
+    def prepare(self, caller: Caller, created_by: str) -> dict[Target, str]:
+        """The operations to call the methods with, by method and parent: one for each parent, and another
+        for each method that will change it.
+        """
+
+        def start(parent: str) -> Any:
+            request = StartRequest(parent=parent, created_by=created_by, lease_token=TOKEN)
+            return self.admin.producer.Start.future(request)
+
+        common = {parent: start(parent) for parent in caller.parents}
+        own = {
+            (method, parent): start(parent)
+            for method in CHANGES
+            for parent in caller.parents
+            if EXPECTED[method].get(caller.role(parent)) == "OK"
+        }
+        ids = {target: call.result().operation.id for target, call in own.items()}
+        for (method, _), id_ in ids.items():
+            if "Delete" in method:  # only what is done can be deleted
+                self.admin.complete(id_, lease_token=TOKEN)
+        for parent, call in common.items():
+            for method in OF_OPERATION:
+                ids.setdefault((method, parent), call.result().operation.id)
+            for method in OF_PARENT:
+                ids[method, parent] = ""
+        return ids | {(method, ""): "" for method in OF_NOTHING}
+
+
+def credentials(issuer: Issuer, static: TokenFile) -> Mapping[str, Metadata]:
+    """What the calls of each of TOKENS bring."""
+    past = int(time.time()) - 3600
+    good = issuer.token("nobody", "admin:*")
+    other = make_key("other")
+    again = make_key(issuer.keys[0].id)
+    broken = {
+        "expired": issuer.token("nobody", "admin:*", exp=past),
+        "wrong audience": issuer.token("nobody", "admin:*", aud="another"),
+        "wrong issuer": issuer.token("nobody", "admin:*", iss="https://another.example"),
+        "algorithm none": issuer.unsigned("nobody", "admin:*"),
+        "HS256 with the public key": issuer.signed_with_the_public_key("nobody", "admin:*"),
+        "tampered claims": with_claims(
+            issuer.token("nobody", "viewer:elsewhere"), opservice=["admin:*"]
+        ),
+        "tampered signature": with_another_signature(good),
+        "unknown key": issuer.token("nobody", "admin:*", key=other),
+        "another key by a known name": issuer.token("nobody", "admin:*", key=again),
+        "subject that is no text": issuer.token(7, "admin:*"),
+        "empty subject": issuer.token("", "admin:*"),
+        "grants that are none": issuer.token("nobody", "admin:*", "king:*"),
+        "no token at all": "",
+        "expired static token": static.add(
+            "late", "admin:*", expires=datetime.fromtimestamp(past, UTC)
+        ),
+        "unknown static token": new_token(),
+        **{
+            f"without {claim}": issuer.token("nobody", "admin:*", without=[claim])
+            for claim in ("exp", "aud", "iss", "sub")
+        },
+    }
+    made: dict[str, Metadata] = {who: bearer(token) for who, token in broken.items()}
+    made["anonymous"] = ()
+    made["another scheme"] = (("authorization", f"Basic {good}"),)
+    made["two tokens"] = (*bearer(good), *bearer(good))
+    made["static token"] = bearer(static.add("static token", *TOKENS["static token"].grants))
+    made["key RS256"] = bearer(
+        issuer.token("key RS256", *TOKENS["key RS256"].grants, key=issuer.keys[1])
+    )
+    for who, caller in TOKENS.items():
+        if caller is not NOBODY and who not in made:
+            made[who] = bearer(issuer.token(who, *caller.grants))
+    assert made.keys() == TOKENS.keys()
+    return made
+
+
+@contextmanager
+def site_of_tokens(directory: Path, database: str) -> Iterator[Site]:
+    issuer = Issuer(directory, make_key("first"), make_key("second", "RS256"))
+    static = TokenFile(directory)
+    brought = credentials(issuer, static)
+    settings = {**issuer.settings, "tokens": static.file}
+    with serving(directory, database, **settings) as server:
+        admin = calling_with(server.channel(), issuer.token("root", "admin:*"))
+        channel = server.channel()
+        yield Site(server, admin, {who: (channel, brought[who]) for who in brought})
+
+
+@pytest.fixture(scope="module")
+def sqlite_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    directory = tmp_path_factory.mktemp("matrix")
+    with site_of_tokens(directory, f"sqlite:///{directory}/operations.db") as site:
+        yield site
+
+
+@pytest.fixture(scope="module")
+def postgresql_site(
+    tmp_path_factory: pytest.TempPathFactory, postgres: PostgresServer
+) -> Iterator[Site]:
+    with site_of_tokens(tmp_path_factory.mktemp("matrix"), postgres.create_database()) as site:
+        yield site
+
+
+@pytest.fixture(scope="module")
+def certificates_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    directory = tmp_path_factory.mktemp("matrix")
+    issuer = Issuer(directory)
+    ours, others = Authority(directory), Authority(directory, "others")
+    pair = ours.issue()
+    policy = {
+        "spiffe://example/root": ["admin:*"],
+        "spiffe://example/editor": [f"editor:{HERE}"],
+        "producer.example": [f"producer:{HERE}/*"],
+    }
+    settings = {
+        **issuer.settings,
+        "tls_cert": pair.certificate,
+        "tls_key": pair.key,
+        "tls_client_ca": ours.certificate,
+        "policy": write_policy(directory / "policy.yaml", policy),
+    }
+
+    def shown(name: str, *uris: str, dns: str = "", by: Authority = ours) -> Pair:
+        return client_certificate(by, directory / name, uris, [dns] if dns else [])
+
+    editor = shown("editor", "spiffe://example/editor", dns="producer.example")
+    viewer = bearer(issuer.token("viewer", f"viewer:{HERE}"))
+    expired = bearer(issuer.token("nobody", "admin:*", exp=int(time.time()) - 3600))
+    who: dict[str, tuple[Pair | None, Metadata]] = {
+        "certificate, by its URI": (editor, ()),
+        "certificate, by its DNS name": (shown("dns", dns="producer.example"), ()),
+        "certificate without grants": (shown("stranger", "spiffe://example/stranger"), ()),
+        "certificate of the creator": (shown("creator", "spiffe://example/creator"), ()),
+        "certificate without names": (shown("nameless"), ()),
+        "certificate and a token": (editor, viewer),
+        "certificate and an expired token": (editor, expired),
+        "certificate of another authority": (
+            shown("forged", "spiffe://example/root", by=others),
+            (),
+        ),
+        "no certificate": (None, bearer(issuer.token("nobody", "admin:*"))),
+    }
+    with ExitStack() as opened:
+        server = opened.enter_context(
+            serving(directory, f"sqlite:///{directory}/operations.db", **settings)
+        )
+
+        def channel(pair: Pair | None) -> grpc.Channel:
+            files = [] if pair is None else [pair.key.read_bytes(), pair.certificate.read_bytes()]
+            return opened.enter_context(
+                open_channel(server.address, ours.certificate.read_bytes(), *files)
+            )
+
+        admin = Client(channel(shown("root", "spiffe://example/root")))
+        yield Site(server, admin, {name: (channel(pair), has) for name, (pair, has) in who.items()})
+
+
+EVERYBODY = [
+    *(("sqlite", who) for who in TOKENS),
+    *(("postgresql", who) for who in CORE),
+    *(("certificates", who) for who in CERTIFICATES),
+]
+
+
+@pytest.mark.parametrize(("kind", "who"), EVERYBODY, ids=[" ".join(each) for each in EVERYBODY])
+def test_every_method_answers_a_caller_as_the_table_says(
+    request: pytest.FixtureRequest, kind: str, who: str
+) -> None:
+    site: Site = request.getfixturevalue(f"{kind}_site")
+    caller = ALL[who]
+    ids = site.prepare(caller, CREATORS.get(who, "somebody else"))
+    channel, metadata = site.callers[who]
+
+    # At once, since a token of an unknown key waits until the keys were read again; but few lists of
+    # a caller are taken at a time.
+    second = {target: id_ for target, id_ in ids.items() if target[0] == LISTS[1]}
+    answers: dict[Target, str] = {}
+    for part in ({target: ids[target] for target in ids.keys() - second.keys()}, second):
+        calls = {
+            (method, parent): PendingCall(
+                channel, method, request_for(method, id_, parent), metadata
+            )
+            for (method, parent), id_ in part.items()
+        }
+        answers |= {target: outcome(target[0], call) for target, call in calls.items()}
+
+    expected = {target: caller.expected(*target) for target in ids}
+    wrong = {target: answer for target, answer in answers.items() if answer != expected[target]}
+    assert wrong == {}
+    assert {method for method, _ in answers} == EXPECTED.keys()
+
+
+def outcome(method: str, call: PendingCall) -> str:
+    """In the words of the table."""
+    try:
+        answer = call.answer()
+    except grpc.RpcError as error:
+        code = refusal_from(error).code
+        return CODES.get(code, code.name)
+    return "NOTHING" if method in LISTS and not answer else "OK"
+
+
+def test_the_table_has_every_method_that_the_server_serves(sqlite_site: Site) -> None:
+    channel, metadata = sqlite_site.callers["no grants"]
+
+    assert set(served_methods(channel, metadata)) == EXPECTED.keys()
+    assert METHODS.keys() == EXPECTED.keys() == set(EVERY_METHOD)
+
+
+def served_methods(channel: grpc.Channel, metadata: Metadata) -> Iterator[str]:
+    """As reflection tells them."""
+
+    def ask(question: ServerReflectionRequest) -> ServerReflectionResponse:
+        answer = PendingCall(channel, REFLECTION[0], question, metadata).answer()
+        return ServerReflectionResponse.FromString(answer)
+
+    for service in ask(ServerReflectionRequest(list_services="")).list_services_response.service:
+        question = ServerReflectionRequest(file_containing_symbol=service.name)
+        for serialized in ask(question).file_descriptor_response.file_descriptor_proto:
+            file = FileDescriptorProto.FromString(serialized)
+            for each in file.service:
+                if f"{file.package}.{each.name}" == service.name:
+                    yield from (f"/{service.name}/{method.name}" for method in each.method)
+
+
+def test_a_method_of_which_nobody_said_who_may_call_it_cannot_be_served() -> None:
+    methods = Methods(1, Admission(Settings(), None))
+    handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(
+        lambda request, context: request
+    )
+
+    with pytest.raises(KeyError, match="Open"):
+        methods.add_registered_method_handlers("opservice.v1.ProducerService", {"Open": handler})
