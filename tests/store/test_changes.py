@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import pytest
 from sqlalchemy import event
 
-from opservice.errors import OperationNotFound, ServerStopping
+from opservice.api.guard import GuardedStore
+from opservice.errors import OperationNotFound, ServerStopping, Unauthenticated
 from opservice.operation import (
     DAY,
     SECOND,
@@ -78,11 +79,16 @@ def follow(store: OperationStore, operation_id: str) -> asyncio.Queue[Record | N
     return arrived
 
 
+async def wait(store: OperationStore, operation_id: str, at_most: int) -> Record:
+    """As everybody may, of a server that asks nobody who he is."""
+    return await GuardedStore(store, None).wait(operation_id, at_most)
+
+
 async def waiting(
     store: OperationStore, *operation_ids: str, at_most: int = NEVER
 ) -> asyncio.Future[list[Record]]:
     """Waits for all of them, each of which has been read once."""
-    waits = [asyncio.ensure_future(store.wait(id_, at_most)) for id_ in operation_ids]
+    waits = [asyncio.ensure_future(wait(store, id_, at_most)) for id_ in operation_ids]
     followers = store._changes._followers
     await until(
         lambda: all(
@@ -122,7 +128,7 @@ async def test_a_wait_that_runs_out_returns_the_operation_as_it_is(
     async with opened(database_url, NEVER) as store:
         id_ = await started(store)
 
-        record = await soon(store.wait(id_, at_most))
+        record = await soon(wait(store, id_, at_most))
 
         assert record == await store.get(id_)
         assert not record.done
@@ -141,7 +147,7 @@ async def test_a_wait_that_runs_out_has_seen_what_nobody_hinted_at(database_url:
 async def test_a_wait_for_what_never_was_is_not_found(database_url: str, at_most: int) -> None:
     async with opened(database_url, NEVER) as store:
         with pytest.raises(OperationNotFound):
-            await soon(store.wait("opsneverwas", at_most))
+            await soon(wait(store, "opsneverwas", at_most))
 
 
 async def test_what_this_process_changes_is_told_without_a_query(database_url: str) -> None:
@@ -282,7 +288,7 @@ async def test_when_following_stops_waits_return_the_operation_as_it_is(database
         store.stop_following()
 
         assert await soon(ended) == [renewed.record]
-        assert await soon(store.wait(id_, NEVER)) == renewed.record
+        assert await soon(wait(store, id_, NEVER)) == renewed.record
         with pytest.raises(ServerStopping):
             await soon(anext(store.follow(id_)))
 
@@ -369,3 +375,44 @@ async def test_followers_are_told_though_whoever_made_the_change_has_left(
         completing.cancel()
 
         assert (await soon(ended))[0].done
+
+
+async def test_who_ends_the_follower_that_he_was_given_ends_the_follow_with_his_error(
+    database_url: str,
+) -> None:
+    async with opened(database_url, NEVER) as store:
+        id_ = await started(store)
+        attached: list[Follower] = []
+        records = store.follow(id_, attached.append)
+        first = await soon(anext(records))
+        waiting_for_news = asyncio.ensure_future(anext(records))
+        await asyncio.sleep(0)
+
+        (follower,) = attached
+        follower.end(Unauthenticated())
+
+        assert not first.done
+        with pytest.raises(Unauthenticated):
+            await soon(waiting_for_news)
+
+
+async def test_a_follow_that_is_ended_before_it_began_shows_nothing(database_url: str) -> None:
+    async with opened(database_url, NEVER) as store:
+        id_ = await started(store)
+
+        with pytest.raises(Unauthenticated):
+            await soon(anext(store.follow(id_, lambda follower: follower.end(Unauthenticated()))))
+
+
+async def test_a_follow_that_is_ended_leaves_nothing_behind(database_url: str) -> None:
+    async with opened(database_url, NEVER) as store:
+        id_ = await started(store)
+        attached: list[Follower] = []
+        records = store.follow(id_, attached.append)
+        await soon(anext(records))
+        attached[0].end(Unauthenticated())
+
+        with pytest.raises(Unauthenticated):
+            await soon(anext(records))
+
+        assert store._changes._followers == {}

@@ -37,7 +37,7 @@ ROWS = 3000
 
 @pytest.fixture
 def full(ops: Ops) -> Database:
-    """A database with many operations of every kind, few of them due, and fresh statistics."""
+    """A database with many operations of every kind, few of them due, and the statistics of a server."""
     template = ops.start()
     now = time.time_ns() // 1000
     columns = operations.columns.keys()
@@ -48,7 +48,10 @@ def full(ops: Ops) -> Database:
         record: Record = replace(
             template,
             id=f"ops{number:017}",
-            parent=f"folders/{number % 7}",
+            # The oldest operations lie together: PostgreSQL reads a table so small as this one as a whole
+            # rather than find a few that are spread over it.
+            parent=f"projects/{number % 2}" if number >= ROWS - 50 else f"folders/{number % 7}",
+            created_by=f"user{number % 11}",
             created_at=now - number,
             done=done,
             cancel_policy=CancelPolicy.COOPERATIVE,
@@ -62,7 +65,8 @@ def full(ops: Ops) -> Database:
 
     def fill(connection: Connection) -> None:
         connection.execute(insert(operations), [row(number) for number in range(ROWS)])
-        connection.execute(text("ANALYZE operations"))
+        if not ops.database.is_sqlite:  # where nobody makes statistics unless he is asked to
+            connection.execute(text("ANALYZE operations"))
 
     ops.database.write(fill)
     return ops.database
@@ -157,16 +161,3 @@ def test_a_sweep_finds_what_is_due_by_its_partial_index(
 
     assert uses(plan, index), plan
     assert not scans(plan), plan
-
-
-def test_a_page_of_a_parents_operations_is_read_in_the_order_of_its_index(full: Database) -> None:
-    page = text(
-        "SELECT id FROM operations WHERE parent = 'folders/3' AND (created_at, id) > (5, 'ops')"
-        " ORDER BY created_at, id LIMIT 10"
-    )
-
-    (plan,) = plans(full, lambda connection: connection.execute(page))
-
-    assert uses(plan, "operations_by_parent"), plan
-    assert not scans(plan), plan
-    assert not any("Sort" in line or "TEMP B-TREE" in line for line in plan), plan

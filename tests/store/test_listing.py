@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, replace
 from threading import Event, current_thread
 
@@ -15,7 +15,7 @@ from opservice.api.filtering import parse_filter
 from opservice.filters import Comparison, Condition, Field, ListQuery, Not, Operator, Position
 from opservice.operation import SECOND, CancelPolicy, Complete, Record
 from opservice.store.engine import Database, open_database
-from opservice.store.listing import PAGE_BYTES, WINDOW, WINDOWS, read_page
+from opservice.store.listing import PAGE_BYTES, WINDOW, WINDOWS, Listed, read_page
 from opservice.store.migrations import migrate
 from opservice.store.operations import OperationStore
 from opservice.store.repository import Repository
@@ -58,7 +58,7 @@ NOW = EPOCH
 
 
 @st.composite
-def _records(draw: st.DrawFn) -> Record:
+def records(draw: st.DrawFn) -> Record:
     done = draw(st.booleans())
     code = draw(st.none() | st.integers(1, 3))
     return replace(
@@ -78,7 +78,7 @@ def _records(draw: st.DrawFn) -> Record:
     )
 
 
-tables = st.lists(_records(), max_size=12, unique_by=lambda record: record.id)
+tables = st.lists(records(), max_size=12, unique_by=lambda record: record.id)
 
 
 def fill(database: Database, records: Sequence[Record]) -> None:
@@ -90,6 +90,32 @@ def fill(database: Database, records: Sequence[Record]) -> None:
             connection.execute(insert(operations), rows)
 
 
+def listings(
+    ops: Ops,
+    query: ListQuery,
+    page_bytes: int = PAGE_BYTES,
+    window: int = WINDOW,
+    windows: int = WINDOWS,
+) -> Iterator[Listed]:
+    """All pages, one after the other."""
+    while True:
+        listed = ops.database.read(
+            lambda connection: read_page(
+                connection,
+                query,  # noqa: B023 - read at once
+                ops.repository.visible,
+                page_bytes=page_bytes,
+                window=window,
+                windows=windows,
+            )
+        )
+        yield listed
+        if listed.end is None:
+            return
+        assert query.after is None or listed.end < query.after, "the walk does not get on"
+        query = replace(query, after=listed.end)
+
+
 def walk(
     ops: Ops,
     parent: str | None,
@@ -99,26 +125,8 @@ def walk(
     window: int = WINDOW,
     windows: int = WINDOWS,
 ) -> list[tuple[Record, ...]]:
-    """All pages, one after the other."""
-    pages: list[tuple[Record, ...]] = []
-    after: Position | None = None
-    while True:
-        query = ListQuery(parent, limit, condition, after)
-        listed = ops.database.read(
-            lambda connection, query=query: read_page(  # type: ignore[misc] # cannot infer its type
-                connection,
-                query,
-                ops.repository.visible,
-                page_bytes=page_bytes,
-                window=window,
-                windows=windows,
-            )
-        )
-        pages.append(listed.records)
-        if listed.end is None:
-            return pages
-        assert after is None or listed.end < after, "the walk does not get on"
-        after = listed.end
+    query = ListQuery(parent, limit, condition)
+    return [page.records for page in listings(ops, query, page_bytes, window, windows)]
 
 
 def expected(

@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, text
 
 from opservice.errors import StartupError
+from opservice.operation import Complete
+from opservice.store import migrations
 from opservice.store.engine import Database, open_database
 from opservice.store.migrations import check_schema, migrate
 from opservice.store.repository import Repository
@@ -22,7 +26,7 @@ from opservice.store.schema import metadata
 from store.conftest import Ops
 from support.postgres import PostgresServer
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest migration."""
 
 NewUrl = Callable[[], str]
@@ -106,6 +110,48 @@ def test_migrating_keeps_the_operations(database: Database) -> None:
     migrate(database)
 
     assert Ops(database, Repository()).find(id_) is not None
+
+
+def migrate_to(database: Database, revision: str) -> None:
+    """As an earlier version of opservice did."""
+
+    def work(connection: Connection) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+
+    database.write(work)
+
+
+@pytest.mark.parametrize("revision", ["0001", "0002"])
+def test_a_database_of_an_earlier_version_comes_to_the_schema_of_a_new_one(
+    database: Database, empty: Database, revision: str
+) -> None:
+    migrate_to(empty, revision)
+
+    assert migrate(empty) == (revision, HEAD)
+    assert schema(empty) == schema(database)
+
+
+def test_a_database_of_an_earlier_version_keeps_its_operations_as_they_are(
+    empty: Database,
+) -> None:
+    migrate_to(empty, "0002")
+    ops = Ops(empty, Repository())
+    running, done = ops.start(), ops.start()
+    done = ops.apply(Complete(done.id, b"response")).record
+
+    migrate(empty)
+
+    assert [ops.get(running.id), ops.get(done.id)] == [running, done]
+
+
+def test_a_database_of_an_earlier_version_is_refused_with_what_to_run(empty: Database) -> None:
+    migrate_to(empty, "0002")
+
+    with pytest.raises(StartupError, match=r"at schema 0002.*needs 0003.*run 'opservice migrate'"):
+        check_schema(empty)
 
 
 def test_migrating_says_from_where_and_to_where(empty: Database) -> None:
