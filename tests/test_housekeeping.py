@@ -43,7 +43,8 @@ def is_gone(client: Client, id_: str) -> bool:
 
 def swept(server: ServerProcess, sweep: str) -> int:
     """How many operations the server says that this sweep changed."""
-    return sum(line["count"] for line in server.log(event="swept", sweep=sweep))
+    lines = server.log(event="swept", sweep=sweep, logger="opservice.housekeeping")
+    return sum(line["count"] for line in lines)
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])

@@ -16,6 +16,7 @@ from opservice.settings import (
     flag,
     format_duration,
     format_value,
+    is_loopback,
     parse_duration,
     split_address,
 )
@@ -66,6 +67,7 @@ def test_a_duration_of_a_century_is_named(name: str) -> None:
         ({"retention": parse_duration("366d")}, "--retention is longer than --max-retention"),
         ({"max_message_bytes": 1 << 20}, "--max-message-bytes must hold two payloads"),
         ({"listen": "localhost"}, "'localhost' is no address: expected HOST:PORT"),
+        ({"listen": "localhost", "advertise": "h:1"}, "'localhost' is no address"),
         ({"advertise": "host:port"}, "'host:port' is no address"),
         ({"endpoint": ("compute",)}, "--endpoint compute: expected ID=HOST:PORT"),
         ({"endpoint": ("=h:1",)}, "--endpoint =h:1: expected ID=HOST:PORT"),
@@ -78,6 +80,139 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], compl
         Settings(**settings)
 
     assert complaint in caught.value.message
+
+
+JWT: dict[str, Any] = {"jwt_issuer": "https://issuer.example", "jwt_audience": ("opservice",)}
+WITH_JWT: dict[str, Any] = {"jwks": "keys.json", **JWT}
+TLS: dict[str, Any] = {"tls_cert": Path("c"), "tls_key": Path("k"), "tls_client_ca": Path("a")}
+POLICY: dict[str, Any] = {"policy": Path("p")}
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"jwks": "keys.json"}, "--jwks needs --jwt-issuer and --jwt-audience"),
+        ({**WITH_JWT, "jwt_issuer": ""}, "--jwks needs --jwt-issuer and --jwt-audience"),
+        ({**WITH_JWT, "jwt_audience": ()}, "--jwks needs --jwt-issuer and --jwt-audience"),
+        ({"jwt_issuer": "i"}, "--jwt-issuer and --jwt-audience need --jwks"),
+        ({"jwt_audience": ("a",)}, "--jwt-issuer and --jwt-audience need --jwks"),
+        ({"jwt_algorithm": ("RS256", "none")}, "--jwt-algorithm none: expected one of ES256, "),
+        ({"jwt_algorithm": ("HS512", "HS256")}, "--jwt-algorithm HS256 HS512: expected one of"),
+        ({"jwt_algorithm": ("rs256",)}, "--jwt-algorithm rs256: expected one of"),
+        ({"jwt_algorithm": ()}, "--jwt-algorithm : expected one of"),
+        ({**WITH_JWT, "jwks": "http://k.example/"}, "--jwks http://k.example/: expected https"),
+        ({**WITH_JWT, "jwks": "http://127.0.0.1.example/"}, "expected https, except on loopback"),
+        ({**WITH_JWT, "jwks": "ftp://k.example/"}, "--jwks ftp://k.example/: expected https"),
+        ({**WITH_JWT, "jwks": "https://[::1/"}, "--jwks: the URL does not parse"),
+        ({**WITH_JWT, "jwks": "https://u:secret@k.example/"}, "a URL with a password in it"),
+        ({**WITH_JWT, "jwks": "https://secret@k.example/"}, "a URL with a password in it"),
+        (POLICY, "--policy says what callers may do, but nothing says who they are"),
+        ({**POLICY, "tls_cert": Path("c"), "tls_key": Path("k")}, "nothing says who they are"),
+        ({"allow_anonymous": True, "tokens": Path("t")}, "--allow-anonymous contradicts --tokens"),
+        ({"allow_anonymous": True, **WITH_JWT}, "--allow-anonymous contradicts"),
+        ({"allow_anonymous": True, **TLS, **POLICY}, "--allow-anonymous contradicts"),
+    ],
+    ids=str,
+)
+def test_settings_that_leave_unclear_who_may_do_what_are_refused(
+    settings: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(StartupError) as caught:
+        Settings(**settings)
+
+    assert complaint in caught.value.message
+    assert "secret" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "jwks",
+    [
+        "https://keys.example/jwks.json",
+        "http://127.0.0.1:8080/jwks.json",
+        "http://[::1]/jwks.json",
+        "http://localhost/jwks.json",
+        "/etc/opservice/jwks.json",
+        "https-keys.json",
+    ],
+)
+def test_keys_come_from_a_file_or_by_https_or_from_this_machine(jwks: str) -> None:
+    assert Settings(**{**WITH_JWT, "jwks": jwks}).authenticates
+
+
+ASKING: dict[str, dict[str, Any]] = {
+    "tokens": {"tokens": Path("t")},
+    "JWTs": WITH_JWT,
+    "client certificates": {**TLS, **POLICY},
+}
+NOT_ASKING: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "client certificates without a policy": TLS,
+}
+OPEN = ["0.0.0.0:1", "[::]:1", "192.0.2.1:1", "host.example:1", "localhost.example:1", "127.1:1"]
+"""Of what is not clearly this machine alone."""
+
+
+@pytest.mark.parametrize("settings", ASKING.values(), ids=ASKING)
+def test_callers_are_asked_who_they_are(settings: dict[str, Any]) -> None:
+    assert Settings(**settings).authenticates
+
+
+@pytest.mark.parametrize("settings", NOT_ASKING.values(), ids=NOT_ASKING)
+def test_callers_are_not_asked_who_they_are(settings: dict[str, Any]) -> None:
+    """A certificate alone says that its holder may connect, and not what he may do."""
+    assert not Settings(**settings).authenticates
+
+
+@pytest.mark.parametrize("settings", NOT_ASKING.values(), ids=NOT_ASKING)
+@pytest.mark.parametrize("listen", OPEN)
+def test_who_asks_nobody_listens_to_this_machine_alone(
+    listen: str, settings: dict[str, Any]
+) -> None:
+    with pytest.raises(StartupError) as caught:
+        Settings(listen=listen, **settings)
+
+    assert caught.value.message.startswith(f"--listen {listen} is open to other machines")
+    assert "--allow-anonymous to let everybody who can connect" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "listen", ["127.0.0.1:1", "127.0.0.2:1", "127.255.255.254:1", "[::1]:1", "localhost:1"]
+)
+def test_this_machine_alone_needs_not_be_asked(listen: str) -> None:
+    assert not Settings(listen=listen).authenticates
+
+
+@pytest.mark.parametrize("listen", OPEN)
+def test_whoever_asks_may_listen_to_other_machines(listen: str) -> None:
+    for settings in ASKING.values():
+        assert Settings(listen=listen, **settings).authenticates
+
+
+@pytest.mark.parametrize("listen", [*OPEN, "127.0.0.1:1"])
+def test_other_machines_need_not_be_asked_when_that_is_said(listen: str) -> None:
+    assert not Settings(listen=listen, allow_anonymous=True).authenticates
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("127.0.0.2", True),
+        ("[::1]", True),
+        ("::1", True),
+        ("localhost", True),
+        ("", False),
+        ("0.0.0.0", False),
+        ("[::]", False),
+        ("128.0.0.1", False),
+        ("localhost.example", False),
+        ("my-localhost", False),
+        ("127.0.0.1.example", False),
+        ("2130706433", False),
+    ],
+)
+def test_loopback_is_what_is_clearly_so(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
 
 
 def test_endpoints_are_told_apart_by_their_ids() -> None:

@@ -23,9 +23,14 @@ ERROR = Status(code=Code.INTERNAL, message=f"{PLANTED}-message", details=[PAYLOA
 HELD: dict[str, Any] = {"lease": Duration(seconds=60), "lease_token": TOKEN}
 
 
-def call_line(server: ServerProcess, request_id: str) -> dict[str, Any]:
-    (line,) = eventually(lambda: server.log(event="call", request_id=request_id))
+def call_line(server: ServerProcess, request_id: str, **wanted: Any) -> dict[str, Any]:
+    (line,) = eventually(lambda: server.log(event="call", request_id=request_id, **wanted))
     return line
+
+
+def error_line(server: ServerProcess, request_id: str) -> dict[str, Any]:
+    """Of what nobody expected. Of a write there is one in the audit log beside it."""
+    return call_line(server, request_id, level="error")
 
 
 def get(client: Client, operation_id: str, request_id: str) -> None:
@@ -121,7 +126,7 @@ def test_no_secret_is_logged_at_any_level(database_url: str, tmp_path: Path) -> 
         with refused() as last:
             client.start(description=PLANTED, metadata=PAYLOAD, **HELD)
 
-        assert "Traceback" in call_line(server, last.request_id)["exception"]
+        assert "Traceback" in error_line(server, last.request_id)["exception"]
         assert PLANTED not in server.stderr + server.stdout
 
 
@@ -134,7 +139,7 @@ def test_a_row_that_the_database_refuses_is_not_logged(
         with refused() as refusal:
             server.client.start(description=PLANTED, metadata=PAYLOAD, **HELD)
 
-        line = call_line(server, refusal.request_id)
+        line = error_line(server, refusal.request_id)
         assert "violates check constraint" in line["exception"]
         assert PLANTED not in server.stderr
         assert PLANTED.encode().hex() not in server.stderr

@@ -12,7 +12,7 @@ from opservice import __version__
 from opservice.cli import cli
 from opservice.cli.serve import serve_command
 from opservice.settings import Settings, environment_variable, flag
-from support.server import run_opservice, serving
+from support.server import ServerProcess, run_opservice, serving
 
 SAMPLES: dict[str, tuple[str, Any]] = {
     "text": ("127.0.0.1:7", "127.0.0.1:7"),
@@ -108,7 +108,82 @@ def test_the_settings_of_the_environment_reach_the_server(tmp_path: Path) -> Non
     with serving(tmp_path, url, environment=environment) as server:
         server.client.started()
 
-        assert server.stderr == ""
+        # Below that level nothing is told but what is done to operations.
+        assert {line["logger"] for line in server.log()} == {"opservice.audit"}
+
+
+def test_a_server_that_asks_nobody_who_he_is_refuses_other_machines(tmp_path: Path) -> None:
+    server = ServerProcess(tmp_path, f"sqlite:///{tmp_path}/a.db", listen="0.0.0.0:0")
+
+    assert server.expect_refusal() == 1
+    assert server.stderr.startswith("opservice: --listen 0.0.0.0:0 is open to other machines")
+    assert not (tmp_path / "a.db").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_server_that_lets_everybody_in_says_so(tmp_path: Path, workers: int) -> None:
+    settings: dict[str, Any] = {"listen": "0.0.0.0:0", "allow_anonymous": True, "workers": workers}
+    with serving(tmp_path, f"sqlite:///{tmp_path}/a.db", **settings) as server:
+        warned = [line["event"] for line in server.log(level="warning")]
+
+        said = "--allow-anonymous: everybody who can connect may see and change every operation"
+        assert warned.count(said) == workers
+
+
+def test_tokens_without_tls_are_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "tokens.yaml").write_text("[]")
+    settings: dict[str, Any] = {"listen": "0.0.0.0:0", "tokens": tmp_path / "tokens.yaml"}
+    with serving(tmp_path, f"sqlite:///{tmp_path}/a.db", **settings) as server:
+        warned = [line["event"] for line in server.log(level="warning")]
+
+        assert "without TLS tokens can be read by everybody on their way to this server" in warned
+
+
+BROKEN = {
+    "tokens": {"tokens": "file"},
+    "a policy": {"tokens": "good", "policy": "file"},
+    "keys": {"jwks": "file", "jwt_issuer": "i", "jwt_audience": "a"},
+}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("settings", BROKEN.values(), ids=BROKEN)
+def test_a_file_that_cannot_be_used_is_a_refusal_to_start(
+    tmp_path: Path, settings: dict[str, str], workers: int
+) -> None:
+    (tmp_path / "good").write_text("[]")
+    (tmp_path / "file").write_text("{planted-secret: 2027-13-01")
+    named = {
+        name: tmp_path / value if value in {"file", "good"} else value
+        for name, value in settings.items()
+    }
+    url = f"sqlite:///{tmp_path}/a.db"
+    server = ServerProcess(tmp_path, url, workers=workers, **named)
+
+    assert server.expect_refusal() == 1
+    assert server.stderr.startswith("opservice: ")
+    assert server.stderr.count("\n") == 1
+    assert str(tmp_path / "file") in server.stderr
+    assert "planted-secret" not in server.stderr
+    assert not (tmp_path / "a.db").exists()
+
+
+PASSWORDS = [
+    "postgresql://user:planted-secret@host/name",
+    "postgresql://:planted-secret@host/name",
+    "postgresql+psycopg://user:planted-secret@host:5432/name?sslmode=require",
+    "postgresql://host/name?user=u&password=planted-secret",
+]
+
+
+@pytest.mark.parametrize("command", ["serve", "migrate"])
+@pytest.mark.parametrize("url", PASSWORDS)
+def test_a_password_is_not_taken_from_the_command_line(command: str, url: str) -> None:
+    result = CliRunner().invoke(cli, [command, "--database", url])
+
+    assert result.exit_code == 2
+    assert "OPSERVICE_DATABASE" in result.output
+    assert "planted-secret" not in result.output
 
 
 def test_migrate_may_be_repeated(tmp_path: Path) -> None:
@@ -123,7 +198,8 @@ def test_migrate_may_be_repeated(tmp_path: Path) -> None:
 
 
 def test_migrate_of_a_database_that_is_down_says_so(tmp_path: Path) -> None:
-    ended = run_opservice("migrate", database="postgresql://u:hidden@127.0.0.1:1/d")
+    url = "postgresql://u:hidden@127.0.0.1:1/d"
+    ended = run_opservice("migrate", environment={"OPSERVICE_DATABASE": url})
 
     assert ended.returncode == 1
     assert "The database is not available" in ended.stderr

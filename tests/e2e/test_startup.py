@@ -66,7 +66,7 @@ def test_settings_that_contradict_each_other_are_refused(tmp_path: Path, sqlite_
 
 
 def test_an_address_of_another_machine_is_refused(tmp_path: Path, sqlite_url: str) -> None:
-    message = refusal(tmp_path, sqlite_url, listen="192.0.2.1:50051")
+    message = refusal(tmp_path, sqlite_url, listen="192.0.2.1:50051", allow_anonymous=True)
 
     assert "cannot listen on 192.0.2.1:50051" in message
     assert "not this machine's" in message

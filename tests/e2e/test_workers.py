@@ -80,7 +80,8 @@ def test_connections_are_spread_over_the_workers(tmp_path: Path, sqlite_url: str
 def test_workers_share_whatever_free_port_is_given_to_them(
     tmp_path: Path, sqlite_url: str, listen: str
 ) -> None:
-    with serving(tmp_path, sqlite_url, workers=2, listen=listen) as server:
+    settings: dict[str, Any] = {"workers": 2, "listen": listen, "allow_anonymous": True}
+    with serving(tmp_path, sqlite_url, **settings) as server:
         assert server.address.startswith(listen[:-1])
         assert server.address != listen
         # Both printed the same line; it is there once.
@@ -230,7 +231,7 @@ def test_a_port_in_use_is_refused_and_the_first_goes_on(
 def test_an_address_that_is_not_this_machines_is_refused(
     tmp_path: Path, sqlite_url: str, listen: str
 ) -> None:
-    server = ServerProcess(tmp_path, sqlite_url, workers=2, listen=listen)
+    server = ServerProcess(tmp_path, sqlite_url, workers=2, listen=listen, allow_anonymous=True)
 
     assert server.expect_refusal() == 1
     assert f"opservice: cannot listen on {listen}" in server.stderr
@@ -333,12 +334,14 @@ def test_the_demo_runs_once(tmp_path: Path, sqlite_url: str) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_hangup_without_tls_ends_nobody(tmp_path: Path, sqlite_url: str, workers: int) -> None:
+def test_a_hangup_without_files_to_read_again_ends_nobody(
+    tmp_path: Path, sqlite_url: str, workers: int
+) -> None:
     with serving(tmp_path, sqlite_url, workers=workers) as server:
         pids = [server.pid, *(line["pid"] for line in server.log(event="started a worker"))]
         for pid in pids:  # as when a terminal goes away
             os.kill(pid, signal.SIGHUP)
-        eventually(lambda: server.log(event="SIGHUP: without TLS there is nothing to read again"))
+        eventually(lambda: server.log(event="SIGHUP: there is nothing to read again"))
 
         assert server.client.started()
         assert all(map(is_running, pids))
