@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import pytest
@@ -138,3 +138,15 @@ def ops(shared_database: Database, clock: Clock) -> Ops:
     """The store, empty, on the test's clock."""
     shared_database.write(lambda connection: connection.execute(delete(operations)))
     return Ops(shared_database, repository_on(clock))
+
+
+@pytest.fixture
+def promote(database: Database, postgres: PostgresServer) -> Callable[[], None]:
+    """A database whose new sessions cannot write, until this is called."""
+    name = database.url.database
+    postgres.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+
+    def promote() -> None:
+        postgres.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+
+    return promote

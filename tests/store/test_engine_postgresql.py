@@ -39,20 +39,6 @@ def opened(database_url: str) -> Iterator[Callable[[str], Replicas]]:
         replicas.close()
 
 
-def name_of(database: Database) -> str:
-    name = database.url.database
-    assert name is not None
-    return name
-
-
-def kill_connections(postgres: PostgresServer, database: Database) -> None:
-    killed = postgres.execute(
-        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
-        f" WHERE datname = '{name_of(database)}'"
-    )
-    assert killed
-
-
 def make_rows(database: Database) -> None:
     database.write(
         lambda c: c.execute(
@@ -206,9 +192,9 @@ def test_connections_killed_between_transactions_go_unnoticed(
 ) -> None:
     id_ = apply_one(database, Start(new_id(), DAY)).record.id
     assert find(database, id_) is not None
-    kill_connections(postgres, database)
+    postgres.kill_connections(database.url.database)
     assert find(database, id_) is not None
-    kill_connections(postgres, database)
+    postgres.kill_connections(database.url.database)
     assert apply_one(database, Complete(id_, b"answer")).changed
 
 
@@ -223,7 +209,7 @@ def test_a_connection_killed_within_a_transaction_has_the_transaction_run_again(
         attempts += 1
         REPOSITORY.apply(connection, starts[:1])
         if attempts == 1:
-            kill_connections(postgres, database)
+            postgres.kill_connections(database.url.database)
         REPOSITORY.apply(connection, starts[1:])
         return True
 
@@ -243,7 +229,7 @@ def test_a_connection_killed_just_before_its_commit_has_the_transaction_run_agai
         attempts += 1
         REPOSITORY.apply(connection, [start])
         if attempts == 1:
-            kill_connections(postgres, database)
+            postgres.kill_connections(database.url.database)
 
     database.write(work)
     assert attempts == 2
@@ -255,23 +241,11 @@ def test_a_connection_that_is_killed_every_time_makes_the_database_unavailable(
 ) -> None:
     def work(connection: Connection) -> None:
         connection.execute(text("SELECT 1"))
-        kill_connections(postgres, database)
+        postgres.kill_connections(database.url.database)
 
     with pytest.raises(StoreUnavailable):
         database.write(work)
     assert apply_one(database, Start(new_id(), DAY)).changed
-
-
-@pytest.fixture
-def promote(database: Database, postgres: PostgresServer) -> Callable[[], None]:
-    """A database whose new sessions cannot write, until this is called."""
-    name = name_of(database)
-    postgres.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
-
-    def promote() -> None:
-        postgres.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
-
-    return promote
 
 
 def test_a_standby_is_unavailable_even_for_reads_until_it_is_the_primary(

@@ -12,8 +12,9 @@ from sqlalchemy import text, update
 from opservice.errors import OperationNotFound
 from opservice.operation import DAY, Complete, Delete, Record, Start, new_id
 from opservice.store.engine import Database, open_database
+from opservice.store.loop_reads import SqliteReads
 from opservice.store.operations import OperationStore
-from opservice.store.reading import DoneRecords, LoopReads, Reads
+from opservice.store.reading import DoneRecords, Reads
 from opservice.store.repository import Repository
 from opservice.store.schema import operations
 from store.conftest import Ops
@@ -121,8 +122,8 @@ async def test_a_read_that_fails_on_the_loop_goes_through_the_thread(database: D
     repository = Repository()
     id_ = new_id()
     database.write(lambda connection: repository.apply(connection, [Start(id_, DAY)]))
-    on_loop, reads = LoopReads(database, repository), Reads(database, repository)
-    reads._on_loop = on_loop
+    on_loop, reads = SqliteReads(database, repository), Reads(database, repository)
+    reads._sqlite = on_loop
 
     async def connected() -> None:
         async with asyncio.timeout(PATIENCE):

@@ -113,6 +113,14 @@ class PostgresServer:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
 
+    def kill_connections(self, database: str | None, which: str = "true") -> None:
+        """Those to a database, of which there is one at least, for which the condition is true."""
+        killed = self.execute(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+            f" WHERE datname = '{database}' AND {which}"
+        )
+        assert killed
+
     def remove(self) -> None:
         if self._process is not None:
             self._end(signal.SIGQUIT)

@@ -7,7 +7,7 @@ share one transaction and one fsync, concurrent reads one query.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
@@ -31,6 +31,7 @@ class Batcher(Generic[Item, Result]):
     """Hands items to `run`, a batch at a time, on a thread of its own; one result for each item.
 
     A result that is an exception is raised in that item's caller; what `run` raises, in all of them.
+    `on_loop` is asked before the thread, which gets the batch when it has no results.
     `after` is told of each result, also of those whose caller has left meanwhile.
     While `run` hangs, callers are told StoreUnavailable rather than kept, and no more are taken.
     """
@@ -42,7 +43,10 @@ class Batcher(Generic[Item, Result]):
         max_batch: int = MAX_BATCH,
         max_waiting: int | None = None,
         after: Callable[[Item, Result | Exception], None] | None = None,
+        on_loop: Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception] | None]]
+        | None = None,
     ) -> None:
+        self._on_loop = on_loop
         self._run = run
         self._max_waiting = max_waiting
         self._after = after
@@ -86,19 +90,13 @@ class Batcher(Generic[Item, Result]):
 
     async def _run_batch(self, batch: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
         items = [item for item, _ in batch]
-        running = asyncio.get_running_loop().run_in_executor(self._thread, self._run, items)
-        await asyncio.wait([running], timeout=HANG_SECONDS)
-        if not running.done():
-            self._hangs = True
-            for _, future in (*batch, *self._waiting):
-                if not future.done():
-                    future.set_exception(StoreUnavailable())
-            self._waiting.clear()
-        results: Sequence[Result | Exception]
+        hang = asyncio.get_running_loop().call_later(HANG_SECONDS, self._hang, batch)
         try:
-            results = await running
+            results = await self._results(items)
         except Exception as error:  # noqa: BLE001 - goes to the callers
             results = [error] * len(batch)
+        finally:
+            hang.cancel()
         self._hangs = False
         for (item, future), result in zip(batch, results, strict=True):
             if self._after is not None:
@@ -109,3 +107,17 @@ class Batcher(Generic[Item, Result]):
                 future.set_exception(result)
             else:
                 future.set_result(result)
+
+    async def _results(self, items: Sequence[Item]) -> Sequence[Result | Exception]:
+        results = None if self._on_loop is None else await self._on_loop(items)
+        if results is None:
+            loop = asyncio.get_running_loop()
+            results = await loop.run_in_executor(self._thread, self._run, items)
+        return results
+
+    def _hang(self, batch: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
+        self._hangs = True
+        for _, future in (*batch, *self._waiting):
+            if not future.done():
+                future.set_exception(StoreUnavailable())
+        self._waiting.clear()

@@ -1,27 +1,21 @@
 """Reading operations by their ids, as cheaply as the database allows: clients poll.
 
-From memory, when the operation is done; on SQLite by the event loop itself; else in batches on a thread.
-docs/performance.md has what that comes to, and bench/speed.py measures it.
+From memory, when the operation is done; else on the event loop (loop_reads.py), from PostgreSQL in batches;
+on a thread when that fails. docs/performance.md has what that comes to, and bench/speed.py measures it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
 
-import structlog
-from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
-
-from opservice.errors import OperationNotFound, OpserviceError, StoreUnavailable
+from opservice.errors import OperationNotFound, StoreUnavailable
 from opservice.operation import SECOND, Record
 from opservice.store.batching import Batcher
 from opservice.store.engine import Database
+from opservice.store.loop_reads import PostgresqlReads, SqliteReads
 from opservice.store.repository import Repository
-
-log = structlog.stdlib.get_logger("opservice.store")
 
 MEMORY_BYTES = 64 << 20
 MEMORY_SECONDS = 5
@@ -40,8 +34,13 @@ class Reads:
         self._repository = repository
         self._memory = DoneRecords(MEMORY_BYTES)
         self._forgotten = 0
-        self._batches: Batcher[str, Record] = Batcher("store-read", self._read)
-        self._on_loop = LoopReads(database, repository) if database.is_sqlite else None
+        self._sqlite = SqliteReads(database, repository) if database.is_sqlite else None
+        self._postgresql = None if database.is_sqlite else PostgresqlReads(database, repository)
+        self._batches: Batcher[str, Record] = Batcher(
+            "store-read",
+            self._read,
+            on_loop=None if self._postgresql is None else self._postgresql.find,
+        )
 
     async def get(self, operation_id: str) -> Record:
         """The operation, as of some moment after the call. Raises OperationNotFound or a StoreError."""
@@ -49,8 +48,8 @@ class Reads:
         if record is not None:
             return record
         forgotten = self._forgotten
-        if self._on_loop is not None:
-            record = self._on_loop.get(operation_id)
+        if self._sqlite is not None:
+            record = self._sqlite.get(operation_id)
         if record is None:
             record = await self._batches.submit(operation_id)
         # An id that was derived from an idempotency key may come again, as another operation.
@@ -65,8 +64,9 @@ class Reads:
 
     async def close(self) -> None:
         await self._batches.close()
-        if self._on_loop is not None:
-            self._on_loop.close()
+        for on_loop in (self._sqlite, self._postgresql):
+            if on_loop is not None:
+                on_loop.close()
 
     def _read(self, ids: Sequence[str]) -> list[Record | Exception]:
         try:
@@ -128,54 +128,3 @@ class DoneRecords:
 def _size(record: Record) -> int:
     payloads = (record.metadata, record.response, record.error)
     return _RECORD_BYTES + sum(len(payload) for payload in payloads if payload is not None)
-
-
-class LoopReads:
-    """Reads on the event loop itself: SQLite answers in less time than it takes to wake a thread.
-
-    Locks are never waited for here: a read that would have to wait, or fails, has no result, and is to go
-    through a thread; so do all until the connection is there.
-    """
-
-    def __init__(self, database: Database, repository: Repository) -> None:
-        self._database = database
-        self._get = repository.compile_get(database.reader.dialect)
-        self._connection: Connection | None = None
-        self._connecting: asyncio.Task[None] | None = None
-        self._closed = False
-
-    def get(self, operation_id: str) -> Record | None:
-        """The operation, or None when it must be looked for by other means. Raises OperationNotFound."""
-        if self._connection is None:
-            if self._connecting is None and not self._closed:
-                self._connecting = asyncio.create_task(self._connect())
-            return None
-        try:
-            record = self._get(self._connection.connection.dbapi_connection, operation_id)
-        except Exception:  # noqa: BLE001 - whatever it is, the thread says it to whom it concerns
-            self._disconnect()
-            return None
-        if record is None:
-            raise OperationNotFound(operation_id)
-        return record
-
-    def close(self) -> None:
-        self._closed = True
-        self._disconnect()
-
-    async def _connect(self) -> None:
-        try:
-            connection = await asyncio.to_thread(self._database.connect_without_waiting)
-        except (OpserviceError, SQLAlchemyError) as error:
-            log.warning("reads go through a thread", cause=str(error))
-        else:
-            self._connection = connection
-            if self._closed:
-                self._disconnect()
-        finally:
-            self._connecting = None
-
-    def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()

@@ -19,7 +19,6 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
-    Dialect,
     LargeBinary,
     Row,
     Select,
@@ -74,6 +73,7 @@ from opservice.operation import (
     Sweep,
     Swept,
 )
+from opservice.store.compiled import PostgresqlFind, SqliteGet
 from opservice.store.schema import operations
 
 _c = operations.c
@@ -226,8 +226,11 @@ class Repository:
         rows = connection.execute(statement, {"operation_ids": list(ids)})
         return {record.id: record for record in map(record_of, rows)}
 
-    def compile_get(self, dialect: Dialect) -> CompiledGet:
-        return CompiledGet(self._get_one, dialect)
+    def compile_get(self) -> SqliteGet:
+        return SqliteGet(self._get_one, RECORD)
+
+    def compile_find(self) -> PostgresqlFind:
+        return PostgresqlFind(self._find["postgresql"], RECORD)
 
     def revisions(self, connection: Connection, ids: Iterable[str]) -> dict[str, int]:
         """The revisions of those operations that `find` would find."""
@@ -383,38 +386,6 @@ class Repository:
         if record.cancel_policy is CancelPolicy.UNSUPPORTED:
             raise OperationNotCancellable(record)
         raise StoreUnavailable  # it was created between the two statements
-
-
-class CompiledGet:
-    """Finds one operation on the driver's own connection.
-
-    To a query that takes SQLite 10 microseconds SQLAlchemy's execution adds 50: a quarter of a Get.
-    """
-
-    def __init__(self, statement: Select[Any], dialect: Dialect) -> None:
-        compiled = statement.compile(dialect=dialect)
-        assert isinstance(compiled, SQLCompiler)
-        assert compiled.positiontup is not None
-        self._sql = str(compiled)
-        self._parameters = [compiled.binds[name] for name in compiled.positiontup]
-        processors = [
-            column.type.dialect_impl(dialect).result_processor(dialect, None) for column in RECORD
-        ]
-        self._converted = [(at, each) for at, each in enumerate(processors) if each is not None]
-
-    def __call__(self, connection: Any, operation_id: str) -> Record | None:
-        """Takes a connection of the driver. Raises what the driver raises."""
-        parameters = [
-            operation_id if each.key == "operation_id" else each.effective_value
-            for each in self._parameters
-        ]
-        row = connection.execute(self._sql, parameters).fetchone()
-        if row is None:
-            return None
-        values = list(row)
-        for at, convert in self._converted:
-            values[at] = convert(values[at])
-        return Record(*values)
 
 
 def _too_many(command: Start) -> TooManyOperations:

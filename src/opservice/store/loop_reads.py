@@ -1,0 +1,143 @@
+"""Reads on the event loop itself, on a connection of its own: waking a thread takes longer than a read.
+
+What cannot be read so has no result, and is to be read by a thread, which says to whom it concerns what is
+wrong; so is everything until the connection is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Generic, Protocol, TypeVar
+
+import psycopg
+import structlog
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+
+from opservice.errors import OperationNotFound, OpserviceError
+from opservice.operation import Record
+from opservice.store.engine import Database
+from opservice.store.libpq import Line
+from opservice.store.repository import Repository
+
+log = structlog.stdlib.get_logger("opservice.store")
+
+RECONNECT_SECONDS = 1
+"""Between one attempt to connect and the next."""
+
+
+class Closable(Protocol):
+    def close(self) -> None: ...
+
+
+Opened = TypeVar("Opened", bound=Closable)
+
+
+class _LoopReads(ABC, Generic[Opened]):
+    """A connection that is made in the background when there is none, and dropped when a read fails."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._connection: Opened | None = None
+        self._pool: object = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._not_before = 0.0
+        self._closed = False
+
+    def close(self) -> None:
+        self._closed = True
+        self._disconnect()
+
+    @abstractmethod
+    async def _open(self) -> Opened: ...
+
+    def _connected(self) -> Opened | None:
+        if self._connection is not None:
+            if self._pool is self._database.reader.pool:
+                return self._connection
+            # The engine has closed its connections: they lead to what may be a standby by now.
+            self._disconnect()
+        if self._connecting is None and not self._closed:
+            now = asyncio.get_running_loop().time()
+            if now >= self._not_before:
+                self._not_before = now + RECONNECT_SECONDS
+                self._connecting = asyncio.create_task(self._connect())
+        return None
+
+    async def _connect(self) -> None:
+        pool = self._database.reader.pool
+        try:
+            connection = await self._open()
+        except (OpserviceError, SQLAlchemyError, psycopg.Error) as error:
+            log.warning("reads go through a thread", cause=str(error))
+        else:
+            self._connection, self._pool = connection, pool
+            if self._closed:
+                self._disconnect()
+        finally:
+            self._connecting = None
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
+class SqliteReads(_LoopReads[Connection]):
+    """One by one, since SQLite answers at once. Locks are never waited for here."""
+
+    def __init__(self, database: Database, repository: Repository) -> None:
+        super().__init__(database)
+        self._get = repository.compile_get()
+
+    def get(self, operation_id: str) -> Record | None:
+        """The operation, or None when it must be looked for by a thread. Raises OperationNotFound."""
+        connection = self._connected()
+        if connection is None:
+            return None
+        try:
+            record = self._get(connection.connection.dbapi_connection, operation_id)
+        except Exception:  # noqa: BLE001 - whatever it is, the thread says it to whom it concerns
+            self._disconnect()
+            return None
+        if record is None:
+            raise OperationNotFound(operation_id)
+        return record
+
+    async def _open(self) -> Connection:
+        return await asyncio.to_thread(self._database.connect_without_waiting)
+
+
+class PostgresqlReads(_LoopReads[Line]):
+    """A batch at a time."""
+
+    def __init__(self, database: Database, repository: Repository) -> None:
+        super().__init__(database)
+        self._find = repository.compile_find()
+
+    async def find(self, ids: Sequence[str]) -> list[Record | Exception] | None:
+        """For each id the operation or OperationNotFound; None when a thread must look for them."""
+        line = self._connected()
+        if line is None:
+            return None
+        try:
+            found = {record.id: record for record in await self._find(line, [*set(ids)])}
+        except psycopg.Error:
+            self._disconnect()
+            return None
+        except Exception:  # noqa: BLE001 - a row that cannot be read: the thread finds out which
+            return None
+        return [found.get(id_) or OperationNotFound(id_) for id_ in ids]
+
+    async def _open(self) -> Line:
+        arguments = self._database.connect_arguments
+        connection = await psycopg.AsyncConnection.connect(**arguments, autocommit=True)
+        line = Line(connection)
+        try:
+            await self._find.prepare(line)
+        except BaseException:
+            line.close()
+            raise
+        return line
