@@ -254,3 +254,17 @@ async def test_a_connection_on_which_nothing_can_be_prepared_is_not_kept(
         while postgres.execute(count):  # noqa: ASYNC110 - nothing signals it
             await asyncio.sleep(0.01)
     postgres.execute("ALTER TABLE elsewhere RENAME TO operations", name or "")
+
+
+async def test_behind_a_pooler_that_forgets_what_is_prepared_reads_go_through_a_thread_for_good(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def forget(*_: object) -> None:
+        pass
+
+    monkeypatch.setattr(Line, "prepare", forget)
+    id_ = started(database)
+    async with opened(database) as (reads, on_loop):
+        assert (await soon(reads.get(id_))).id == id_
+        assert on_loop._connected() is None
+        assert on_loop._connecting is None

@@ -28,6 +28,14 @@ RECONNECT_SECONDS = 1
 """Between one attempt to connect and the next."""
 
 
+_UNPREPARED = (
+    psycopg.errors.DuplicatePreparedStatement,
+    psycopg.errors.InvalidSqlStatementName,
+)
+"""Behind a pooler that gives each transaction any connection and minds no prepared statements, as PgBouncer
+before 1.21: trying again would not help."""
+
+
 class Closable(Protocol):
     def close(self) -> None: ...
 
@@ -71,7 +79,7 @@ class _LoopReads(ABC, Generic[Opened]):
         try:
             connection = await self._open()
         except (OpserviceError, SQLAlchemyError, psycopg.Error) as error:
-            log.warning("reads go through a thread", cause=str(error))
+            self._disconnect(error)
         else:
             self._connection, self._pool = connection, pool
             if self._closed:
@@ -79,10 +87,13 @@ class _LoopReads(ABC, Generic[Opened]):
         finally:
             self._connecting = None
 
-    def _disconnect(self) -> None:
+    def _disconnect(self, error: Exception | None = None) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+        if error is not None:
+            self._closed = self._closed or isinstance(error, _UNPREPARED)
+            log.warning("reads go through a thread", cause=str(error), for_good=self._closed)
 
 
 class SqliteReads(_LoopReads[Connection]):
@@ -99,8 +110,8 @@ class SqliteReads(_LoopReads[Connection]):
             return None
         try:
             record = self._get(connection.connection.dbapi_connection, operation_id)
-        except Exception:  # noqa: BLE001 - whatever it is, the thread says it to whom it concerns
-            self._disconnect()
+        except Exception as error:  # noqa: BLE001 - the thread says it to whom it concerns
+            self._disconnect(error)
             return None
         if record is None:
             raise OperationNotFound(operation_id)
@@ -124,8 +135,8 @@ class PostgresqlReads(_LoopReads[Line]):
             return None
         try:
             found = {record.id: record for record in await self._find(line, [*set(ids)])}
-        except psycopg.Error:
-            self._disconnect()
+        except psycopg.Error as error:
+            self._disconnect(error)
             return None
         except Exception:  # noqa: BLE001 - a row that cannot be read: the thread finds out which
             return None
