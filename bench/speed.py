@@ -275,7 +275,7 @@ async def samples(send: Send, ids: Ids) -> dict[str, str]:
 
 
 async def compare(
-    server: Server, ids: Ids, streams: Sequence[int], only: str
+    server: Server, ids: Ids, streams: Sequence[int], only: str, rounds: int
 ) -> list[dict[str, Any]]:
     """Prints the figures of each call as they are known, and returns them."""
     measured: list[dict[str, Any]] = []
@@ -294,7 +294,7 @@ async def compare(
                     rivals = ((bare, send_bare), (server, send))
                     if name == WITH_HEADER:
                         rivals = ((bare, send_bare), (Server(bare.address, bare.pid), send_header))
-                    for round_ in range(1 + ROUNDS):
+                    for round_ in range(1 + rounds):
                         calls = [kind(ids) for _ in range(CALLS if round_ else CALLS // 10)]
                         for each, send_to in rivals:
                             if round_ <= 1:  # the first one warms up
@@ -390,6 +390,7 @@ def main() -> None:
     parser.add_argument("database", nargs="?", help="URL of a new database")
     parser.add_argument("--streams", default="32", help="calls at a time, such as 1,32,256")
     parser.add_argument("--only", default="", help="only the calls whose name has this in it")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="in which the two take turns")
     parser.add_argument("--save", type=Path, help="a JSON file for the figures, for plot.py")
     parser.add_argument("--bare", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -405,7 +406,8 @@ def main() -> None:
     serve = ("-m", "opservice", "serve", "--listen", "127.0.0.1:0", "--log-level", "warning")
     with run(*serve, "--database", arguments.database) as server:
         streams = [int(each) for each in arguments.streams.split(",")]
-        measured = asyncio.run(compare(server, ids, streams, arguments.only))
+        compared = compare(server, ids, streams, arguments.only, arguments.rounds)
+        measured = asyncio.run(compared)
     if arguments.save:
         known = {
             "date": datetime.now(UTC).date().isoformat(),
