@@ -1,0 +1,116 @@
+"""What it costs to refuse a call with RESOURCE_EXHAUSTED, as a multiple of answering a bare one.
+
+    .venv/bin/python bench/refusal.py
+
+Three grpc.aio servers with the same options take turns: one answers with a message made beforehand, one has
+reached gRPC's own `maximum_concurrent_rpcs`, and one refuses as opservice does beyond `--max-calls`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections import Counter
+from contextlib import AsyncExitStack, ExitStack
+from typing import Any
+
+import grpc
+
+from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
+from opservice._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
+from opservice.api.calls import Methods
+from opservice.server import server_options
+from opservice.settings import Settings
+from speed import Send, Server, connect, get, run
+
+KINDS = {"answered": "OK", "by gRPC": "RESOURCE_EXHAUSTED", "by opservice": "RESOURCE_EXHAUSTED"}
+ROUNDS = 5
+CALLS = 3_000
+STREAMS = 32
+FOREVER = "forever"
+"""An operation whose Get does not end."""
+
+
+async def serve(kind: str) -> None:
+    """Until the process is ended."""
+    limit = 1 if kind == "by gRPC" else None
+    server = grpc.aio.server(options=server_options(Settings()), maximum_concurrent_rpcs=limit)
+    answer = Operation(id="ops0123456789abcdefg", description="Create registry")
+
+    async def handle(request: GetOperationRequest, _context: object) -> Operation:
+        if request.operation_id == FOREVER:
+            await asyncio.Event().wait()
+        return answer
+
+    service, name = get("")[0][1:].split("/")
+    handlers = {
+        name: grpc.unary_unary_rpc_method_handler(
+            handle, GetOperationRequest.FromString, Operation.SerializeToString
+        )
+    }
+    if kind == "by opservice":
+        methods = Methods(max_calls=0)
+        methods.add_registered_method_handlers(service, handlers)
+        server.add_generic_rpc_handlers((methods,))
+    else:
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    print(f"{kind} serving on 127.0.0.1:{port}", flush=True)
+    await server.wait_for_termination()
+
+
+async def load(server: Server, send: Send) -> Counter[str]:
+    """The codes of the answers."""
+    codes: Counter[str] = Counter()
+    left = iter(range(CALLS))
+
+    async def stream() -> None:
+        for _ in left:
+            try:
+                await send(get("ops0123456789abcdefg"))
+                codes["OK"] += 1
+            except grpc.aio.AioRpcError as error:
+                codes[error.code().name] += 1
+
+    cpu = server.cpu_seconds()
+    await asyncio.gather(*[stream() for _ in range(STREAMS)])
+    server.cpu += server.cpu_seconds() - cpu
+    return codes
+
+
+async def compare() -> None:
+    with ExitStack() as started:
+        async with AsyncExitStack() as connected:
+            servers = {
+                kind: started.enter_context(run(__file__, "--serve", kind)) for kind in KINDS
+            }
+            sends: dict[str, Any] = {
+                kind: await connected.enter_async_context(connect(server))
+                for kind, server in servers.items()
+            }
+            held = asyncio.create_task(sends["by gRPC"](get(FOREVER)))
+            await asyncio.sleep(1)
+            for round_ in range(1 + ROUNDS):
+                for kind, expected in KINDS.items():
+                    if round_ <= 1:  # the first one warms up
+                        servers[kind].forget()
+                    codes = await load(servers[kind], sends[kind])
+                    assert set(codes) == {expected}, codes
+            for kind, server in servers.items():
+                cost, bare = (each.cpu / CALLS / ROUNDS for each in (server, servers["answered"]))
+                print(f"{kind:>12}: {cost * 1e6:.0f} µs, {cost / bare:.2f} of answering")
+            held.cancel()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    kind = parser.parse_args().serve
+    asyncio.run(serve(kind) if kind else compare())
+
+
+if __name__ == "__main__":
+    main()
