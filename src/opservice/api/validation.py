@@ -22,6 +22,8 @@ MAX_IDEMPOTENCY_KEY = 128
 MIN_LEASE_TOKEN, MAX_LEASE_TOKEN = 16, 128
 MAX_PROGRESS_UNIT = 64
 MAX_PROGRESS_MESSAGE = 256
+MAX_DETAILS = 100
+"""Of an error. Each is looked at, which takes longer than to send it."""
 MIN_LEASE = SECOND
 MAX_TIMEOUT = 366 * 86_400 * SECOND
 MAX_VIOLATIONS = 32
@@ -156,6 +158,10 @@ class Check:
         if value.code not in Code.values() or value.code == Code.OK:
             self.wrong(f"{field}.code", f"is {value.code}, must be a google.rpc.Code other than OK")
         self._size(field, value.ByteSize(), limit)
+        if len(value.details) > MAX_DETAILS:
+            count = len(value.details)
+            self.wrong(f"{field}.details", f"are {count}, at most {MAX_DETAILS} are allowed")
+            return
         for index, detail in enumerate(value.details):
             self._type_url(f"{field}.details[{index}]", detail)
 
