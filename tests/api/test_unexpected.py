@@ -69,6 +69,7 @@ METHODS = [
     "/yandex.cloud.operation.OperationService/Get",
     "/opservice.v1.ProducerService/Start",
     "/opservice.v1.OperationRecordService/Watch",
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
 ]
 
 

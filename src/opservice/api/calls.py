@@ -12,6 +12,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from logging import DEBUG, INFO, getLogger
 from typing import Any, NoReturn, TypeAlias, cast
 
@@ -247,9 +248,10 @@ def _wrap(handler: Handler, around: _Around) -> Handler:
             response_serializer=handler.response_serializer,
         )
     assert handler.stream_stream is not None, around.path
+    assert handler.request_deserializer is not None, around.path
     return grpc.stream_stream_rpc_method_handler(
         _wrap_stream(around, handler.stream_stream, None),
-        handler.request_deserializer,
+        partial(_decoded, handler.request_deserializer),
         handler.response_serializer,
     )
 
