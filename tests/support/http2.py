@@ -1,4 +1,4 @@
-"""HTTP/2 by hand, for headers that no gRPC library would send."""
+"""HTTP/2 by hand, for what no gRPC library would send."""
 
 from __future__ import annotations
 
@@ -6,30 +6,26 @@ import socket
 import struct
 from collections.abc import Mapping
 
-_HEADERS, _SETTINGS, _DATA = 1, 4, 0
-_END_STREAM, _END_HEADERS = 1, 4
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION = (
+    0, 1, 2, 3, 4, 6, 8, 9,
+)  # fmt: skip
+END_STREAM, END_HEADERS = 1, 4
+INITIAL_WINDOW_SIZE = 4
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+LARGEST_FRAME = 16_384
+"""Of what a peer accepts that has not said otherwise."""
 
 
 def call(address: str, path: str, headers: Mapping[str, bytes], message: bytes) -> bytes:
     """The frames that a server sends until its answer ends. Its header values are not Huffman-coded."""
     host, port = address.rsplit(":", 1)
-    fields = {
-        ":method": b"POST",
-        ":scheme": b"http",
-        ":path": path.encode(),
-        ":authority": address.encode(),
-        "te": b"trailers",
-        "content-type": b"application/grpc",
-        **headers,
-    }
-    block = b"".join(b"\0" + _text(name.encode()) + _text(value) for name, value in fields.items())
-    body = b"\0" + struct.pack(">I", len(message)) + message
     with socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.sendall(
-            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-            + _frame(_SETTINGS, 0, 0, b"")
-            + _frame(_HEADERS, _END_HEADERS, 1, block)
-            + _frame(_DATA, _END_STREAM, 1, body)
+            PREFACE
+            + frame(SETTINGS)
+            + request_headers(1, path, headers)
+            + frame(DATA, END_STREAM, 1, grpc_message(message))
         )
         received = b""
         with connection.makefile("rb") as answer:
@@ -37,12 +33,46 @@ def call(address: str, path: str, headers: Mapping[str, bytes], message: bytes) 
                 head = answer.read(9)
                 assert len(head) == 9, f"the server hung up after {received!r}"
                 received += answer.read(int.from_bytes(head[:3], "big"))
-                if head[3] == _HEADERS and head[4] & _END_STREAM:
+                if head[3] == HEADERS and head[4] & END_STREAM:
                     return received
 
 
-def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> bytes:
     return len(payload).to_bytes(3, "big") + struct.pack(">BBI", kind, flags, stream) + payload
+
+
+def setting(identifier: int, value: int) -> bytes:
+    return struct.pack(">HI", identifier, value)
+
+
+def grpc_message(message: bytes, *, flag: int = 0, length: int | None = None) -> bytes:
+    """With a length that is not the message's, if one is given."""
+    return struct.pack(">BI", flag, len(message) if length is None else length) + message
+
+
+def request_headers(
+    stream: int, path: str, headers: Mapping[str, bytes] | None = None, flags: int = END_HEADERS
+) -> bytes:
+    """The HEADERS frame that begins a call."""
+    return frame(HEADERS, flags, stream, header_block(path, headers or {}))
+
+
+def header_block(path: str, headers: Mapping[str, bytes]) -> bytes:
+    fields = {
+        ":method": b"POST",
+        ":scheme": b"http",
+        ":path": path.encode(),
+        ":authority": b"127.0.0.1",
+        "te": b"trailers",
+        "content-type": b"application/grpc",
+        **headers,
+    }
+    return b"".join(literal(name, value) for name, value in fields.items())
+
+
+def literal(name: str, value: bytes, *, indexed: bool = False) -> bytes:
+    """A header of RFC 7541, section 6.2; the peer remembers one that is indexed."""
+    return (b"\x40" if indexed else b"\0") + _text(name.encode()) + _text(value)
 
 
 def _text(value: bytes) -> bytes:
