@@ -111,5 +111,6 @@ if __name__ == "__main__":
     database = open_database(sys.argv[1])
     migrate(database)
     database.close()
-    with serve(sys.argv[1]) as (one, process), serve(sys.argv[1]) as (other, _):
+    many = ("--max-concurrent-streams", str(WAITS))
+    with serve(sys.argv[1], *many) as (one, process), serve(sys.argv[1]) as (other, _):
         asyncio.run(main(one, other, process.pid))

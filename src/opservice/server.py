@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -73,6 +74,7 @@ _FILES: Sequence[FileDescriptor] = (
 )
 _SERVICES = [service.full_name for file in _FILES for service in file.services_by_name.values()]
 
+_OTHER_FILES = 256
 CLOSE_SECONDS = 5
 """How long the end of a server may wait for its database."""
 _WILDCARDS = {"0.0.0.0", "[::]"}  # noqa: S104 - to warn of them
@@ -223,15 +225,31 @@ def server_options(settings: Settings, *, share_port: bool = False) -> list[tupl
         ("grpc.so_reuseport", int(share_port)),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
+        # By default streams that have ended count too: a fifth of the calls of a client at the limit fails.
+        ("grpc.http.overload_protection", 0),
+        ("grpc.max_allowed_incoming_connections", _connections(settings.max_connections)),
+        ("grpc.server_handshake_timeout_ms", settings.handshake_timeout // 1000),
         # By default core refuses calls, at random, once 1,000 wait to be accepted.
         ("grpc.server.max_pending_requests", settings.max_pending_requests),
         ("grpc.server.max_pending_requests_hard_limit", 2 * settings.max_pending_requests),
         # Go clients ping every 30 s, also when idle; by default they would be sent away for it.
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", settings.min_ping_interval // 1000),
-        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.http2.max_ping_strikes", 2),
         ("grpc.keepalive_time_ms", settings.keepalive // 1000),
     ]
+
+
+def _connections(most: int) -> int:
+    """As many as are asked for, if they leave files for the database and the rest.
+
+    Lets the process open as many files as it may.
+    """
+    files, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, allowed))
+        files = allowed
+    return most if files == resource.RLIM_INFINITY else max(1, min(most, files - _OTHER_FILES))
 
 
 def _bind(server: grpc.aio.Server, listen: str, credentials: CurrentCredentials | None) -> str:

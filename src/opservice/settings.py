@@ -187,11 +187,34 @@ class Settings:
         " RESOURCE_EXHAUSTED.",
         least=0,
     )
+    max_connections: int = _setting(
+        "count",
+        20_000,
+        "Connections to a worker at which further ones are closed at once; no more in any case than the"
+        " process may have files open, less 256.",
+        least=1,
+    )
     max_concurrent_streams: int = _setting(
-        "count", 10_000, "Calls in progress on one connection.", least=1
+        "count",
+        100,
+        "Calls in progress on one connection, those that wait or watch among them; clients hold back"
+        " further ones. Raise it for clients that you trust and that follow more operations.",
+        least=1,
+    )
+    handshake_timeout: int = _setting(
+        "duration",
+        20 * SECOND,
+        "How long a new connection may take until it speaks HTTP/2, TLS included.",
+        least=SECOND // 10,
+        most=HOUR,
     )
     min_ping_interval: int = _setting(
-        "duration", 10 * SECOND, "How often a client may ping, busy or idle.", least=0, most=DAY
+        "duration",
+        5 * SECOND,
+        "How often a client may ping while it sends and gets nothing else; one that does so thrice too"
+        " soon is sent away. Go clients ping every 10 s or less often.",
+        least=0,
+        most=DAY,
     )
     keepalive: int = _setting(
         "duration",
