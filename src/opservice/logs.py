@@ -80,7 +80,7 @@ def configure_logging(settings: Settings, *, worker: int | None = None) -> None:
     # Of libraries only what needs attention, whatever our own level.
     for library in ("alembic", "sqlalchemy", "asyncio", "grpc"):
         logging.getLogger(library).setLevel(max(logging.WARNING, root.level))
-    logging.getLogger("grpc._cython.cygrpc").addFilter(_holds_no_header)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_no_peers_doing)
 
 
 class _AuditFile(logging.handlers.WatchedFileHandler):
@@ -102,9 +102,13 @@ class _AuditFile(logging.handlers.WatchedFileHandler):
             self.handleError(record)
 
 
-def _holds_no_header(record: logging.LogRecord) -> bool:
-    """grpc logs, value and traceback, each header that is not UTF-8: anybody could send secrets so."""
-    return not record.getMessage().startswith("Invalid encoding on ")
+def _is_no_peers_doing(record: logging.LogRecord) -> bool:
+    """grpc logs with a traceback what anybody can have it log, and as often as he likes.
+
+    Headers that are not UTF-8, with their values, which may be secret, and callers that hang up before they
+    are answered.
+    """
+    return not record.getMessage().startswith(("Invalid encoding on ", "ExecuteBatchError raised "))
 
 
 def _number(worker: int) -> structlog.typing.Processor:

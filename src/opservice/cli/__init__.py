@@ -16,8 +16,9 @@ from opservice import __version__
 from opservice.cli.exits import INTERRUPTED, CommandFailed, Exit
 from opservice.errors import OpserviceError, StoreError
 
-_SERVER_COMMANDS = {"serve": "serve", "migrate": "serve"}
-_COMMANDS = _SERVER_COMMANDS | {
+_COMMANDS = {
+    "serve": "serve",
+    "migrate": "serve",
     "token": "token",
     "health": "health",
     "get": "operations",
@@ -41,10 +42,9 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        if cmd_name not in _SERVER_COMMANDS:
-            # What gRPC's C core has to say of a handshake is in the error too, and breaks live output.
-            # It looks at this when it is imported.
-            os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+        # What gRPC's C core has to say breaks live output and the JSON of a log, as often as a peer likes.
+        # It looks at this when it is imported.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         module = import_module(f"{__name__}.{_COMMANDS[cmd_name]}")
         command = getattr(module, f"{cmd_name}_command")
         assert isinstance(command, click.Command)
