@@ -234,7 +234,7 @@ def test_a_write_on_what_is_done_otherwise_is_refused_with_how_it_ended(
 
 def test_a_huge_terminal_error_still_fits_into_the_refusal(client: Client) -> None:
     id_ = client.started()
-    details = [packed(ErrorInfo(reason="R" * 1000)) for _ in range(500)]
+    details = [packed(ErrorInfo(reason="R" * 5000)) for _ in range(100)]
     client.fail(id_, Status(code=Code.INTERNAL, message="🚀" * 100_000, details=details))
 
     with refused() as refusal:
