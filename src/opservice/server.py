@@ -126,7 +126,8 @@ async def run(
     server = grpc.aio.server(options=server_options(settings, share_port=share_port))
     try:
         address = _bind(server, settings.listen, security.credentials)
-        methods = Methods(settings.max_calls, Admission(settings, security.authenticator))
+        admission = Admission(settings, security.authenticator)
+        methods = Methods(settings.max_calls, settings.max_unsent_bytes, admission)
         guarded = GuardedStore(store, security.authenticator)
         # Generated code adds services to it as it does to a server.
         _add_services(cast("grpc.aio.Server", methods), settings, guarded, address, health)

@@ -187,6 +187,13 @@ class Settings:
         " RESOURCE_EXHAUSTED.",
         least=0,
     )
+    max_unsent_bytes: int = _setting(
+        "bytes",
+        256 << 20,
+        "Answers of 32 KiB or more that callers of a worker have not read yet, of one connection an eighth"
+        " of it; beyond it they are refused with RESOURCE_EXHAUSTED.",
+        least=1 << 20,
+    )
     max_connections: int = _setting(
         "count",
         20_000,

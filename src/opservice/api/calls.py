@@ -27,6 +27,7 @@ from opservice.api.audit import described, done_by, is_refusal
 from opservice.api.auth import Caller
 from opservice.api.methods import METHODS, Method
 from opservice.api.status import error_to_pb, meaning_of
+from opservice.api.unsent import Unsent
 from opservice.api.validation import MAX_ID, MAX_NAME
 from opservice.errors import MalformedRequest, ServerBusy, StoreError
 from opservice.logs import AUDIT_LOGGER
@@ -36,6 +37,8 @@ _STATUS_DETAILS = "grpc-status-details-bin"
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+_Decode: TypeAlias = "Callable[[bytes], Any] | None"
+_Encode: TypeAlias = "Callable[[Any], bytes]"
 _LOGGED = {"operation_id": MAX_ID, "name": MAX_NAME + MAX_ID}
 """Fields of requests that say which operation is meant, and how much of them is logged."""
 
@@ -56,8 +59,9 @@ class Methods(grpc.GenericRpcHandler):
     A method that METHODS does not have is a KeyError: who may call it must be said.
     """
 
-    def __init__(self, max_calls: int, admission: Admission) -> None:
+    def __init__(self, max_calls: int, max_unsent_bytes: int, admission: Admission) -> None:
         self._max_calls = max_calls
+        self._unsent = Unsent(max_unsent_bytes)
         self._admission = admission
         self._in_progress = _InProgress()
         self._handlers: dict[str, Handler] = {}
@@ -77,6 +81,7 @@ class Methods(grpc.GenericRpcHandler):
                 self._admission.door(method),
                 self._admission.waiting(method),
                 _InProgress() if exempt else self._in_progress,
+                self._unsent,
             )
             self._handlers[path] = _wrap(handler, around)
             if exempt:
@@ -122,6 +127,7 @@ class _Around:
     door: Door | None
     waiting: Waiting | None
     in_progress: _InProgress
+    unsent: Unsent
 
     @property
     def level(self) -> int:
@@ -236,30 +242,29 @@ _BUSY = _answer(ServerBusy(), "")
 
 
 def _wrap(handler: Handler, around: _Around) -> Handler:
-    unary = handler.unary_unary
-    if unary is not None:
+    """Answers are serialized before grpc does it, so that their size is known."""
+    decode, encode = handler.request_deserializer, handler.response_serializer
+    assert encode is not None, around.path
+    if handler.unary_unary is not None:
         return grpc.unary_unary_rpc_method_handler(
-            _wrap_unary(around, unary, handler.request_deserializer),
-            response_serializer=handler.response_serializer,
+            _wrap_unary(around, handler.unary_unary, decode, encode)
         )
     if handler.unary_stream is not None:
         return grpc.unary_stream_rpc_method_handler(
-            _wrap_stream(around, handler.unary_stream, handler.request_deserializer),
-            response_serializer=handler.response_serializer,
+            _wrap_stream(around, handler.unary_stream, decode, encode)
         )
     assert handler.stream_stream is not None, around.path
-    assert handler.request_deserializer is not None, around.path
+    assert decode is not None, around.path
     return grpc.stream_stream_rpc_method_handler(
-        _wrap_stream(around, handler.stream_stream, None),
-        partial(_decoded, handler.request_deserializer),
-        handler.response_serializer,
+        _wrap_stream(around, handler.stream_stream, None, encode), partial(_decoded, decode)
     )
 
 
 def _wrap_unary(
-    around: _Around, behavior: Callable[..., Any], decode: Callable[[bytes], Any] | None
+    around: _Around, behavior: Callable[..., Any], decode: _Decode, encode: _Encode
 ) -> Callable[..., Any]:
-    in_progress, waits = around.in_progress, around.waiting is not None
+    in_progress, unsent = around.in_progress, around.unsent
+    waits = around.waiting is not None
 
     async def call(request: Any, context: Context) -> Any:
         this = _Call(around, context)
@@ -272,9 +277,10 @@ def _wrap_unary(
                 request = this.request = _decoded(decode, request)
             if waits:
                 with this.waiting():
-                    response = await behavior(request, context)
+                    answer = encode(await behavior(request, context))
             else:
-                response = await behavior(request, context)
+                answer = encode(await behavior(request, context))
+            unsent.until_done(answer, context)
         except AbortError:
             raise
         except asyncio.CancelledError:
@@ -285,13 +291,13 @@ def _wrap_unary(
         finally:
             in_progress.calls -= entered
         this.succeed()
-        return response
+        return answer
 
     return call
 
 
 def _wrap_stream(
-    around: _Around, behavior: Callable[..., Any], decode: Callable[[bytes], Any] | None
+    around: _Around, behavior: Callable[..., Any], decode: _Decode, encode: _Encode
 ) -> Callable[..., Any]:
     async def call(request: Any, context: Context) -> AsyncIterator[Any]:
         this = _Call(around, context)
@@ -302,7 +308,9 @@ def _wrap_stream(
             with this.waiting():
                 async with aclosing(behavior(request, context)) as responses:
                     async for response in responses:
-                        yield response
+                        answer = encode(response)
+                        with around.unsent.while_written(answer, context):
+                            yield answer
         except AbortError:
             raise
         except asyncio.CancelledError:

@@ -1,0 +1,85 @@
+"""Callers that ask for much and read nothing."""
+
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+
+import grpc
+import pytest
+from google.protobuf.any_pb2 import Any as AnyPb
+from grpc import StatusCode
+
+from opservice._proto.opservice.v1.operation_record_service_pb2 import WatchOperationRecordRequest
+from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
+from opservice._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
+from support import http2
+from support.client import Client, refused
+from support.server import ServerProcess, eventually, serving
+
+MIB = 1 << 20
+GET = "/yandex.cloud.operation.OperationService/Get"
+WATCH = "/opservice.v1.OperationRecordService/Watch"
+PAYLOAD = AnyPb(type_url="type.googleapis.com/google.protobuf.Empty", value=bytes(900_000))
+
+
+def ask_without_reading(server: ServerProcess, path: str, id_: str, count: int) -> socket.socket:
+    """No window is given for any answer."""
+    host, port = server.address.rsplit(":", 1)
+    message = http2.grpc_message(GetOperationRequest(operation_id=id_).SerializeToString())
+    calls = b"".join(
+        http2.request_headers(stream, path)
+        + http2.frame(http2.DATA, http2.END_STREAM, stream, message)
+        for stream in range(1, 2 * count, 2)
+    )
+    no_window = http2.setting(http2.INITIAL_WINDOW_SIZE, 0)
+    connection = socket.create_connection((host, int(port)))
+    connection.sendall(http2.PREFACE + http2.frame(http2.SETTINGS, payload=no_window) + calls)
+    return connection
+
+
+@pytest.mark.parametrize("path", [GET, WATCH])
+def test_one_connection_is_refused_what_it_does_not_read(
+    sqlite_url: str, tmp_path: Path, path: str
+) -> None:
+    with serving(tmp_path, sqlite_url, max_unsent_bytes=8 * MIB) as server:
+        id_ = server.client.started(metadata=PAYLOAD)
+        with ask_without_reading(server, path, id_, 50):
+            eventually(lambda: len(server.log(method=path, error="ServerBusy")) == 49)
+
+            assert server.client.get(id_).metadata == PAYLOAD
+
+
+def test_all_are_refused_large_answers_while_too_many_are_unread(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    with serving(tmp_path, sqlite_url, max_unsent_bytes=8 * MIB) as server:
+        id_ = server.client.started(metadata=PAYLOAD)
+        with ExitStack() as unread:
+            for _ in range(10):
+                unread.enter_context(ask_without_reading(server, GET, id_, 1))
+            eventually(lambda: server.log(error="ServerBusy"))
+            with refused() as refusal:
+                server.client.get(id_)
+            assert refusal.code == StatusCode.RESOURCE_EXHAUSTED
+            assert server.client.get(server.client.started())
+
+        assert eventually(lambda: answer_of(server.client, id_)).metadata == PAYLOAD
+
+
+def answer_of(client: Client, id_: str) -> Operation | None:
+    try:
+        return client.get(id_)
+    except grpc.RpcError:
+        return None
+
+
+def test_large_answers_that_are_read_are_never_refused(sqlite_url: str, tmp_path: Path) -> None:
+    with serving(tmp_path, sqlite_url, max_unsent_bytes=32 * MIB) as server:
+        id_ = server.client.started(metadata=PAYLOAD)
+        watch = server.client.records.Watch(WatchOperationRecordRequest(operation_id=id_))
+        for _ in range(50):
+            assert server.client.get(id_).metadata == PAYLOAD
+            server.client.renew(id_)
+        server.client.complete(id_)
+
+        assert [each.operation.done for each in watch][-1]
