@@ -1,0 +1,47 @@
+"""Peers that mean harm, beside a client that means well. bench/hostile.py measures what this does not."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from support.bystander import Bystander
+from support.hostile import ATTACKS, IDLE_CONNECTIONS, Done, launch
+from support.process import peak_mib, restart_peak
+from support.server import ServerProcess, serving
+
+pytestmark = pytest.mark.slow
+
+SECONDS = 4.0
+MEMORY_BOUND_MIB = 1024
+"""A quiet server has 90 MiB. The rest is what these attacks may make it hold at most, all together."""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """One for all attacks, so that what one leaves behind meets the next."""
+    directory = tmp_path_factory.mktemp("hostile")
+    with serving(directory, f"sqlite:///{directory}/operations.db") as running:
+        yield running
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+async def test_calls_beside_an_attack_succeed_and_the_servers_memory_is_bounded(
+    server: ServerProcess, attack: str
+) -> None:
+    pid = server.pid
+    restart_peak(pid)
+    bystander = Bystander(server.address)
+    with launch(attack, server.address, SECONDS) as attacker:
+        await bystander.run(lambda: attacker.poll() is not None)
+        said, _ = attacker.communicate()
+
+    done = Done(**json.loads(said))
+    assert done.bytes > 0
+    assert done.held == IDLE_CONNECTIONS or attack != "idle connections"
+    assert bystander.failures == []
+    assert bystander.took
+    assert server.pid == pid
+    assert server.client.get(server.client.started())
+    assert peak_mib(pid) < MEMORY_BOUND_MIB
+    assert server.log(level="error") == []

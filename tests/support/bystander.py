@@ -1,0 +1,71 @@
+"""A client that means well, beside those of `hostile.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from itertools import count
+
+import grpc
+
+from opservice._proto.opservice.v1.producer_service_pb2 import CompleteRequest, StartRequest
+from opservice._proto.opservice.v1.producer_service_pb2_grpc import ProducerServiceStub
+from opservice._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
+from opservice._proto.yandex.cloud.operation.operation_service_pb2_grpc import OperationServiceStub
+
+INTERVAL = 0.02
+"""Seconds from one call to the next."""
+ANEW = 50
+"""Every how many calls one is made on a connection of its own."""
+_DEADLINE = 30
+
+
+@dataclass
+class Bystander:
+    """Calls at a steady pace, whether those before were answered or not."""
+
+    address: str
+    took: list[float] = field(default_factory=list)
+    """Seconds from when a call was due until it was answered."""
+    failures: list[grpc.RpcError] = field(default_factory=list)
+
+    async def run(self, enough: Callable[[], bool]) -> None:
+        """Gets on one connection, and now and then an operation that is started and ended on another."""
+        async with self._connect() as channel:
+            id_ = await _start(channel)
+            get = GetOperationRequest(operation_id=id_)
+            stub = OperationServiceStub(channel)
+            began = time.monotonic()
+            async with asyncio.TaskGroup() as calls:
+                for number in count():
+                    if enough():
+                        break
+                    due = began + number * INTERVAL
+                    await asyncio.sleep(due - time.monotonic())
+                    call = stub.Get(get, timeout=_DEADLINE) if number % ANEW else self._anew()
+                    calls.create_task(self._timed(due, call))
+
+    async def _timed(self, due: float, call: Awaitable[object]) -> None:
+        try:
+            await call
+        except grpc.RpcError as error:
+            self.failures.append(error)
+        else:
+            self.took.append(time.monotonic() - due)
+
+    async def _anew(self) -> None:
+        async with self._connect() as channel:
+            complete = CompleteRequest(operation_id=await _start(channel))
+            done = await ProducerServiceStub(channel).Complete(complete, timeout=_DEADLINE)
+            assert done.done
+
+    def _connect(self) -> grpc.aio.Channel:
+        own = [("grpc.use_local_subchannel_pool", 1)]
+        return grpc.aio.insecure_channel(self.address, own)
+
+
+async def _start(channel: grpc.aio.Channel) -> str:
+    started = await ProducerServiceStub(channel).Start(StartRequest(), timeout=_DEADLINE)
+    return started.operation.id
