@@ -6,3 +6,5 @@ lock() { uv pip compile --quiet --universal --generate-hashes --no-header --no-e
 # dev first: what is deployed is then exactly what was tested.
 lock pyproject.toml --group build --group dev --output-file requirements/dev.txt
 lock pyproject.toml --group build --constraint requirements/dev.txt --output-file requirements/runtime.txt
+# What only some use, apart from the rest.
+lock --group pyproject.toml:fuzz --output-file requirements/fuzz.txt

@@ -1,0 +1,167 @@
+"""What bytes from anybody go through. Each target lets no exception pass that is not one of ours.
+
+    scripts/fuzz.sh 60              # each target for 60 seconds
+    scripts/fuzz.sh 600 filters     # one of them
+
+`python fuzz/targets.py NAME` runs one; arguments of libFuzzer may follow. What it finds it writes to the
+working directory as `crash-…`; given as an argument it is tried again.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+
+import atheris
+
+with atheris.instrument_imports(include=["opservice", "lark", "google.protobuf.internal"]):
+    from google.longrunning.operations_proto_pb2 import ListOperationsRequest
+    from google.protobuf.message import DecodeError, Message
+
+    from opservice._proto.opservice.v1 import producer_service_pb2 as producer_pb
+    from opservice._proto.opservice.v1.operation_record_service_pb2 import (
+        ListOperationRecordsRequest,
+        WaitOperationRecordRequest,
+    )
+    from opservice.api import convert
+    from opservice.api.filtering import FilterError, parse_filter
+    from opservice.api.listing import position_from_token, position_to_token
+    from opservice.api.status import error_to_pb
+    from opservice.api.validation import Limits, valid_id, wait_time
+    from opservice.errors import InvalidArgument, OperationDone
+    from opservice.operation import DAY, CancelPolicy, Record
+
+LIMITS = Limits(retention=DAY, max_retention=DAY, max_lease=DAY, max_payload_bytes=1 << 20)
+MOST_HEADER_BYTES = 8 << 10
+"""Of a status, which clients accept."""
+
+Target = Callable[[bytes], None]
+_Convert = Callable[[Message, Limits], object]
+
+
+def fuzz_filters(data: bytes) -> None:
+    with suppress(FilterError):
+        parse_filter(data.decode(errors="replace"))
+
+
+def fuzz_page_tokens(data: bytes) -> None:
+    """Of random tokens none is a position; of a position's token it is that position, and no other's."""
+    provider = atheris.FuzzedDataProvider(data)
+    parent, filter_ = (
+        provider.ConsumeUnicodeNoSurrogates(20),
+        provider.ConsumeUnicodeNoSurrogates(20),
+    )
+    created_at = provider.ConsumeIntInRange(-(2**63), 2**63 - 1)
+    rest = provider.ConsumeUnicodeNoSurrogates(200)
+    assert position_from_token(rest, parent, filter_) is None
+    if rest and "\0" not in rest:
+        token = position_to_token((created_at, rest), parent, filter_)
+        assert position_from_token(token, parent, filter_) in ((created_at, rest), None)
+        assert position_from_token(token, parent + "x", filter_) is None
+
+
+def fuzz_names(data: bytes) -> None:
+    name = data.decode(errors="replace")
+    convert.parent_from_pb(name)
+    with suppress(InvalidArgument):
+        valid_id(name)
+    with suppress(InvalidArgument):
+        assert convert.name_to_pb(*convert.name_from_pb(name)) == name
+
+
+def fuzz_requests(data: bytes) -> None:
+    """Every message that a client sends, as what it would be read as."""
+    for message_type, read in _REQUESTS:
+        message = message_type()
+        try:
+            message.ParseFromString(data)
+        except DecodeError:
+            continue
+        try:
+            read(message)
+        except InvalidArgument as error:
+            status = error_to_pb(error, "a-request-id")
+            assert status.ByteSize() < MOST_HEADER_BYTES
+
+
+def fuzz_records(data: bytes) -> None:
+    """What is read back from the database: payloads that were once a message's, in every answer."""
+    provider = atheris.FuzzedDataProvider(data)
+    text = provider.ConsumeUnicodeNoSurrogates(50)
+    times = [provider.ConsumeIntInRange(0, 2**55) for _ in range(2)]
+    record = Record(
+        **{
+            **dict.fromkeys(Record.__dataclass_fields__),
+            "id": text,
+            "parent": text,
+            "method": text,
+            "description": text,
+            "created_by": text,
+            "created_at": times[0],
+            "modified_at": times[1],
+            "revision": 1,
+            "done": provider.ConsumeBool(),
+            "cancel_policy": CancelPolicy.IMMEDIATE,
+            "retention": DAY,
+            "metadata": _any(provider),
+            "response": _any(provider),
+            "error": _status(provider),
+        }
+    )
+    convert.record_to_pb(record).SerializeToString()
+    convert.operation_to_longrunning_pb(record).SerializeToString()
+    assert error_to_pb(OperationDone(record), "a-request-id").ByteSize() < MOST_HEADER_BYTES
+
+
+# JWTs go here.
+
+
+def _any(provider: atheris.FuzzedDataProvider) -> bytes | None:
+    request = producer_pb.StartRequest()
+    request.metadata.type_url = provider.ConsumeUnicodeNoSurrogates(50)
+    request.metadata.value = provider.ConsumeBytes(100)
+    return convert.payload_to_bytes(request.metadata) if provider.ConsumeBool() else None
+
+
+def _status(provider: atheris.FuzzedDataProvider) -> bytes | None:
+    request = producer_pb.FailRequest()
+    with suppress(DecodeError):
+        request.error.ParseFromString(provider.ConsumeBytes(200))
+    return convert.failure_from_pb(request.error).status if provider.ConsumeBool() else None
+
+
+def _wait(message: Message) -> None:
+    assert isinstance(message, WaitOperationRecordRequest)
+    assert 0 <= wait_time(message.timeout, DAY, 3600.0) <= DAY
+
+
+def _list(message: Message) -> None:
+    assert isinstance(message, (ListOperationRecordsRequest, ListOperationsRequest))
+    fuzz_filters(message.filter.encode())
+    position_from_token(message.page_token, "", message.filter)
+
+
+_REQUESTS: list[tuple[type[Message], Callable[..., object]]] = [
+    (producer_pb.StartRequest, lambda message: convert.start_from_pb(message, LIMITS)),
+    (producer_pb.RenewRequest, lambda message: convert.renew_from_pb(message, LIMITS)),
+    (producer_pb.CompleteRequest, lambda message: convert.complete_from_pb(message, LIMITS)),
+    (producer_pb.FailRequest, lambda message: convert.fail_from_pb(message, LIMITS)),
+    (WaitOperationRecordRequest, _wait),
+    (ListOperationRecordsRequest, _list),
+    (ListOperationsRequest, _list),
+]
+TARGETS: dict[str, Target] = {
+    "filters": fuzz_filters,
+    "page_tokens": fuzz_page_tokens,
+    "names": fuzz_names,
+    "requests": fuzz_requests,
+    "records": fuzz_records,
+}
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        print(*TARGETS)
+        sys.exit()
+    atheris.Setup([sys.argv[0], *sys.argv[2:]], TARGETS[sys.argv[1]])
+    atheris.Fuzz()
