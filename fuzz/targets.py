@@ -9,15 +9,22 @@ working directory as `crash-…`; given as an argument it is tried again.
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import json
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 
 import atheris
+from cryptography.hazmat.primitives.asymmetric import ec
 
-with atheris.instrument_imports(include=["opservice", "lark", "google.protobuf.internal"]):
+with atheris.instrument_imports(include=["opservice", "lark", "google.protobuf.internal", "jwt"]):
     from google.longrunning.operations_proto_pb2 import ListOperationsRequest
     from google.protobuf.message import DecodeError, Message
+    from jwt.algorithms import ECAlgorithm
+    from jwt.api_jws import PyJWS
 
     from opservice._proto.opservice.v1 import producer_service_pb2 as producer_pb
     from opservice._proto.opservice.v1.operation_record_service_pb2 import (
@@ -25,12 +32,16 @@ with atheris.instrument_imports(include=["opservice", "lark", "google.protobuf.i
         WaitOperationRecordRequest,
     )
     from opservice.api import convert
+    from opservice.api.auth import Authenticator, Credentials, JwtRules
     from opservice.api.filtering import FilterError, parse_filter
     from opservice.api.listing import position_from_token, position_to_token
     from opservice.api.status import error_to_pb
     from opservice.api.validation import Limits, valid_id, wait_time
-    from opservice.errors import InvalidArgument, OperationDone
+    from opservice.errors import InvalidArgument, OperationDone, Unauthenticated
+    from opservice.identity import MAX_SUBJECT, Right
+    from opservice.keys import KeySource
     from opservice.operation import DAY, CancelPolicy, Record
+    from opservice.policy import Policy
 
 LIMITS = Limits(retention=DAY, max_retention=DAY, max_lease=DAY, max_payload_bytes=1 << 20)
 MOST_HEADER_BYTES = 8 << 10
@@ -114,7 +125,66 @@ def fuzz_records(data: bytes) -> None:
     assert error_to_pb(OperationDone(record), "a-request-id").ByteSize() < MOST_HEADER_BYTES
 
 
-# JWTs go here.
+def fuzz_tokens(data: bytes) -> None:
+    """Whatever stands in the header of a call."""
+    _identify(data.decode("latin-1"))
+
+
+def fuzz_token_claims(data: bytes) -> None:
+    """Whatever is signed with a key that is accepted: any bytes, or claims of which some are good."""
+    provider = atheris.FuzzedDataProvider(data)
+    if provider.ConsumeBool():
+        payload = provider.ConsumeBytes(1000)
+    else:
+        claims: dict[str, object] = {"iss": "issuer", "aud": "audience", "exp": 2**40, "sub": "a"}
+        for name in ("sub", "exp", "opservice"):
+            if provider.ConsumeBool():
+                claims[name] = _value(provider)
+        payload = json.dumps(claims).encode()
+    _identify("Bearer " + PyJWS().encode(payload, _KEY, "ES256", headers={"kid": "a"}))
+
+
+def _value(provider: atheris.FuzzedDataProvider) -> object:
+    made: list[Callable[[], object]] = [
+        lambda: provider.ConsumeUnicode(300),
+        lambda: provider.ConsumeFloat(),
+        lambda: provider.ConsumeInt(20),
+        lambda: [provider.ConsumeUnicode(30) for _ in range(5)],
+        lambda: f"viewer:{provider.ConsumeUnicode(30)}",
+        lambda: None,
+    ]
+    return made[provider.ConsumeIntInRange(0, len(made) - 1)]()
+
+
+def fuzz_token_headers(data: bytes) -> None:
+    """Whatever stands in the header of a token."""
+    header = base64.urlsafe_b64encode(data).decode().rstrip("=")
+    _identify(f"Bearer {header}.e30.c2lnbmF0dXJl")
+
+
+def _identify(authorization: str) -> None:
+    with suppress(Unauthenticated):
+        credentials = Credentials.of([("authorization", authorization)], {})
+        identity = _AUTHENTICATOR.identify_now(credentials)
+        if identity is not None:  # then it is somebody, and what he may do can be asked
+            assert 0 < len(identity.subject) <= MAX_SUBJECT
+            identity.scope()
+            identity.may(Right.SEE, "folders/a", "")
+
+
+def _make_authenticator(key: ec.EllipticCurvePrivateKey) -> Authenticator:
+    made = Authenticator(Policy(), {}, JwtRules("issuer", ("audience",), ("ES256",), "opservice"))
+    public = ECAlgorithm.to_jwk(key.public_key(), as_dict=True) | {"kid": "a"}
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump({"keys": [public]}, file)
+        file.flush()
+        made.keys = KeySource(file.name, DAY, made.forget)
+        asyncio.run(made.keys.start())
+    return made
+
+
+_KEY = ec.generate_private_key(ec.SECP256R1())
+_AUTHENTICATOR = _make_authenticator(_KEY)
 
 
 def _any(provider: atheris.FuzzedDataProvider) -> bytes | None:
@@ -157,6 +227,9 @@ TARGETS: dict[str, Target] = {
     "names": fuzz_names,
     "requests": fuzz_requests,
     "records": fuzz_records,
+    "tokens": fuzz_tokens,
+    "token_headers": fuzz_token_headers,
+    "token_claims": fuzz_token_claims,
 }
 
 if __name__ == "__main__":
