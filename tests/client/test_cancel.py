@@ -80,6 +80,18 @@ def test_work_is_told_when_its_operation_ends_without_it(
     assert work.operation.error.code == code
 
 
+def test_work_is_told_at_once_however_much_other_work_there_is(
+    producer: Kind, server: ServerProcess
+) -> None:
+    """A server lets 100 calls be in progress on a connection; renewals tell as well, every 30 s."""
+    works = [producer.start(lease=timedelta(hours=1)) for _ in range(105)]
+    for work in works:
+        producer.run(work, until_cancelled_then_returns)
+    server.client.cancel(works[-1].id)
+
+    assert eventually(works[-1].cancelled.is_set, seconds=20)
+
+
 def test_work_notices_nothing_of_the_cancel_of_another(
     producer: Kind, server: ServerProcess
 ) -> None:

@@ -26,7 +26,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Concatenate, NoReturn, ParamSpec, Self, Unpack
@@ -39,9 +39,6 @@ from google.rpc.code_pb2 import Code
 from google.rpc.status_pb2 import Status
 
 from opservice._proto.opservice.v1.operation_record_pb2 import Progress
-from opservice._proto.opservice.v1.operation_record_service_pb2 import (
-    WatchOperationRecordRequest,
-)
 from opservice._proto.opservice.v1.producer_service_pb2 import (
     CompleteRequest,
     FailRequest,
@@ -349,18 +346,15 @@ class Work:
 
     async def _watch_until_ended(self) -> None:
         """Learns of a Cancel as soon as it happens; the next renewal would tell as well."""
-        request = WatchOperationRecordRequest(operation_id=self.id)
         while not self.cancelled.is_set():
             try:
-                records = self._connection.records.Watch(
-                    request, metadata=self._connection.metadata
-                )
-                async for record in records:
-                    if record.operation.done:
-                        self.operation, self._ended = record.operation, True
-                    if record.operation.done or record.HasField("cancel_requested_at"):
-                        self._set_cancelled()
-                        return
+                async with aclosing(self._connection.watch(self.id)) as records:
+                    async for record in records:
+                        if record.operation.done:
+                            self.operation, self._ended = record.operation, True
+                        if record.operation.done or record.HasField("cancel_requested_at"):
+                            self._set_cancelled()
+                            return
             except grpc.aio.AioRpcError as error:
                 if not is_transient(error):
                     return

@@ -6,15 +6,21 @@ lease token. So whenever an answer was lost, the call is made again and the serv
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import TypeVar
 
 import grpc
 import stamina
 from google.protobuf.message import Message
 
+from opservice._proto.opservice.v1.operation_record_pb2 import OperationRecord
+from opservice._proto.opservice.v1.operation_record_service_pb2 import (
+    WatchOperationRecordRequest,
+)
 from opservice._proto.opservice.v1.operation_record_service_pb2_grpc import (
     OperationRecordServiceStub,
 )
@@ -24,6 +30,9 @@ from opservice._proto.yandex.cloud.operation.operation_service_pb2_grpc import O
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 Metadata = Sequence[tuple[str, str | bytes]]
+
+_WATCHES_PER_CONNECTION = 90
+"""A server's default lets 100 calls be in progress on one connection."""
 
 _ATTEMPT_SECONDS = 10.0
 _FIRST_WAIT_SECONDS = 0.1
@@ -85,17 +94,38 @@ class Connection:
     def __init__(
         self, target: str, credentials: grpc.ChannelCredentials | None, metadata: Metadata
     ) -> None:
-        self.channel = _channel(target, credentials)
-        # There is a watch for each operation that runs; their streams must not keep renewals waiting.
-        self._watch_channel = _channel(target, credentials)
+        self._new_channel = partial(_channel, target, credentials)
+        self.channel = self._new_channel()
+        # There is a watch for each operation that runs; their streams must not keep renewals waiting, nor
+        # each other: a server lets only so many be open on one connection.
+        self._watches: list[tuple[grpc.aio.Channel, asyncio.Semaphore]] = []
         self.metadata = tuple(metadata)
         self.producer = ProducerServiceStub(self.channel)
         self.operations = OperationServiceStub(self.channel)
-        self.records = OperationRecordServiceStub(self._watch_channel)
 
     async def close(self) -> None:
         await self.channel.close()
-        await self._watch_channel.close()
+        for channel, _ in self._watches:
+            await channel.close()
+
+    async def watch(self, operation_id: str) -> AsyncGenerator[OperationRecord]:
+        """The operation as it becomes. Raises AioRpcError."""
+        channel, free = self._channel_for_a_watch()
+        async with free:
+            request = WatchOperationRecordRequest(operation_id=operation_id)
+            records = OperationRecordServiceStub(channel).Watch(request, metadata=self.metadata)
+            try:
+                async for record in records:
+                    yield record
+            finally:
+                records.cancel()
+
+    def _channel_for_a_watch(self) -> tuple[grpc.aio.Channel, asyncio.Semaphore]:
+        for each in self._watches:
+            if not each[1].locked():
+                return each
+        self._watches.append((self._new_channel(), asyncio.Semaphore(_WATCHES_PER_CONNECTION)))
+        return self._watches[-1]
 
     async def call(
         self,
