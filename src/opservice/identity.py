@@ -83,8 +83,9 @@ def parse_grant(text: str) -> Grant:
     """Raises ValueError, which says what is wrong, for anything but ROLE:PARENT."""
     name, colon, parent = text.partition(":")
     if not colon:
+        # Shortened: somebody may have put a token there.
         raise ValueError(
-            f"{text[:80]!r} is no grant: expected ROLE:PARENT, such as viewer:folders/b1g/*"
+            f"{text[:16]!r} is no grant: expected ROLE:PARENT, such as viewer:folders/b1g/*"
         )
     try:
         role = Role(name)

@@ -38,6 +38,8 @@ except ImportError:
     from yaml import SafeLoader as _SafeLoader  # type: ignore[assignment] # alike
 
 _TOKEN_PREFIX = "opservice_"  # noqa: S105 - lets scanners find tokens where they should not be
+_SHOWN = 16
+"""Characters of what should not stand there."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -162,7 +164,9 @@ def _mapping(value: object, where: str, known: set[str] | None = None) -> dict[A
         raise ValueError(f"{where}: expected a mapping")  # noqa: TRY004 - one error for all
     unknown = [] if known is None else sorted(str(key) for key in value if key not in known)
     if unknown:
-        raise ValueError(f"{where}: unknown {', '.join(unknown)[:80]}")
+        # Shortened: somebody may have put a token there.
+        shown = ", ".join(each[:_SHOWN] for each in unknown[:5])
+        raise ValueError(f"{where}: unknown {shown}")
     return value
 
 

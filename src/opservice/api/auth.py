@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jwt
+import structlog
 from cryptography import x509
 
 from opservice.errors import (
@@ -98,6 +99,8 @@ class Caller:
             raise PermissionDenied(f"You may not start operations {where}")
 
 
+log = structlog.stdlib.get_logger("opservice.auth")
+
 _caller: ContextVar[Caller | None] = ContextVar("caller", default=None)
 
 
@@ -175,6 +178,7 @@ class Authenticator:
             self.keys.refresh()
         if (policy, tokens) != (self._policy, self._tokens):
             self._policy, self._tokens = policy, tokens
+            log.info("new tokens and policy", tokens=len(tokens), subjects=len(policy.subjects))
             self.forget()
 
     def forget(self) -> None:
