@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("database", help="URL of a new database")
     parser.add_argument("--ghz", default="ghz", help="the program")
     parser.add_argument(
-        "--pending", default="20000,1000,300", help="calls that may wait, one by one"
+        "--pending", default="20000,1000,300,100", help="calls that may wait, one by one"
     )
     arguments = parser.parse_args()
     database = open_database(arguments.database)
