@@ -7,4 +7,4 @@ lock() { uv pip compile --quiet --universal --generate-hashes --no-header --no-e
 lock pyproject.toml --group build --group dev --output-file requirements/dev.txt
 lock pyproject.toml --group build --constraint requirements/dev.txt --output-file requirements/runtime.txt
 # What only some use, apart from the rest.
-lock --group pyproject.toml:fuzz --output-file requirements/fuzz.txt
+for group in fuzz sbom; do lock --group "pyproject.toml:$group" --output-file "requirements/$group.txt"; done
