@@ -12,15 +12,21 @@ RUN --mount=type=secret,id=ca \
     /opt/opservice/bin/pip install --require-hashes --requirement requirements/runtime.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY src src
-# What only installs goes; what runs is compiled here, for a read-only file system cannot keep bytecode.
+# What only installs goes, and what only tests, types and other commands use; what runs is compiled here, for a
+# read-only file system cannot keep bytecode.
 RUN /opt/opservice/bin/pip install --no-index --no-deps --no-build-isolation . \
     && /opt/opservice/bin/pip uninstall --quiet --yes setuptools pip \
+    && find /opt/opservice/lib -depth \( -name '*.pyi' -o -name '*.proto' -o -name '*.h' -o -name '*.pxd' \
+        -o -path '*/site-packages/*/testing' \) -exec rm -r {} + \
+    && find /opt/opservice/bin -mindepth 1 ! -name 'python*' ! -name opservice -delete \
     && /opt/opservice/bin/python -m compileall -q -f --invalidation-mode unchecked-hash /opt/opservice/lib
 
 FROM ${BASE_IMAGE}
+# No program gives whoever runs it more rights.
 RUN groupadd --gid 10001 opservice \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin opservice \
-    && install -d -o opservice -g opservice -m 0750 /data
+    && install -d -o opservice -g opservice -m 0750 /data \
+    && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 COPY --from=build /opt/opservice /opt/opservice
 ENV PATH=/opt/opservice/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \

@@ -58,6 +58,9 @@ fi
 for tool in pip setuptools; do
     if inside python -c "import $tool" 2>/dev/null; then fail "$tool is left in the image"; fi
 done
+# Of /, what this user may look into.
+left=$(inside find / -xdev -type f \( -perm /6000 -o -path '/opt/*' \( -name '*.pyi' -o -path '*/testing/*' \) \) 2>/dev/null || true)
+[[ -z $left ]] || fail "what is not needed is left in the image: $left"
 [[ $(call list) == *yandex.cloud.operation.OperationService* ]] || fail "reflection does not list OperationService"
 get=yandex.cloud.operation.OperationService/Get
 answer=$(call $get -d '{"operation_id": "opsunknown0000000000"}' 2>&1) && fail "an unknown operation was found"
