@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -207,7 +208,7 @@ def test_operations_of_one_moment_in_several_parents_are_in_the_order_of_their_i
 
 
 @pytest.mark.parametrize("below", [False, True], ids=["exact", "below"])
-@pytest.mark.parametrize("count", [MAX_RANGES, MAX_RANGES + 1, 4 * MAX_RANGES])
+@pytest.mark.parametrize("count", [MAX_RANGES, MAX_RANGES + 1, 200])
 def test_a_scope_may_have_any_number_of_parents(ops: Ops, count: int, below: bool) -> None:
     rows = [replace(TEMPLATE, id=f"{n:03}", parent=f"p/{n}", created_at=n) for n in range(220)]
     fill(ops.database, rows)
@@ -226,10 +227,11 @@ def test_an_expired_operation_within_the_scope_is_not_shown(ops: Ops) -> None:
 
 
 @pytest.fixture
-def sqlite(tmp_path_factory: pytest.TempPathFactory) -> Database:
-    opened = open_database(f"sqlite:///{tmp_path_factory.mktemp('scope')}/operations.db")
+def sqlite(tmp_path: Path) -> Iterator[Database]:
+    opened = open_database(f"sqlite:///{tmp_path}/operations.db")
     migrate(opened)
-    return opened
+    yield opened
+    opened.close()
 
 
 def steps_of(ops: Ops, query: ListQuery) -> int:
@@ -276,4 +278,3 @@ def test_sqlite_does_no_more_for_a_thousand_operations_outside_of_the_scope_than
     fill(sqlite, [*ROWS, *STRANGERS])
 
     assert steps_of(ops, query) == with_few
-    sqlite.close()

@@ -22,6 +22,7 @@ from sqlalchemy import (
     Text,
     and_,
     bindparam,
+    case,
     false,
     func,
     literal,
@@ -31,6 +32,7 @@ from sqlalchemy import (
     true,
     tuple_,
     union,
+    union_all,
 )
 
 from opservice.filters import (
@@ -48,9 +50,10 @@ from opservice.filters import (
     Position,
     Present,
 )
+from opservice.identity import EVERYWHERE
 from opservice.operation import Record
 from opservice.store.repository import RECORD, among_ids, record_of
-from opservice.store.schema import operations
+from opservice.store.schema import BY_CREATION, operations
 
 PAGE_BYTES = 3 << 20
 """What is kept in a page's operations; clients accept messages of 4 MiB."""
@@ -134,9 +137,13 @@ def read_page(
     newer, older, conditions = _span(query.condition)
     begin = min(filter(None, (query.after, newer)), default=None)
     ranges, narrowed = _ranges(query)
-    wanted = [visible, *(condition_to_sql(each, connection.dialect.name) for each in conditions)]
+    if not ranges:
+        return Listed((), None)
     walks = bool(conditions or narrowed) and not any(map(_names_one, conditions))
-    wanted += narrowed
+    wanted = [visible, *map(_checked, narrowed)]
+    for each in conditions:
+        one = condition_to_sql(each, connection.dialect.name)
+        wanted.append(one if _names_one(each) else _checked(one))
     # Sizes first: a page of the largest operations would not fit into memory.
     sizes: list[Row[Any]] = []
     for _ in range(windows if walks else 1):
@@ -181,13 +188,15 @@ class _Range:
 def _ranges(query: ListQuery) -> tuple[list[_Range], list[ColumnElement[bool]]]:
     """The ranges of a list, which may overlap, and what else its operations must satisfy."""
     parent, scope = query.parent, query.scope
-    of_parent = true() if parent is None else _c.parent == parent
+    if parent is None and (scope is None or EVERYWHERE in scope.subtrees):
+        return [_Range(BY_CREATION)], []
+    of_parent = _c.parent == parent
     if scope is None or (parent is not None and any(s.covers(parent) for s in scope.subtrees)):
         return [_Range(of_parent)], []
     # What nobody is said to have created is not everybody's.
-    own = _Range(_c.created_by == scope.created_by if scope.created_by else false())
+    own = [_Range(_c.created_by == scope.created_by)] if scope.created_by else []
     if parent is not None:
-        return [own], [of_parent]
+        return own, [of_parent]
     exact = [subtree.parent for subtree in scope.subtrees if not subtree.below]
     ranges = [_Range(_c.parent == each) for each in exact[:MAX_RANGES]]
     sorted_: list[ColumnElement[bool]] = []
@@ -202,7 +211,7 @@ def _ranges(query: ListQuery) -> tuple[list[_Range], list[ColumnElement[bool]]]:
             ]
     if sorted_:
         ranges.append(_Range(or_(*sorted_), ordered=False))
-    return [*ranges, own], []
+    return [*ranges, *own], []
 
 
 def _span(
@@ -259,6 +268,11 @@ def _newest(
     return select(together).order_by(*order).limit(limit)
 
 
+def _checked(condition: ColumnElement[bool]) -> ColumnElement[bool]:
+    """The condition, but no reason to read another index, which would have what nobody may know of."""
+    return case((condition, true()), else_=false())
+
+
 def _position(position: Position) -> ColumnElement[Any]:
     created_at, id_ = position
     return tuple_(bindparam(None, created_at, BigInteger), bindparam(None, id_, _c.id.type))
@@ -273,12 +287,22 @@ def _last_of(
 ) -> Position | None:
     """Where the first `rows` operations end, or None when there are fewer.
 
-    It has no id, so that all of the last one's moment are among them: of one range the index alone is read.
+    It has no id, so that all of the last one's moment are among them: only the indexes are read. Where ranges
+    overlap, fewer operations than `rows` are.
     """
-    columns = (_c.created_at,) if len(ranges) == 1 else (_c.created_at, _c.id)
-    newest = _newest(columns, ranges, newer, older, (), rows)
-    if len(ranges) == 1:
-        newest = newest.order_by(None).order_by(ranges[0].created_at.desc())
+    selects = []
+    for each in ranges:
+        conditions = [each.condition]
+        if newer is not None:
+            created_at, id_ = newer
+            moment = bindparam(None, created_at, BigInteger)
+            conditions.append(each.created_at <= moment if id_ else each.created_at < moment)
+        if older is not None:
+            conditions.append(each.created_at >= bindparam(None, older[0], BigInteger))
+        moments = select(each.created_at.label("created_at")).where(*conditions)
+        selects.append(moments.order_by(each.created_at.desc()).limit(rows))
+    together = union_all(*(select(each.subquery()) for each in selects)).subquery()
+    newest = select(together).order_by(together.c.created_at.desc())
     row = connection.execute(newest.offset(rows - 1).limit(1)).one_or_none()
     return None if row is None else (row.created_at, "")
 

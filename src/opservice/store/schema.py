@@ -14,6 +14,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    literal_column,
 )
 from sqlalchemy.dialects import postgresql
 
@@ -71,6 +72,14 @@ operations = Table(
 _c = operations.c
 
 
+BY_CREATION = (_c.created_at + literal_column("0")).is_not(None)
+"""True of every operation. Only a query that says so may use the index of all by creation.
+
+Otherwise PostgreSQL reads a parent's operations by it, passing over those of all others: how long a list
+takes would depend on operations that its caller may not see.
+"""
+
+
 def _partial_index(name: str, column: Column[int], *, done: bool) -> Index:
     """An index of only those rows that housekeeping may have to act on."""
     condition = column.is_not(None) & (_c.done if done else ~_c.done)
@@ -80,7 +89,9 @@ def _partial_index(name: str, column: Column[int], *, done: bool) -> Index:
 # Without the id, which comes after created_at in the order of lists: the few that share a tick are sorted
 # when they are read, and each index is a third smaller.
 Index("operations_by_parent", _c.parent, _c.created_at)
-Index("operations_by_creation", _c.created_at)
+Index(
+    "operations_by_creation", _c.created_at, postgresql_where=BY_CREATION, sqlite_where=BY_CREATION
+)
 Index("operations_by_creator", _c.created_by, _c.created_at)
 Index("operations_running", _c.parent, postgresql_where=~_c.done, sqlite_where=~_c.done)
 _partial_index("operations_by_lease", _c.lease_expires_at, done=False)

@@ -17,7 +17,14 @@ def upgrade() -> None:
     op.drop_index("operations_by_parent", "operations")
     op.create_index("operations_by_parent", "operations", ["parent", "created_at"])
     op.drop_index("operations_by_creation", "operations")
-    op.create_index("operations_by_creation", "operations", ["created_at"])
+    every = (sa.column("created_at", sa.BigInteger) + sa.literal_column("0")).is_not(None)
+    op.create_index(
+        "operations_by_creation",
+        "operations",
+        ["created_at"],
+        postgresql_where=every,
+        sqlite_where=every,
+    )
     op.create_index("operations_by_creator", "operations", ["created_by", "created_at"])
     running = ~sa.column("done", sa.Boolean)
     op.create_index(
