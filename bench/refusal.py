@@ -18,6 +18,7 @@ import grpc
 
 from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
 from opservice._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
+from opservice.api.admission import Admission
 from opservice.api.calls import Methods
 from opservice.server import server_options
 from opservice.settings import Settings
@@ -49,7 +50,8 @@ async def serve(kind: str) -> None:
         )
     }
     if kind == "by opservice":
-        methods = Methods(max_calls=0)
+        settings = Settings()
+        methods = Methods(0, settings.max_unsent_bytes, Admission(settings, None))
         methods.add_registered_method_handlers(service, handlers)
         server.add_generic_rpc_handlers((methods,))
     else:

@@ -437,7 +437,7 @@ def served_methods(channel: grpc.Channel, metadata: Metadata) -> Iterator[str]:
 
 
 def test_a_method_of_which_nobody_said_who_may_call_it_cannot_be_served() -> None:
-    methods = Methods(1, Admission(Settings(), None))
+    methods = Methods(1, 1, Admission(Settings(), None))
     handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(
         lambda request, context: request
     )
