@@ -78,9 +78,6 @@ def jwks_of(*items: object) -> str:
     return json.dumps({"keys": items})
 
 
-# What is read
-
-
 def test_keys_of_a_file_are_found_by_their_ids_each_for_its_algorithm(file: File) -> None:
     file.write(jwks(A, RSA))
 
@@ -423,7 +420,7 @@ async def test_a_reading_that_began_before_does_not_count_for_an_unknown_key(
 async def test_an_error_that_nobody_expected_does_not_end_the_readings(
     hasty: None,
 ) -> None:
-    fails = [True]  # at the first change
+    fails = [True]
 
     def on_change() -> None:
         if fails.pop():
