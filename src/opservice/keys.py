@@ -92,7 +92,8 @@ def _keys(content: Any) -> Keys:
             continue
         if "d" in item:
             raise ValueError("it has a private key: give the public ones alone")
-        with suppress(jwt.PyJWTError):  # of a kind that is not known here
+        # Of a kind that is not known here, or for the algorithm "none".
+        with suppress(jwt.PyJWTError, NotImplementedError):
             key = Key(json.dumps(item, sort_keys=True), jwt.PyJWK(item))
             key_id = str(item.get("kid", ""))
             if key_id in keys:
@@ -207,6 +208,11 @@ class KeySource:
             awaited, self._next_reading = self._next_reading, asyncio.Event()
             try:
                 keys = await _on_thread(partial(read_keys, self._source))
+                self._failed = False
+                if keys != self._keys:
+                    self._keys = keys
+                    log.info("new keys", key_ids=sorted(keys))
+                    self._on_change()
             except KeysUnreadable as error:
                 log.error("the old keys stay in use", cause=str(error))  # noqa: TRY400 - no more to say
                 backoff = (
@@ -216,11 +222,5 @@ class KeySource:
             except Exception:  # whatever it is, the keys must be read again
                 log.exception("the old keys stay in use")
                 self._failed = True
-            else:
-                self._failed = False
-                if keys != self._keys:
-                    self._keys = keys
-                    log.info("new keys", key_ids=sorted(keys))
-                    self._on_change()
             finally:
                 awaited.set()

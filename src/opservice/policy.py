@@ -32,11 +32,6 @@ import yaml
 from opservice.errors import StartupError
 from opservice.identity import MAX_GRANTS, MAX_SUBJECT, Grant, parse_grant
 
-try:
-    from yaml import CSafeLoader as _SafeLoader  # several times as quick
-except ImportError:
-    from yaml import SafeLoader as _SafeLoader  # type: ignore[assignment] # alike
-
 _TOKEN_PREFIX = "opservice_"  # noqa: S105 - lets scanners find tokens where they should not be
 _SHOWN = 16
 """Characters of what should not stand there."""
@@ -135,7 +130,7 @@ def _token(item: object, where: str) -> tuple[str, StaticToken]:
     return hash_, StaticToken(str(subject), _grants(entry.get("grants"), where), expires_at)
 
 
-class _Loader(_SafeLoader):
+class _Loader(yaml.SafeLoader):
     """Refuses a key that stands twice, of which the last would count."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:

@@ -400,7 +400,10 @@ def is_loopback(host: str) -> bool:
 
 def _check_url(url: str) -> None:
     """Raises StartupError for a URL that is not to be trusted with keys, or holds a secret."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise StartupError(f"--jwks: the URL does not parse: {error}") from error
     if parts.username or parts.password:
         raise StartupError("--jwks: a URL with a password in it would be seen by others")
     if not (parts.scheme == "https" or is_loopback(parts.hostname or "")):
