@@ -51,6 +51,8 @@ from support.identities import (
 )
 from support.server import ServerProcess, serving
 
+pytestmark = pytest.mark.slow  # many servers are started, and stopped
+
 MINE, THEIRS, SHARED = "folders/mine", "folders/theirs", "folders/shared"
 MISSING = "ops00000000000000000"
 GRANTS = {

@@ -31,6 +31,8 @@ from support.identities import (
 )
 from support.server import ServerProcess, eventually, serving
 
+pytestmark = pytest.mark.slow  # many servers are started, and stopped
+
 PARENT = "folders/a"
 CONNECTIONS = 6
 """Of two workers both get some of so many."""

@@ -27,6 +27,8 @@ from support.identities import (
 )
 from support.server import ServerProcess, eventually, serving
 
+pytestmark = pytest.mark.slow  # many servers are started, and stopped
+
 ROTATIONS = 3
 
 
