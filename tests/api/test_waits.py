@@ -198,15 +198,23 @@ def test_the_wait_of_a_client_that_is_gone_ends(database_url: str, tmp_path: Pat
         assert call.cancelled() or call.done()
 
 
+@pytest.fixture
+def roomy(database_url: str, tmp_path: Path) -> Iterator[ServerProcess]:
+    """A server that lets a connection, and a caller, wait for as much as they like."""
+    limits = {"max_concurrent_streams": 10_000, "max_waits_per_caller": 20_000}
+    with serving(tmp_path, database_url, **limits) as server:
+        yield server
+
+
 @pytest.mark.slow
 async def test_ten_thousand_waits_in_one_burst_are_all_woken_and_none_early(
-    server: ServerProcess,
+    roomy: ServerProcess,
 ) -> None:
-    ids = [server.client.started() for _ in range(100)]
+    ids = [roomy.client.started() for _ in range(100)]
     own = [("grpc.use_local_subchannel_pool", 1)]
     async with (
-        grpc.aio.insecure_channel(server.address, own) as first,
-        grpc.aio.insecure_channel(server.address, own) as second,
+        grpc.aio.insecure_channel(roomy.address, own) as first,
+        grpc.aio.insecure_channel(roomy.address, own) as second,
     ):
         stubs: list[Any] = [OperationRecordServiceStub(channel) for channel in (first, second)]
         calls = [
@@ -219,7 +227,7 @@ async def test_ten_thousand_waits_in_one_burst_are_all_woken_and_none_early(
             await stub.Wait(WaitOperationRecordRequest(operation_id=ids[0], timeout=Duration()))
         assert not any(call.done() for call in calls)
 
-        ending = Thread(target=lambda: [server.client.complete(id_) for id_ in ids])
+        ending = Thread(target=lambda: [roomy.client.complete(id_) for id_ in ids])
         ending.start()
         records = [await call for call in calls]
         ending.join()
