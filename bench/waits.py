@@ -111,6 +111,6 @@ if __name__ == "__main__":
     database = open_database(sys.argv[1])
     migrate(database)
     database.close()
-    many = ("--max-concurrent-streams", str(WAITS))
+    many = ("--max-concurrent-streams", str(WAITS), "--max-waits-per-caller", str(2 * WAITS))
     with serve(sys.argv[1], *many) as (one, process), serve(sys.argv[1]) as (other, _):
         asyncio.run(main(one, other, process.pid))
