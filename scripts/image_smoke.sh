@@ -23,10 +23,12 @@ fail() {
 inside() { timeout 20 "$engine" exec "$container" "$@"; }
 call() { timeout 20 grpcurl -plaintext "${@:2}" "$address" "$1"; }
 
+# Low enough for any machine; an engine's own defaults are not.
+limits=(--ulimit nofile=1024:1024 --ulimit nproc=1024:1024)
+
 start() {
-    # The limits are low enough for any machine; an engine's own defaults are not.
     container=$("$engine" run --detach --read-only --cap-drop ALL --security-opt no-new-privileges \
-        --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 --volume "$volume:/data" --publish 127.0.0.1::50051 \
+        "${limits[@]}" --volume "$volume:/data" --publish 127.0.0.1::50051 \
         --env OPSERVICE_ALLOW_ANONYMOUS=1 "$image")
     address=$("$engine" port "$container" 50051/tcp)
     local healthcheck
@@ -47,7 +49,7 @@ stop() {
     container=
 }
 
-refusal=$(timeout 60 "$engine" run --rm --read-only "$image" 2>&1) && fail "serves everybody without being told to"
+refusal=$(timeout 60 "$engine" run --rm --read-only "${limits[@]}" "$image" 2>&1) && fail "serves everybody without being told to"
 [[ $refusal == *"callers are not asked who they are"* ]] || fail "refused for another reason: $refusal"
 start
 echo "ready and healthy at $address"
