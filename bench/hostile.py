@@ -1,7 +1,7 @@
 """What a client that means well sees while others attack the server.
 
-    PYTHONPATH=tests .venv/bin/python bench/hostile.py                    # every attack, about 3 minutes
-    PYTHONPATH=tests .venv/bin/python bench/hostile.py 'rapid resets'     # those that are named
+    PYTHONPATH=tests .venv/bin/python bench/hostile.py 2> server.log      # every attack for a minute
+    PYTHONPATH=tests .venv/bin/python bench/hostile.py --seconds 10 'rapid resets' 'slow readers'
 
 Serves a new SQLite database and calls it 50 times a second, first in quiet, then beside each attack of
 tests/support/hostile.py, which runs in a process of the lowest priority. Prints the latencies of the calls,
@@ -11,6 +11,7 @@ memory.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import sys
@@ -24,11 +25,17 @@ from support.bystander import Bystander
 from support.hostile import ATTACKS, Done, launch
 from support.process import cpu_seconds, peak_mib, restart_peak
 
-SECONDS = 10.0
 QUIET = "(quiet)"
 
 
-def main(attacks: list[str]) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("attacks", nargs="*", metavar="ATTACK", help=", ".join(ATTACKS))
+    parser.add_argument("--seconds", type=float, default=60, help="of each attack")
+    arguments = parser.parse_args()
+    attacks, seconds = arguments.attacks or list(ATTACKS), arguments.seconds
+    if unknown := set(attacks) - set(ATTACKS):
+        parser.error(f"there is no attack named {', '.join(sorted(unknown))}")
     print(
         f"{'attack':22} {'p50 ms':>8} {'p99 ms':>8} {'max ms':>8} {'p99 ratio':>9} {'failed':>7}"
         f" {'cores':>6} {'peak MiB':>9}   sent"
@@ -37,20 +44,20 @@ def main(attacks: list[str]) -> None:
         address, process = running
         quiet: list[float] = []
         for name in (QUIET, *attacks, QUIET):
-            ratio = asyncio.run(beside(name, address, process.pid, median(quiet or [0])))
+            p99 = asyncio.run(beside(name, address, process.pid, seconds, median(quiet or [0])))
             if name == QUIET:
-                quiet.append(ratio)
+                quiet.append(p99)
             if process.poll() is not None:
                 sys.exit(f"the server ended with {process.returncode}")
 
 
-async def beside(name: str, address: str, pid: int, quiet_p99: float) -> float:
+async def beside(name: str, address: str, pid: int, seconds: float, quiet_p99: float) -> float:
     """Prints a row. Returns the calls' p99, in milliseconds."""
     restart_peak(pid)
     bystander = Bystander(address)
-    attacker = None if name == QUIET else launch(name, address, SECONDS)
+    attacker = None if name == QUIET else launch(name, address, seconds)
     cpu, began = cpu_seconds(pid), time.monotonic()
-    over = began + SECONDS
+    over = began + seconds
     await bystander.run(
         lambda: attacker.poll() is not None if attacker else time.monotonic() > over
     )
@@ -75,4 +82,4 @@ def said_by(attacker: Popen[str] | None) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or list(ATTACKS))
+    main()

@@ -4,6 +4,7 @@
     ├── InvalidArgument            the request itself is wrong; names every field
     │   └── IdempotencyKeyReused
     ├── MalformedRequest           the bytes are no message of the method's type
+    ├── TooManyHeaders
     ├── OperationNotFound
     ├── EndpointNotFound
     ├── ServiceUnknown
@@ -80,6 +81,10 @@ class IdempotencyKeyReused(InvalidArgument):
 
 class MalformedRequest(OpserviceError):
     """The request is not a valid message of its type"""
+
+
+class TooManyHeaders(OpserviceError):
+    """The call has more headers than the server takes."""
 
 
 class OperationNotFound(OpserviceError):

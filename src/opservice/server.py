@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import resource
 import signal
@@ -75,6 +76,7 @@ _FILES: Sequence[FileDescriptor] = (
 _SERVICES = [service.full_name for file in _FILES for service in file.services_by_name.values()]
 
 _OTHER_FILES = 256
+_READ_BYTES = 64 << 10
 CLOSE_SECONDS = 5
 """How long the end of a server may wait for its database."""
 _WILDCARDS = {"0.0.0.0", "[::]"}  # noqa: S104 - to warn of them
@@ -133,6 +135,9 @@ async def run(
         _add_services(cast("grpc.aio.Server", methods), settings, guarded, address, health)
         add_reflection(cast("grpc.aio.Server", methods), _SERVICES, known_types)
         server.add_generic_rpc_handlers((methods,))
+        # What there is now stays until the end: looking for garbage in it would stop all calls for 50 ms.
+        gc.collect()
+        gc.freeze()
         await server.start()
         background = [
             asyncio.create_task(
@@ -233,10 +238,13 @@ def server_options(settings: Settings, *, share_port: bool = False) -> list[tupl
         # By default core refuses calls, at random, once 1,000 wait to be accepted.
         ("grpc.server.max_pending_requests", settings.max_pending_requests),
         ("grpc.server.max_pending_requests_hard_limit", 2 * settings.max_pending_requests),
-        # Go clients ping every 30 s, also when idle; by default they would be sent away for it.
+        # By default Go clients would be sent away for pinging while idle; and a flood of pings costs core the
+        # square of their number when it is about to send their sender away, but little to answer.
+        ("grpc.http2.max_ping_strikes", 0),
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_ping_interval_without_data_ms", settings.min_ping_interval // 1000),
-        ("grpc.http2.max_ping_strikes", 2),
+        # By default a connection that sends much has megabytes taken, and kept, at a time: SETTINGS frames of
+        # 4 MiB keep a thread busy for 0.4 s.
+        ("grpc.experimental.tcp_max_read_buffer_size", _READ_BYTES),
         ("grpc.keepalive_time_ms", settings.keepalive // 1000),
     ]
 

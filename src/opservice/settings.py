@@ -189,9 +189,10 @@ class Settings:
     )
     max_unsent_bytes: int = _setting(
         "bytes",
-        256 << 20,
+        128 << 20,
         "Answers of 32 KiB or more that callers of a worker have not read yet, of one connection an eighth"
-        " of it; beyond it they are refused with RESOURCE_EXHAUSTED.",
+        " of it; beyond it they are refused with RESOURCE_EXHAUSTED, and from a quarter of its eighth on a"
+        " connection is slowed down.",
         least=1 << 20,
     )
     max_connections: int = _setting(
@@ -214,14 +215,6 @@ class Settings:
         "How long a new connection may take until it speaks HTTP/2, TLS included.",
         least=SECOND // 10,
         most=HOUR,
-    )
-    min_ping_interval: int = _setting(
-        "duration",
-        5 * SECOND,
-        "How often a client may ping while it sends and gets nothing else; one that does so thrice too"
-        " soon is sent away. Go clients ping every 10 s or less often.",
-        least=0,
-        most=DAY,
     )
     keepalive: int = _setting(
         "duration",

@@ -14,6 +14,7 @@ from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
 from opservice._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
 from support import http2
 from support.client import Client, refused
+from support.process import resident_mib
 from support.server import ServerProcess, eventually, serving
 
 MIB = 1 << 20
@@ -83,3 +84,20 @@ def test_large_answers_that_are_read_are_never_refused(sqlite_url: str, tmp_path
         server.client.complete(id_)
 
         assert [each.operation.done for each in watch][-1]
+
+
+@pytest.mark.parametrize("path", [GET, WATCH])
+def test_nothing_is_kept_of_answers_that_were_refused(
+    sqlite_url: str, tmp_path: Path, path: str
+) -> None:
+    """Neither the answer nor the exception's traceback, which leads to it, while nobody reads the refusal."""
+    with serving(tmp_path, sqlite_url, max_unsent_bytes=8 * MIB) as server:
+        id_ = server.client.started(metadata=PAYLOAD)
+        server.client.get(id_)
+        before = resident_mib(server.pid)
+        with ExitStack() as unread:
+            for _ in range(4):
+                unread.enter_context(ask_without_reading(server, path, id_, 50))
+            eventually(lambda: len(server.log(method=path, error="ServerBusy")) == 4 * 49)
+
+            assert resident_mib(server.pid) - before < 100

@@ -20,11 +20,13 @@ from opservice._proto.opservice.v1.operation_record_service_pb2 import (
     WatchOperationRecordRequest,
 )
 from opservice.api.auth import LEEWAY_SECONDS
+from support.certificates import Authority
 from support.client import Client, Refusal, refusal_from, refused
 from support.identities import (
     Issuer,
     TokenFile,
     calling_with,
+    client_certificate,
     make_key,
     replace_text,
     write_policy,
@@ -223,6 +225,55 @@ def test_a_token_that_expires_ends_what_it_allowed(site: Site, kind: str) -> Non
         )
     }
     assert go_on(site, id_, lasting)
+
+
+def test_a_certificate_that_expires_ends_what_it_allowed(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    pair = authority.issue()
+    settings = {
+        "tls_cert": pair.certificate,
+        "tls_key": pair.key,
+        "tls_client_ca": authority.certificate,
+        "policy": write_policy(
+            tmp_path / "policy.yaml", {"root": ["admin:*"], "ann": [f"viewer:{PARENT}"]}
+        ),
+    }
+    with serving(tmp_path, f"sqlite:///{tmp_path}/operations.db", **settings) as server:
+
+        def calling(name: str, lasts: timedelta) -> Client:
+            shown = client_certificate(authority, tmp_path / name, names=[name], lasts=lasts)
+            return Client(
+                server.channel(
+                    root_certificates=authority.certificate.read_bytes(),
+                    private_key=shown.key.read_bytes(),
+                    certificate_chain=shown.certificate.read_bytes(),
+                )
+            )
+
+        root = calling("root", timedelta(days=1))
+        id_ = root.started(parent=PARENT)
+        lasting = watching([root], id_)
+        watches: list[Any] = []
+        for seconds in (3, 10, 30):  # on a busy machine it may expire before it is used
+            ann = calling("ann", timedelta(seconds=seconds))
+            with suppress(grpc.RpcError):
+                watches = watching([ann], id_)
+                break
+        waits = waiting([ann], id_)
+
+        assert told(ends(watches, waits)) == {
+            (
+                grpc.StatusCode.UNAUTHENTICATED,
+                "CREDENTIALS_EXPIRED",
+                "The credentials have expired.",
+            )
+        }
+        assert len(watches) == 1
+        with refused() as refusal:  # on the connection that the certificate made
+            ann.get(id_)
+        assert refusal.reason == "CREDENTIALS_EXPIRED"
+        root.complete(id_)
+        assert [record.operation.done for record in lasting[0]][-1]
 
 
 def test_a_key_that_is_removed_ends_what_its_tokens_allowed(site: Site) -> None:

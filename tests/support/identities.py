@@ -242,7 +242,11 @@ def replace_text(file: Path, text: str) -> None:
 
 
 def client_certificate(
-    authority: Authority, file: Path, uris: Sequence[str] = (), names: Sequence[str] = ()
+    authority: Authority,
+    file: Path,
+    uris: Sequence[str] = (),
+    names: Sequence[str] = (),
+    lasts: timedelta = timedelta(days=1),
 ) -> Pair:
     """A certificate of the authority with these URIs and DNS names; `file` without its suffix."""
     key = ec.generate_private_key(ec.SECP256R1())
@@ -254,7 +258,7 @@ def client_certificate(
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(days=1))
+        .not_valid_after(now + lasts)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     )
     alternatives: list[x509.GeneralName] = [

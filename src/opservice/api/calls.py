@@ -29,7 +29,7 @@ from opservice.api.methods import METHODS, Method
 from opservice.api.status import error_to_pb, meaning_of
 from opservice.api.unsent import Unsent
 from opservice.api.validation import MAX_ID, MAX_NAME
-from opservice.errors import MalformedRequest, ServerBusy, StoreError
+from opservice.errors import MalformedRequest, ServerBusy, StoreError, TooManyHeaders
 from opservice.logs import AUDIT_LOGGER
 
 REQUEST_ID = "x-request-id"
@@ -39,6 +39,10 @@ _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _Decode: TypeAlias = "Callable[[bytes], Any] | None"
 _Encode: TypeAlias = "Callable[[Any], bytes]"
+_Answer: TypeAlias = tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]]
+MAX_HEADERS = 128
+"""Of a call. gRPC limits their bytes, but only for peers that say that they know of the limit."""
+
 _LOGGED = {"operation_id": MAX_ID, "name": MAX_NAME + MAX_ID}
 """Fields of requests that say which operation is meant, and how much of them is logged."""
 
@@ -67,6 +71,7 @@ class Methods(grpc.GenericRpcHandler):
         self._handlers: dict[str, Handler] = {}
         self._exempt: set[str] = set()
         self._refusal: Handler = grpc.stream_unary_rpc_method_handler(self._refuse)
+        self._headers_refusal: Handler = grpc.stream_unary_rpc_method_handler(_refuse_headers)
         self._refused = 0
         self._told_at = 0.0
 
@@ -91,6 +96,8 @@ class Methods(grpc.GenericRpcHandler):
         """The same handlers: generated code adds them both ways."""
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
+        if len(handler_call_details.invocation_metadata) > MAX_HEADERS:
+            return self._headers_refusal
         method = handler_call_details.method
         if self._in_progress.calls >= self._max_calls and method not in self._exempt:
             return self._refusal
@@ -104,11 +111,7 @@ class Methods(grpc.GenericRpcHandler):
                 "refusing calls", in_progress=self._in_progress.calls, refused=self._refused
             )
             self._told_at, self._refused = now, 0
-        # Without an exception: a refusal must cost less than what it saves.
-        code, message, trailers = _BUSY
-        context.set_code(code)
-        context.set_details(message)
-        context.set_trailing_metadata(trailers)
+        _refuse_with(_BUSY, context)
 
 
 class _InProgress:
@@ -187,6 +190,8 @@ class _Call:
             audit.info("call", **line, **described(error))
         elif code != Code.INTERNAL and not isinstance(error, StoreError):
             log.info("call", **line, **described(error))
+        # Whoever reads nothing does not get this either: what he asked for is not kept until he does.
+        self.request = error.__traceback__ = error.__cause__ = error.__context__ = None
         await self._context.abort(*_answer(error, self.request_id))
 
     def _is_logged(self) -> bool:
@@ -229,16 +234,28 @@ def _decoded(decode: Callable[[bytes], Any], request: bytes) -> Any:
         raise MalformedRequest from error
 
 
-def _answer(
-    error: Exception, request_id: str
-) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]]:
+def _answer(error: Exception, request_id: str) -> _Answer:
     """The code, message and trailers for an error."""
     status = error_to_pb(error, request_id)
     trailers = ((_STATUS_DETAILS, status.SerializeToString()), (REQUEST_ID, request_id))
     return _STATUS_CODES[status.code], status.message, trailers
 
 
+def _refuse_with(answer: _Answer, context: Context) -> None:
+    """Without an exception: a refusal must cost less than what it saves."""
+    code, message, trailers = answer
+    context.set_code(code)
+    context.set_details(message)
+    context.set_trailing_metadata(trailers)
+
+
+async def _refuse_headers(requests: object, context: Context) -> None:
+    log.info("refused a call with too many headers", peer=context.peer())
+    _refuse_with(_TOO_MANY_HEADERS, context)
+
+
 _BUSY = _answer(ServerBusy(), "")
+_TOO_MANY_HEADERS = _answer(TooManyHeaders(f"A call may have {MAX_HEADERS} headers at most"), "")
 
 
 def _wrap(handler: Handler, around: _Around) -> Handler:
@@ -270,6 +287,7 @@ def _wrap_unary(
         this = _Call(around, context)
         entered = False
         try:
+            await unsent.turn(context)
             await this.enter()
             entered = True
             in_progress.calls += 1
@@ -287,6 +305,7 @@ def _wrap_unary(
             this.cancelled()
             raise
         except Exception as error:  # noqa: BLE001 - every error becomes a status
+            request = answer = None
             await this.fail(error)
         finally:
             in_progress.calls -= entered
@@ -302,6 +321,7 @@ def _wrap_stream(
     async def call(request: Any, context: Context) -> AsyncIterator[Any]:
         this = _Call(around, context)
         try:
+            await around.unsent.turn(context)
             await this.enter()
             if decode is not None:
                 request = this.request = _decoded(decode, request)
@@ -309,6 +329,7 @@ def _wrap_stream(
                 async with aclosing(behavior(request, context)) as responses:
                     async for response in responses:
                         answer = encode(response)
+                        response = None  # it may be large, and its reader slow
                         with around.unsent.while_written(answer, context):
                             yield answer
         except AbortError:
@@ -317,6 +338,7 @@ def _wrap_stream(
             this.cancelled()
             raise
         except Exception as error:  # noqa: BLE001 - every error becomes a status
+            answer = None
             await this.fail(error)
         this.succeed()
 
