@@ -15,7 +15,7 @@ OF_GRPC = 1
 
 def get(client: Client, headers: int) -> str:
     request = GetOperationRequest(operation_id=client.started())
-    return client.operations.Get(request, metadata=[("x", "")] * headers).id
+    return client.operations.Get(request, metadata=(("x", ""),) * headers).id
 
 
 def test_a_call_may_have_so_many_headers(client: Client) -> None:
