@@ -27,7 +27,7 @@
     │   ├── StoreUnavailable       for now: try again
     │   │   └── StoreBusy
     │   └── StoreFull
-    ├── ServerBusy                 more calls are in progress than the server takes on
+    ├── ServerBusy                 more is in progress, or unread, than the server takes on
     ├── ServerStopping             a stream ends because the server does
     └── StartupError               the server refuses to start; the message is for the operator
 

@@ -62,16 +62,6 @@ async def test_calls_of_a_connection_that_does_not_read_let_others_go_first() ->
     assert await order_of_turns(unsent, "deaf", "deaf", "good") == ["good", "deaf", "deaf"]
 
 
-async def test_connections_that_do_not_read_take_turns() -> None:
-    unsent = Unsent(MOST)
-    for peer in ("deaf", "mute"):
-        answered(unsent, peer)
-
-    begun = await order_of_turns(unsent, "deaf", "deaf", "deaf", "mute", "mute", "mute")
-
-    assert {*begun[:2]} == {*begun[2:4]} == {*begun[4:]} == {"deaf", "mute"}
-
-
 @pytest.mark.parametrize("answer", [MUCH, SMALL])
 async def test_who_has_read_its_answers_waits_no_more(answer: bytes) -> None:
     unsent = Unsent(MOST)

@@ -10,6 +10,7 @@ from google.protobuf.any_pb2 import Any as AnyPb
 from grpc import StatusCode
 
 from opservice._proto.opservice.v1.operation_record_service_pb2 import WatchOperationRecordRequest
+from opservice._proto.opservice.v1.producer_service_pb2 import CompleteRequest
 from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
 from opservice._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
 from support import http2
@@ -20,11 +21,18 @@ from support.server import ServerProcess, eventually, serving
 MIB = 1 << 20
 GET = "/yandex.cloud.operation.OperationService/Get"
 WATCH = "/opservice.v1.OperationRecordService/Watch"
+COMPLETE = "/opservice.v1.ProducerService/Complete"
 PAYLOAD = AnyPb(type_url="type.googleapis.com/google.protobuf.Empty", value=bytes(900_000))
 
 
-def ask_without_reading(server: ServerProcess, path: str, id_: str, count: int) -> socket.socket:
-    """No window is given for any answer."""
+def ask_without_reading(
+    server: ServerProcess,
+    path: str,
+    id_: str,
+    count: int,
+    and_then: tuple[str, bytes] | None = None,
+) -> socket.socket:
+    """No window is given for any answer. `and_then` is another call, its path and its request."""
     host, port = server.address.rsplit(":", 1)
     message = http2.grpc_message(GetOperationRequest(operation_id=id_).SerializeToString())
     calls = b"".join(
@@ -32,6 +40,12 @@ def ask_without_reading(server: ServerProcess, path: str, id_: str, count: int) 
         + http2.frame(http2.DATA, http2.END_STREAM, stream, message)
         for stream in range(1, 2 * count, 2)
     )
+    if and_then is not None:
+        path, request = and_then
+        calls += http2.request_headers(2 * count + 1, path)
+        calls += http2.frame(
+            http2.DATA, http2.END_STREAM, 2 * count + 1, http2.grpc_message(request)
+        )
     no_window = http2.setting(http2.INITIAL_WINDOW_SIZE, 0)
     connection = socket.create_connection((host, int(port)))
     connection.sendall(http2.PREFACE + http2.frame(http2.SETTINGS, payload=no_window) + calls)
@@ -101,3 +115,17 @@ def test_nothing_is_kept_of_answers_that_were_refused(
             eventually(lambda: len(server.log(method=path, error="ServerBusy")) == 4 * 49)
 
             assert resident_mib(server.pid) - before < 100
+
+
+def test_writes_of_a_connection_that_reads_nothing_are_not_held_up(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    reads = 99
+    with serving(tmp_path, sqlite_url, max_unsent_bytes=8 * MIB) as server:
+        id_ = server.client.started(metadata=PAYLOAD)
+        complete = CompleteRequest(operation_id=server.client.started()).SerializeToString()
+        with ask_without_reading(server, GET, id_, reads, (COMPLETE, complete)):
+            eventually(lambda: server.log(method=COMPLETE))
+            assert len(server.log(method=GET, error="ServerBusy")) < reads - 1  # it came last
+
+            eventually(lambda: len(server.log(method=GET, error="ServerBusy")) == reads - 1)

@@ -14,13 +14,12 @@ from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from logging import DEBUG, INFO, getLogger
-from typing import Any, NoReturn, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import grpc
 import structlog
 from google.protobuf.message import DecodeError
 from google.rpc.code_pb2 import Code
-from grpc.aio import AbortError
 
 from opservice.api.admission import Admission, Context, Door, Metadata, Waiting
 from opservice.api.audit import described, done_by, is_refusal
@@ -29,7 +28,13 @@ from opservice.api.methods import METHODS, Method
 from opservice.api.status import error_to_pb, meaning_of
 from opservice.api.unsent import Unsent
 from opservice.api.validation import MAX_ID, MAX_NAME
-from opservice.errors import MalformedRequest, ServerBusy, StoreError, TooManyHeaders
+from opservice.errors import (
+    MalformedRequest,
+    OpserviceError,
+    ServerBusy,
+    StoreError,
+    TooManyHeaders,
+)
 from opservice.logs import AUDIT_LOGGER
 
 REQUEST_ID = "x-request-id"
@@ -70,10 +75,10 @@ class Methods(grpc.GenericRpcHandler):
         self._in_progress = _InProgress()
         self._handlers: dict[str, Handler] = {}
         self._exempt: set[str] = set()
-        self._refusal: Handler = grpc.stream_unary_rpc_method_handler(self._refuse)
-        self._headers_refusal: Handler = grpc.stream_unary_rpc_method_handler(_refuse_headers)
-        self._refused = 0
-        self._told_at = 0.0
+        self._busy = _refusing(ServerBusy())
+        self._too_many_headers = _refusing(
+            TooManyHeaders(f"A call may have {MAX_HEADERS} headers at most")
+        )
 
     def add_registered_method_handlers(self, service: str, handlers: dict[str, Handler]) -> None:
         for name, handler in handlers.items():
@@ -97,21 +102,11 @@ class Methods(grpc.GenericRpcHandler):
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
         if len(handler_call_details.invocation_metadata) > MAX_HEADERS:
-            return self._headers_refusal
+            return self._too_many_headers
         method = handler_call_details.method
         if self._in_progress.calls >= self._max_calls and method not in self._exempt:
-            return self._refusal
+            return self._busy
         return self._handlers.get(method)
-
-    async def _refuse(self, requests: object, context: Context) -> None:
-        self._refused += 1
-        now = time.monotonic()
-        if now > self._told_at + 1:
-            log.warning(
-                "refusing calls", in_progress=self._in_progress.calls, refused=self._refused
-            )
-            self._told_at, self._refused = now, 0
-        _refuse_with(_BUSY, context)
 
 
 class _InProgress:
@@ -136,6 +131,11 @@ class _Around:
     def level(self) -> int:
         """At which a call is logged that succeeds."""
         return INFO if self.method.writes else DEBUG
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether no harm is done when a call begins later, as to a lease, or to a server that is probed."""
+        return not (self.method.writes or self.method.probe)
 
 
 class _Call:
@@ -179,7 +179,8 @@ class _Call:
     def cancelled(self) -> None:
         self._log(Code.CANCELLED)
 
-    async def fail(self, error: Exception) -> NoReturn:
+    def refused(self, error: Exception) -> _Answer:
+        """Logs it. Returns what the caller is told."""
         code = meaning_of(error).code
         line = self._line(code)
         if code == Code.INTERNAL:
@@ -190,9 +191,7 @@ class _Call:
             audit.info("call", **line, **described(error))
         elif code != Code.INTERNAL and not isinstance(error, StoreError):
             log.info("call", **line, **described(error))
-        # Whoever reads nothing does not get this either: what he asked for is not kept until he does.
-        self.request = error.__traceback__ = error.__cause__ = error.__context__ = None
-        await self._context.abort(*_answer(error, self.request_id))
+        return _answer(error, self.request_id)
 
     def _is_logged(self) -> bool:
         return self._around.method.audited or _gate.isEnabledFor(self._around.level)
@@ -241,21 +240,27 @@ def _answer(error: Exception, request_id: str) -> _Answer:
     return _STATUS_CODES[status.code], status.message, trailers
 
 
-def _refuse_with(answer: _Answer, context: Context) -> None:
-    """Without an exception: a refusal must cost less than what it saves."""
-    code, message, trailers = answer
-    context.set_code(code)
-    context.set_details(message)
-    context.set_trailing_metadata(trailers)
+def _refusing(error: OpserviceError) -> Handler:
+    """Refuses every call, without reading its requests or raising: that must cost less than what it saves.
 
+    So such calls have no request id, and the log tells of them once a second.
+    """
+    code, message, (details, _) = _answer(error, "")
+    refused, told_at = 0, 0.0
 
-async def _refuse_headers(requests: object, context: Context) -> None:
-    log.info("refused a call with too many headers", peer=context.peer())
-    _refuse_with(_TOO_MANY_HEADERS, context)
+    async def refuse(requests: object, context: Context) -> None:
+        nonlocal refused, told_at
+        refused += 1
+        now = time.monotonic()
+        if now > told_at + 1:
+            log.warning("refusing calls", reason=message, refused=refused, peer=context.peer())
+            refused, told_at = 0, now
+        context.set_code(code)
+        context.set_details(message)
+        context.set_trailing_metadata((details,))
 
-
-_BUSY = _answer(ServerBusy(), "")
-_TOO_MANY_HEADERS = _answer(TooManyHeaders(f"A call may have {MAX_HEADERS} headers at most"), "")
+    # Of a method that answers once, gRPC would send an empty answer, which is one to a client of a stream.
+    return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 def _wrap(handler: Handler, around: _Around) -> Handler:
@@ -282,12 +287,15 @@ def _wrap_unary(
 ) -> Callable[..., Any]:
     in_progress, unsent = around.in_progress, around.unsent
     waits = around.waiting is not None
+    may_wait = around.may_wait
 
     async def call(request: Any, context: Context) -> Any:
         this = _Call(around, context)
         entered = False
+        refusal = None
         try:
-            await unsent.turn(context)
+            if may_wait:
+                await unsent.turn(context)
             await this.enter()
             entered = True
             in_progress.calls += 1
@@ -299,16 +307,18 @@ def _wrap_unary(
             else:
                 answer = encode(await behavior(request, context))
             unsent.until_done(answer, context)
-        except AbortError:
-            raise
         except asyncio.CancelledError:
             this.cancelled()
             raise
         except Exception as error:  # noqa: BLE001 - every error becomes a status
-            request = answer = None
-            await this.fail(error)
+            refusal = this.refused(error)
+            # Who reads nothing does not read this either: no large answer may be kept until he does, so
+            # neither the error, whose traceback leads to it.
+            request = this.request = answer = None
         finally:
             in_progress.calls -= entered
+        if refusal is not None:
+            await context.abort(*refusal)
         this.succeed()
         return answer
 
@@ -320,8 +330,10 @@ def _wrap_stream(
 ) -> Callable[..., Any]:
     async def call(request: Any, context: Context) -> AsyncIterator[Any]:
         this = _Call(around, context)
+        refusal = None
         try:
-            await around.unsent.turn(context)
+            if around.may_wait:
+                await around.unsent.turn(context)
             await this.enter()
             if decode is not None:
                 request = this.request = _decoded(decode, request)
@@ -332,14 +344,14 @@ def _wrap_stream(
                         response = None  # it may be large, and its reader slow
                         with around.unsent.while_written(answer, context):
                             yield answer
-        except AbortError:
-            raise
         except asyncio.CancelledError:
             this.cancelled()
             raise
         except Exception as error:  # noqa: BLE001 - every error becomes a status
-            answer = None
-            await this.fail(error)
+            refusal = this.refused(error)
+            request = this.request = answer = None  # as in _wrap_unary
+        if refusal is not None:
+            await context.abort(*refusal)
         this.succeed()
 
     return call

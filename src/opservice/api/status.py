@@ -124,7 +124,8 @@ def error_to_pb(error: BaseException, request_id: str) -> Status:
         delay = Duration()
         delay.FromNanoseconds(int(retry_seconds * 1e9))
         status.details.add().Pack(RetryInfo(retry_delay=delay))
-    status.details.add().Pack(RequestInfo(request_id=request_id))
+    if request_id:
+        status.details.add().Pack(RequestInfo(request_id=request_id))
     return status
 
 

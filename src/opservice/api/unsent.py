@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,15 +21,16 @@ _CONNECTIONS = 8
 """That may hold as much as they can before others are refused."""
 _SLOWED = 4
 """A connection that holds more than this part of what it may is slowed down."""
-_PAUSE_SECONDS = 0.02
-"""From one call to the next, of all connections that are slowed down."""
+_SECONDS_PER_CALL, _MOST_SECONDS = 0.02, 10.0
+"""Calls of such connections begin so much later for each that is held up at the time, at most so much."""
 
 
 class Unsent:
     """At most `most` bytes, and of one connection an eighth of it. Beyond it answers are refused.
 
-    Long before, further calls of such a connection begin one after the other, with pauses: to make large
-    answers, or to refuse them, for a hundred at once would keep all others waiting.
+    Long before, further calls of such a connection begin later, and not together: to make large answers, or
+    to refuse them, for hundreds at once would keep all others waiting. There is no queue and the delay has a
+    bound, so that a proxy's connection goes on for all who share it when one of them reads nothing.
     """
 
     def __init__(self, most: int) -> None:
@@ -36,22 +38,18 @@ class Unsent:
         self._most_of_peer = most // _CONNECTIONS
         self._all = 0
         self._of_peer: Counter[str] = Counter()
-        self._next_at: dict[str, float] = {}
-        """When the next call may begin of each connection that is slowed down."""
+        self._slowed: set[str] = set()
+        self._held_up = 0
 
     async def turn(self, context: Context) -> None:
-        """Waits until a call may begin."""
-        if not self._next_at:
-            return
-        peer = context.peer()
-        if peer in self._next_at:
-            now = asyncio.get_running_loop().time()
-            begins = max(now, self._next_at[peer])
-            self._next_at[peer] = begins + self._pause()
-            await asyncio.sleep(begins - now)
-
-    def _pause(self) -> float:
-        return _PAUSE_SECONDS * len(self._next_at)
+        """Before a call begins that does no harm when it begins later: at once, or seconds later."""
+        if self._slowed and context.peer() in self._slowed:
+            self._held_up += 1
+            try:
+                most = min(_MOST_SECONDS, _SECONDS_PER_CALL * self._held_up)
+                await asyncio.sleep(random.uniform(most / 2, most))
+            finally:
+                self._held_up -= 1
 
     def until_done(self, answer: bytes, context: Context) -> None:
         """Counts an answer until its call is over. Raises ServerBusy."""
@@ -81,7 +79,7 @@ class Unsent:
         self._of_peer[peer] = of_peer
         if not of_peer:
             del self._of_peer[peer]
-        if of_peer <= self._most_of_peer // _SLOWED:
-            self._next_at.pop(peer, None)
-        elif peer not in self._next_at:
-            self._next_at[peer] = asyncio.get_running_loop().time() + self._pause()
+        if of_peer > self._most_of_peer // _SLOWED:
+            self._slowed.add(peer)
+        else:
+            self._slowed.discard(peer)
