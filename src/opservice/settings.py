@@ -191,8 +191,8 @@ class Settings:
         "bytes",
         128 << 20,
         "Answers of 32 KiB or more that callers of a worker have not read yet, of one connection an eighth"
-        " of it; beyond it they are refused with RESOURCE_EXHAUSTED, and from a quarter of its eighth on a"
-        " connection is slowed down.",
+        " of it; beyond it they are refused with RESOURCE_EXHAUSTED, and from a quarter of its eighth on the"
+        " reads of a connection begin later.",
         least=1 << 20,
     )
     max_connections: int = _setting(

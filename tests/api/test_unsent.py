@@ -62,6 +62,23 @@ async def test_calls_of_a_connection_that_does_not_read_let_others_go_first() ->
     assert await order_of_turns(unsent, "deaf", "deaf", "good") == ["good", "deaf", "deaf"]
 
 
+async def test_calls_that_were_given_up_keep_nobody_waiting() -> None:
+    unsent = Unsent(MOST)
+    answered(unsent, "deaf")
+    given_up = [asyncio.create_task(order_of_turns(unsent, "deaf")) for _ in range(1000)]
+    await asyncio.sleep(0.01)
+    for each in given_up:
+        each.cancel()
+    await asyncio.gather(*given_up, return_exceptions=True)
+
+    turn = asyncio.create_task(order_of_turns(unsent, "deaf"))
+    much_later = asyncio.create_task(asyncio.sleep(5))
+    done, _ = await asyncio.wait([turn, much_later], return_when=asyncio.FIRST_COMPLETED)
+    much_later.cancel()
+
+    assert done == {turn}
+
+
 @pytest.mark.parametrize("answer", [MUCH, SMALL])
 async def test_who_has_read_its_answers_waits_no_more(answer: bytes) -> None:
     unsent = Unsent(MOST)

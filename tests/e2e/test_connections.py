@@ -83,9 +83,11 @@ def test_who_pings_often_gets_all_pings_answered_and_stays(sqlite_url: str, tmp_
         sending = Thread(target=connection.sendall, args=(pings,))
         sending.start()
         with connection.makefile("rb") as answers:
-            while _read_frame(answers) != (http2.PING, LAST):
-                pass
+            answered = 0
+            while (frame := _read_frame(answers)) != (http2.PING, LAST):
+                answered += frame[0] == http2.PING
             sending.join()
+            assert answered == 20_000
 
             assert server.client.get(server.client.started())
             connection.sendall(http2.frame(http2.PING, payload=AFTERWARDS))

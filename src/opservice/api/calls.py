@@ -24,7 +24,7 @@ from google.rpc.code_pb2 import Code
 from opservice.api.admission import Admission, Context, Door, Metadata, Waiting
 from opservice.api.audit import described, done_by, is_refusal
 from opservice.api.auth import Caller
-from opservice.api.methods import METHODS, Method
+from opservice.api.methods import METHODS, Method, Who
 from opservice.api.status import error_to_pb, meaning_of
 from opservice.api.unsent import Unsent
 from opservice.api.validation import MAX_ID, MAX_NAME
@@ -135,7 +135,7 @@ class _Around:
     @property
     def may_wait(self) -> bool:
         """Whether no harm is done when a call begins later, as to a lease, or to a server that is probed."""
-        return not (self.method.writes or self.method.probe)
+        return self.method.takes is not Who.ANYBODY and not self.method.writes
 
 
 class _Call:
@@ -178,6 +178,12 @@ class _Call:
 
     def cancelled(self) -> None:
         self._log(Code.CANCELLED)
+
+    def forget(self) -> None:
+        """What was asked and found, once it is logged."""
+        self.request = None
+        if self.caller is not None:
+            self.caller.command = self.caller.outcome = None
 
     def refused(self, error: Exception) -> _Answer:
         """Logs it. Returns what the caller is told."""
@@ -314,7 +320,8 @@ def _wrap_unary(
             refusal = this.refused(error)
             # Who reads nothing does not read this either: no large answer may be kept until he does, so
             # neither the error, whose traceback leads to it.
-            request = this.request = answer = None
+            request = answer = None
+            this.forget()
         finally:
             in_progress.calls -= entered
         if refusal is not None:
@@ -344,12 +351,13 @@ def _wrap_stream(
                         response = None  # it may be large, and its reader slow
                         with around.unsent.while_written(answer, context):
                             yield answer
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):  # before an answer, or while it is written
             this.cancelled()
             raise
         except Exception as error:  # noqa: BLE001 - every error becomes a status
             refusal = this.refused(error)
-            request = this.request = answer = None  # as in _wrap_unary
+            request = answer = None  # as in _wrap_unary
+            this.forget()
         if refusal is not None:
             await context.abort(*refusal)
         this.succeed()
