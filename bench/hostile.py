@@ -1,6 +1,6 @@
 """What a client that means well sees while others attack the server.
 
-    PYTHONPATH=tests .venv/bin/python bench/hostile.py 2> server.log      # every attack for a minute
+    PYTHONPATH=tests .venv/bin/python bench/hostile.py 2> /dev/null       # every attack for a minute
     PYTHONPATH=tests .venv/bin/python bench/hostile.py --seconds 10 'rapid resets' 'slow readers'
 
 Serves a new SQLite database and calls it 50 times a second, first in quiet, then beside each attack of

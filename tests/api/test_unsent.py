@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from typing import cast
 
 import pytest
 
@@ -38,8 +39,12 @@ class Call:
 def answered(unsent: Unsent, peer: str, answer: bytes = MUCH) -> Call:
     """A call whose answer has not been read."""
     call = Call(peer)
-    unsent.until_done(answer, call)  # type: ignore[arg-type] # all that it needs of one
+    unsent.until_done(answer, context_of(call))
     return call
+
+
+def context_of(call: Call) -> Context:
+    return cast("Context", call)
 
 
 async def order_of_turns(unsent: Unsent, *peers: str) -> list[str]:
@@ -47,8 +52,7 @@ async def order_of_turns(unsent: Unsent, *peers: str) -> list[str]:
     begun: list[str] = []
 
     async def begin(peer: str) -> None:
-        context: Context = Call(peer)  # type: ignore[assignment] # all that it needs of one
-        await unsent.turn(context)
+        await unsent.turn(context_of(Call(peer)))
         begun.append(peer)
 
     await asyncio.gather(*map(begin, peers))
@@ -110,8 +114,8 @@ async def test_all_are_refused_beyond_what_all_may_have() -> None:
 
 async def test_an_answer_of_a_stream_counts_while_it_is_written() -> None:
     unsent = Unsent(MOST)
-    context: Context = Call("deaf")  # type: ignore[assignment] # all that it needs of one
-    with suppress(ZeroDivisionError), unsent.while_written(MUCH, context):
+    writing = unsent.while_written(MUCH, context_of(Call("deaf")))
+    with suppress(ZeroDivisionError), writing:
         assert await order_of_turns(unsent, "deaf", "good") == ["good", "deaf"]
         raise ZeroDivisionError
 

@@ -91,15 +91,15 @@ def assert_correct(
 
 
 def assert_eventful(chaos: Chaos, least: int = 5) -> None:
-    """Otherwise it would show little. More than so many calls of each kind, if any, must have succeeded."""
+    """Otherwise it would show little. More than so many calls of each kind must have succeeded."""
     calls = chaos.calls
     kinds = {call for call, _ in calls}
     assert kinds == {
         "Start", "Get", "GetRecord", "Wait", "Watch", "Renew", "Cancel", "Complete", "Fail"
     }  # fmt: skip
-    if not least:  # it was short, and on a busy machine little of each kind was done
-        return
     assert all(calls[kind, "ok"] > least for kind in kinds), calls
+    if not least:
+        return
     for kind in ("Renew", "Complete", "Fail"):
         assert calls[kind, "refused"] > 5, calls
         assert calls[kind, "unknown"] > 1, calls
@@ -108,7 +108,7 @@ def assert_eventful(chaos: Chaos, least: int = 5) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "kills"), [(5, 1), pytest.param(40, 8, marks=pytest.mark.slow)]
+    ("seconds", "kills"), [(10, 1), pytest.param(40, 8, marks=pytest.mark.slow)]
 )
 def test_two_replicas_answer_as_one_correct_server_would(
     tmp_path: Path, shaky: Shaky, seconds: float, kills: int

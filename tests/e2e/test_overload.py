@@ -58,5 +58,6 @@ def test_calls_beyond_the_limit_are_refused_until_others_end_and_waits_do_not_co
         client.cancel(ids[2])
         assert all(call.result(PATIENCE).operation.done for call in waiting)
         (line, *_) = server.log(event="refusing calls")
+        assert line["in_progress"] == 2
         assert "too many calls in progress" in line["reason"]
         assert line["refused"] == 1

@@ -144,10 +144,12 @@ def test_a_sweep_whose_commit_is_lost_ends_each_operation_once(
     assert proxy.lost == 1
 
     def ended() -> Record | None:
-        """What the lost transaction has locked until PostgreSQL notices, the next sweep ends."""
-        sweep(unlucky, LapseLeases(FAILED, 10), IN_AN_HOUR)
+        """A sweep passes over what the lost transaction has locked, until PostgreSQL notices the loss."""
         found = find(database, before.id)
-        return found if found is not None and found.done else None
+        if found is not None and found.done:
+            return found
+        sweep(unlucky, LapseLeases(FAILED, 10), IN_AN_HOUR)
+        return None
 
     after = eventually(ended)
     assert after.revision == before.revision + 1

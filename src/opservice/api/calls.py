@@ -75,8 +75,8 @@ class Methods(grpc.GenericRpcHandler):
         self._in_progress = _InProgress()
         self._handlers: dict[str, Handler] = {}
         self._exempt: set[str] = set()
-        self._busy = _refusing(ServerBusy())
-        self._too_many_headers = _refusing(
+        self._busy = self._refusing(ServerBusy())
+        self._too_many_headers = self._refusing(
             TooManyHeaders(f"A call may have {MAX_HEADERS} headers at most")
         )
 
@@ -107,6 +107,29 @@ class Methods(grpc.GenericRpcHandler):
         if self._in_progress.calls >= self._max_calls and method not in self._exempt:
             return self._busy
         return self._handlers.get(method)
+
+    def _refusing(self, error: OpserviceError) -> Handler:
+        """Refuses every call, neither reading its requests nor raising: it must cost less than it saves.
+
+        So such calls have no request id, and the log tells of them once a second.
+        """
+        code, message, (details, _) = _answer(error, "")
+        refused, told_at = 0, 0.0
+
+        async def refuse(requests: object, context: Context) -> None:
+            nonlocal refused, told_at
+            refused += 1
+            now = time.monotonic()
+            if now > told_at + 1:
+                line = {"reason": message, "in_progress": self._in_progress.calls}
+                log.warning("refusing calls", **line, refused=refused, peer=context.peer())
+                refused, told_at = 0, now
+            context.set_code(code)
+            context.set_details(message)
+            context.set_trailing_metadata((details,))
+
+        # Of a method that answers once gRPC would send an empty answer, even to the client of a stream.
+        return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 class _InProgress:
@@ -179,14 +202,8 @@ class _Call:
     def cancelled(self) -> None:
         self._log(Code.CANCELLED)
 
-    def forget(self) -> None:
-        """What was asked and found, once it is logged."""
-        self.request = None
-        if self.caller is not None:
-            self.caller.command = self.caller.outcome = None
-
     def refused(self, error: Exception) -> _Answer:
-        """Logs it. Returns what the caller is told."""
+        """Logs it, and keeps nothing of what was asked and found. Returns what the caller is told."""
         code = meaning_of(error).code
         line = self._line(code)
         if code == Code.INTERNAL:
@@ -197,6 +214,9 @@ class _Call:
             audit.info("call", **line, **described(error))
         elif code != Code.INTERNAL and not isinstance(error, StoreError):
             log.info("call", **line, **described(error))
+        self.request = None
+        if self.caller is not None:
+            self.caller.command = self.caller.outcome = None
         return _answer(error, self.request_id)
 
     def _is_logged(self) -> bool:
@@ -244,29 +264,6 @@ def _answer(error: Exception, request_id: str) -> _Answer:
     status = error_to_pb(error, request_id)
     trailers = ((_STATUS_DETAILS, status.SerializeToString()), (REQUEST_ID, request_id))
     return _STATUS_CODES[status.code], status.message, trailers
-
-
-def _refusing(error: OpserviceError) -> Handler:
-    """Refuses every call, without reading its requests or raising: that must cost less than what it saves.
-
-    So such calls have no request id, and the log tells of them once a second.
-    """
-    code, message, (details, _) = _answer(error, "")
-    refused, told_at = 0, 0.0
-
-    async def refuse(requests: object, context: Context) -> None:
-        nonlocal refused, told_at
-        refused += 1
-        now = time.monotonic()
-        if now > told_at + 1:
-            log.warning("refusing calls", reason=message, refused=refused, peer=context.peer())
-            refused, told_at = 0, now
-        context.set_code(code)
-        context.set_details(message)
-        context.set_trailing_metadata((details,))
-
-    # Of a method that answers once, gRPC would send an empty answer, which is one to a client of a stream.
-    return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 def _wrap(handler: Handler, around: _Around) -> Handler:
@@ -321,7 +318,6 @@ def _wrap_unary(
             # Who reads nothing does not read this either: no large answer may be kept until he does, so
             # neither the error, whose traceback leads to it.
             request = answer = None
-            this.forget()
         finally:
             in_progress.calls -= entered
         if refusal is not None:
@@ -357,7 +353,6 @@ def _wrap_stream(
         except Exception as error:  # noqa: BLE001 - every error becomes a status
             refusal = this.refused(error)
             request = answer = None  # as in _wrap_unary
-            this.forget()
         if refusal is not None:
             await context.abort(*refusal)
         this.succeed()
