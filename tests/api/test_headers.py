@@ -10,11 +10,15 @@ from grpc import StatusCode
 from opservice._proto.opservice.v1.operation_record_service_pb2 import WatchOperationRecordRequest
 from opservice._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
 from opservice.api.calls import MAX_HEADERS
+from opservice.logs import AUDIT_LOGGER
 from support.client import Client, refused
-from support.server import ServerProcess, eventually
+from support.server import ServerProcess
 
 OF_GRPC = 1
 """Headers that gRPC adds and shows: user-agent."""
+
+GET = "/yandex.cloud.operation.OperationService/Get"
+WATCH = "/opservice.v1.OperationRecordService/Watch"
 
 Call = Callable[[Client, str, int], Any]
 
@@ -53,9 +57,22 @@ def test_a_call_with_more_headers_is_refused(client: Client, call: Call, more: i
     assert len(refusal.details) == 1
 
 
-def test_the_log_tells_of_calls_with_more_headers(server: ServerProcess) -> None:
+@pytest.mark.parametrize(("call", "method"), [(get, GET), (watch, WATCH)])
+def test_the_audit_log_tells_of_each_call_with_more_headers(
+    server: ServerProcess, call: Call, method: str
+) -> None:
     id_ = server.client.started()
-    with refused():
-        get(server.client, id_, MAX_HEADERS)
 
-    eventually(lambda: server.log(reason="A call may have 128 headers at most"))
+    def told() -> list[dict[str, Any]]:
+        return server.log(
+            logger=AUDIT_LOGGER, error="TooManyHeaders", method=method, code="RESOURCE_EXHAUSTED"
+        )
+
+    before = len(told())
+    for _ in range(3):
+        with refused():
+            call(server.client, id_, MAX_HEADERS)
+
+    assert len(told()) == before + 3
+    assert told()[-1]["peer"].startswith("ipv4:127.0.0.1:")
+    assert server.log(event="refusing calls", reason="A call may have 128 headers at most")

@@ -7,8 +7,12 @@ import pty
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from select import select
 
 from support.server import PATIENCE, ServerProcess, clean_environment, command_line
+
+_ENDED_BY_SIGNALS = ["env", "--default-signal=INT,QUIT"]
+"""Also when what runs the tests has them ignored, as a shell does for what runs in its background."""
 
 
 @contextmanager
@@ -16,7 +20,7 @@ def running(server: ServerProcess, *arguments: str) -> Iterator[subprocess.Popen
     """The command with pipes, ended at the latest with the block."""
     environment = clean_environment(OPSERVICE_SERVER=server.address)
     with subprocess.Popen(
-        command_line(arguments, {}),
+        [*_ENDED_BY_SIGNALS, *command_line(arguments, {})],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -45,7 +49,7 @@ def on_a_terminal(
         once_shown = press[0], lambda: os.write(ours, typed)
     process = subprocess.Popen(
         # As its controlling terminal, which makes a signal of Ctrl-C.
-        ["setsid", "--ctty", *command_line(arguments, {})],
+        ["setsid", "--ctty", *_ENDED_BY_SIGNALS, *command_line(arguments, {})],
         env=clean_environment(
             OPSERVICE_SERVER=server.address, TERM="xterm-256color", COLUMNS="120", **environment
         ),
@@ -57,7 +61,7 @@ def on_a_terminal(
     shown = b""
     try:
         with suppress(OSError):  # EIO: nobody has the other end any more
-            while part := os.read(ours, 65_536):
+            while part := _read(ours):
                 shown += part
                 if once_shown is not None and once_shown[0] in shown.decode(errors="replace"):
                     act, once_shown = once_shown[1], None
@@ -67,3 +71,10 @@ def on_a_terminal(
         process.kill()
         process.wait()
         os.close(ours)
+
+
+def _read(terminal: int) -> bytes:
+    """Raises OSError when nobody has the other end any more."""
+    readable, _, _ = select([terminal], [], [], PATIENCE)
+    assert readable, "nothing was shown for long, and the command goes on"
+    return os.read(terminal, 65_536)

@@ -10,7 +10,8 @@ from grpc_health.v1 import health_pb2
 
 from opservice._proto.opservice.v1.operation_record_service_pb2 import WaitOperationRecordRequest
 from opservice._proto.yandex.cloud.operation.operation_service_pb2 import CancelOperationRequest
-from support.client import Client, Refusal, refusal_from
+from opservice.logs import AUDIT_LOGGER
+from support.client import Client, Refusal, refusal_from, refused
 from support.fixtures import held_up_writes
 from support.server import PATIENCE, eventually, serving
 
@@ -50,9 +51,11 @@ def test_calls_beyond_the_limit_are_refused_until_others_end_and_waits_do_not_co
             at_once = WaitOperationRecordRequest(operation_id=ids[2], timeout=Duration())
             assert not client.records.Wait(at_once).operation.done
             assert health(client.channel) == health_pb2.HealthCheckResponse.SERVING
+            with refused() as of_start:
+                client.start()
 
         assert refusal.code == StatusCode.RESOURCE_EXHAUSTED
-        assert refusal.reason == "SERVER_BUSY"
+        assert refusal.reason == of_start.reason == "SERVER_BUSY"
         assert refusal.one(RetryInfo).retry_delay.seconds >= 1
         assert all(cancel.result(PATIENCE).done for cancel in cancels)
         client.cancel(ids[2])
@@ -61,3 +64,5 @@ def test_calls_beyond_the_limit_are_refused_until_others_end_and_waits_do_not_co
         assert line["in_progress"] == 2
         assert "too many calls in progress" in line["reason"]
         assert line["refused"] == 1
+        audited = server.log(logger=AUDIT_LOGGER, error="ServerBusy", code="RESOURCE_EXHAUSTED")
+        assert [each["method"].rpartition("/")[2] for each in audited] == ["Get", "Start"]

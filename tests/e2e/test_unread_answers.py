@@ -13,6 +13,7 @@ from opservice._proto.opservice.v1.operation_record_service_pb2 import WatchOper
 from opservice._proto.opservice.v1.producer_service_pb2 import CompleteRequest
 from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
 from opservice._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
+from opservice.logs import AUDIT_LOGGER
 from support import http2
 from support.client import Client, refused
 from support.process import resident_mib
@@ -59,7 +60,8 @@ def test_one_connection_is_refused_what_it_does_not_read(
     with serving(tmp_path, sqlite_url, max_unsent_bytes=8 * MIB) as server:
         id_ = server.client.started(metadata=PAYLOAD)
         with ask_without_reading(server, path, id_, 50):
-            eventually(lambda: len(server.log(method=path, error="ServerBusy")) == 49)
+            told = {"logger": AUDIT_LOGGER, "method": path, "error": "ServerBusy"}
+            eventually(lambda: len(server.log(**told)) == 49)
 
             assert server.client.get(id_).metadata == PAYLOAD
 

@@ -240,6 +240,38 @@ def _resets() -> list[bytes]:
     return [b"".join(made[start : start + 100]) for start in range(0, len(made), 100)]
 
 
+@cache
+def _compressed_bomb() -> list[bytes]:
+    """A few kilobytes that are many megabytes."""
+    headers = request_headers(1, _GET, {"grpc-encoding": b"gzip"})
+    return [_HELLO, headers, *messages.compressed_bomb()]
+
+
+def _malformed_calls() -> Iterator[bytes]:
+    yield _HELLO
+    for stream in range(1, 200, 2):
+        path, request = messages.malformed()
+        message = grpc_message(request)
+        parts = [message[at : at + LARGEST_FRAME] for at in range(0, len(message), LARGEST_FRAME)]
+        yield request_headers(stream, path) + b"".join(
+            frame(DATA, 0, stream, part) for part in parts
+        )
+        yield frame(DATA, END_STREAM, stream)
+
+
+def _fuzzed() -> Iterable[bytes]:
+    """All of these by turns, in no order."""
+    kinds: list[Callable[[], Iterable[bytes]]] = [
+        _random_bytes,
+        _random_frames,
+        _broken_grpc_frames,
+        _malformed_calls,
+        _compressed_bomb,
+        _large_headers,
+    ]
+    return random.choice(kinds)()
+
+
 async def _slow_readers(target: Target) -> None:
     """Ask for much and take nothing: no window for the answers, and at last no read from the socket."""
     async with grpc.aio.insecure_channel(target.address) as channel:
@@ -281,13 +313,6 @@ async def _malformed(target: Target) -> None:
     await asyncio.gather(*[target.call(messages.malformed) for _ in range(8)])
 
 
-async def _compressed(target: Target) -> None:
-    """A few kilobytes that are many megabytes."""
-    headers = request_headers(1, _GET, {"grpc-encoding": b"gzip"})
-    bomb = [_HELLO, headers, *messages.compressed_bomb()]
-    await target.pour(lambda: bomb)
-
-
 def _poured(make: Callable[[], Iterable[bytes]], *, reads: bool = True) -> Attack:
     """What is made, on a few connections at once."""
 
@@ -298,11 +323,12 @@ def _poured(make: Callable[[], Iterable[bytes]], *, reads: bool = True) -> Attac
 
 
 ATTACKS: dict[str, Attack] = {
+    "fuzzed bytes": _poured(_fuzzed),
     "random bytes": _poured(_random_bytes),
     "random frames": _poured(_random_frames),
     "broken gRPC frames": _poured(_broken_grpc_frames),
     "malformed requests": _malformed,
-    "compressed bombs": _compressed,
+    "compressed bombs": _poured(_compressed_bomb),
     "large headers": _poured(_large_headers),
     "rapid resets": _poured(_rapid_resets),
     "slow readers": _slow_readers,

@@ -8,14 +8,22 @@ whether anything changed. What time does to operations is told by housekeeping.
 from __future__ import annotations
 
 from opservice.api.auth import Caller
-from opservice.errors import LimitReached, OperationNotFound, PermissionDenied, Unauthenticated
+from opservice.errors import (
+    LimitReached,
+    OperationNotFound,
+    PermissionDenied,
+    ServerBusy,
+    Unauthenticated,
+)
 from opservice.operation import Start
 
 
 def is_refusal(error: Exception) -> bool:
     """Whether it says no to the caller, rather than to his request."""
     hidden = isinstance(error, OperationNotFound) and error.hidden
-    return hidden or isinstance(error, Unauthenticated | PermissionDenied | LimitReached)
+    return hidden or isinstance(
+        error, Unauthenticated | PermissionDenied | LimitReached | ServerBusy
+    )
 
 
 def described(error: Exception) -> dict[str, object]:

@@ -73,11 +73,10 @@ class Methods(grpc.GenericRpcHandler):
         self._unsent = Unsent(max_unsent_bytes)
         self._admission = admission
         self._in_progress = _InProgress()
-        self._handlers: dict[str, Handler] = {}
-        self._exempt: set[str] = set()
-        self._busy = self._refusing(ServerBusy())
-        self._too_many_headers = self._refusing(
-            TooManyHeaders(f"A call may have {MAX_HEADERS} headers at most")
+        self._served: dict[str, _Served] = {}
+        self._busy = _Refusing(ServerBusy(), self._in_progress)
+        self._too_many_headers = _Refusing(
+            TooManyHeaders(f"A call may have {MAX_HEADERS} headers at most"), self._in_progress
         )
 
     def add_registered_method_handlers(self, service: str, handlers: dict[str, Handler]) -> None:
@@ -93,43 +92,68 @@ class Methods(grpc.GenericRpcHandler):
                 _InProgress() if exempt else self._in_progress,
                 self._unsent,
             )
-            self._handlers[path] = _wrap(handler, around)
-            if exempt:
-                self._exempt.add(path)
+            self._served[path] = _Served(
+                _wrap(handler, around),
+                None if exempt else self._busy.calls_of(path),
+                self._too_many_headers.calls_of(path),
+            )
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """The same handlers: generated code adds them both ways."""
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
+        served = self._served.get(handler_call_details.method)
+        if served is None:
+            return None
         if len(handler_call_details.invocation_metadata) > MAX_HEADERS:
-            return self._too_many_headers
-        method = handler_call_details.method
-        if self._in_progress.calls >= self._max_calls and method not in self._exempt:
-            return self._busy
-        return self._handlers.get(method)
+            return served.too_many_headers
+        if served.busy is not None and self._in_progress.calls >= self._max_calls:
+            return served.busy
+        return served.handler
 
-    def _refusing(self, error: OpserviceError) -> Handler:
-        """Refuses every call, neither reading its requests nor raising: it must cost less than it saves.
 
-        So such calls have no request id, and the log tells of them once a second.
-        """
-        code, message, (details, _) = _answer(error, "")
-        refused, told_at = 0, 0.0
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """A method, and what refuses its calls; `busy` is None when they are taken on however many there are."""
 
-        async def refuse(requests: object, context: Context) -> None:
-            nonlocal refused, told_at
-            refused += 1
-            now = time.monotonic()
-            if now > told_at + 1:
-                line = {"reason": message, "in_progress": self._in_progress.calls}
-                log.warning("refusing calls", **line, refused=refused, peer=context.peer())
-                refused, told_at = 0, now
-            context.set_code(code)
-            context.set_details(message)
-            context.set_trailing_metadata((details,))
+    handler: Handler
+    busy: Handler | None
+    too_many_headers: Handler
+
+
+class _Refusing:
+    """Refuses calls, neither reading their requests nor raising: it must cost less than it saves.
+
+    So such calls have no request id, and nobody asks who makes them.
+    """
+
+    def __init__(self, error: OpserviceError, in_progress: _InProgress) -> None:
+        self._error = error
+        self._in_progress = in_progress
+        self._code, self._message, (self._details, _) = _answer(error, "")
+        self._refused, self._told_at = 0, 0.0
+
+    def calls_of(self, path: str) -> Handler:
+        told = {"method": path, "code": self._code.name, **described(self._error)}
+
+        async def refuse(_requests: object, context: Context) -> None:
+            audit.info("call", **told, peer=context.peer())
+            self._refused += 1
+            self._warn()
+            context.set_code(self._code)
+            context.set_details(self._message)
+            context.set_trailing_metadata((self._details,))
 
         # Of a method that answers once gRPC would send an empty answer, even to the client of a stream.
         return grpc.stream_stream_rpc_method_handler(refuse)
+
+    def _warn(self) -> None:
+        """Once a second, whatever the number of calls."""
+        now = time.monotonic()
+        if now > self._told_at + 1:
+            line = {"reason": self._message, "in_progress": self._in_progress.calls}
+            log.warning("refusing calls", **line, refused=self._refused)
+            self._refused, self._told_at = 0, now
 
 
 class _InProgress:
