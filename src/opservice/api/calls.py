@@ -122,9 +122,9 @@ class _Served:
 
 
 class _Refusing:
-    """Refuses calls, neither reading their requests nor raising: it must cost less than it saves.
+    """Refuses calls. It must cost little: it does not read their requests, raise, or ask who makes them.
 
-    So such calls have no request id, and nobody asks who makes them.
+    So such calls have no request id. Most of what they cost beyond gRPC is their line in the audit log.
     """
 
     def __init__(self, error: OpserviceError, in_progress: _InProgress) -> None:
