@@ -12,6 +12,7 @@ from opservice.api.filtering import (
     MAX_COMPARISONS,
     MAX_DEPTH,
     MAX_FILTER,
+    MAX_PARENTHESES,
     FilterError,
     parse_filter,
 )
@@ -210,14 +211,22 @@ def test_comparisons_are_bounded() -> None:
     assert "has 101 comparisons" in refusal("id=a " * (MAX_COMPARISONS + 1))
 
 
+def test_parentheses_are_bounded() -> None:
+    def within(pairs: int) -> str:
+        return "(" * pairs + "id=a" + ")" * pairs
+
+    assert parse_filter(within(MAX_PARENTHESES)) == parse_filter("id=a")
+    assert "has 101 opening parentheses, at most 100" in refusal(within(MAX_PARENTHESES + 1))
+
+
 @pytest.mark.parametrize(
     "text",
     [
-        "(" * 1000 + "id=a" + ")" * 1000,
-        "-(" * 600 + "id=a" + ")" * 600,
-        "(" * MAX_FILTER,
-        "NOT (" * 400,
-        "-(id=a OR " * 180 + "id=a" + ")" * 180,
+        "(" * MAX_PARENTHESES + "id=a" + ")" * MAX_PARENTHESES,
+        "-(" * MAX_PARENTHESES + "id=a" + ")" * MAX_PARENTHESES,
+        "(" * MAX_PARENTHESES,
+        "NOT (" * MAX_PARENTHESES,
+        "-(id=a OR " * 99 + "id=a" + ")" * 99,
     ],
     ids=["parentheses", "negations", "open", "open negations", "alternating"],
 )

@@ -36,6 +36,8 @@ MAX_FILTER = 2048
 MAX_COMPARISONS = 100
 MAX_DEPTH = 20
 """Of conditions within conditions."""
+MAX_PARENTHESES = 100
+"""Opening ones, in quotes too. A pair may say nothing, and costs as much to parse as a comparison."""
 
 _GRAMMAR = r"""
     ?expression: sequence (_AND sequence)* -> conjunction
@@ -92,6 +94,11 @@ def parse_filter(text: str) -> Condition | None:
     """None for a filter that is empty. Raises FilterError."""
     if not text.strip():
         return None
+    parentheses = text.count("(")
+    if parentheses > MAX_PARENTHESES:
+        raise FilterError(
+            f"has {parentheses} opening parentheses, at most {MAX_PARENTHESES} are allowed"
+        )
     try:
         condition = _parse(text)
     except _Wrong as wrong:
