@@ -7,7 +7,6 @@ their missing values mean is in docs/filters.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Self
@@ -122,14 +121,15 @@ class ListQuery:
     scope: Scope | None = None
 
 
-def levels(condition: Condition) -> Iterator[tuple[Condition, int]]:
-    """Every part of the condition, with how deep it lies, from 1. Does not recurse."""
-    left = [(condition, 1)]
+def depth(condition: Condition) -> int:
+    """How many levels of conditions there are within one another. Does not recurse."""
+    deepest, left = 1, [(condition, 1)]
     while left:
         part, level = left.pop()
-        yield part, level
+        deepest = max(deepest, level)
         match part:
             case Not():
                 left.append((part.condition, level + 1))
             case And() | Or():
                 left += ((inner, level + 1) for inner in part.conditions)
+    return deepest

@@ -47,6 +47,8 @@ _WATCH = "/opservice.v1.OperationRecordService/Watch"
 _HELLO = PREFACE + frame(SETTINGS)
 _CANCEL = (8).to_bytes(4, "big")
 _NICEST = 19
+_FITS = 60_000
+"""Bytes of a request that a stream's window takes at once. gRPC's own client sends the larger ones."""
 _PATIENCE = 0.2
 """Seconds that an attack waits for answers to what it sent before it sends more."""
 
@@ -251,6 +253,8 @@ def _malformed_calls() -> Iterator[bytes]:
     yield _HELLO
     for stream in range(1, 200, 2):
         path, request = messages.malformed()
+        while len(request) > _FITS:
+            path, request = messages.malformed()
         message = grpc_message(request)
         parts = [message[at : at + LARGEST_FRAME] for at in range(0, len(message), LARGEST_FRAME)]
         yield request_headers(stream, path) + b"".join(

@@ -105,6 +105,8 @@ def _many_details() -> tuple[str, bytes]:
 def _filter() -> tuple[str, bytes]:
     made = random.choice(
         [
+            "(id:'')" * 100 + "id:''" * 269,
+            "(" * 100 + "id=a " * 100 + ")" * 100,
             "(" * 2000,
             "(" * 900 + "done=true" + ")" * 900,
             "NOT " * 500 + "done=true",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from opservice.api.auth import Caller
 from opservice.errors import (
+    KeysUnavailable,
     LimitReached,
     OperationNotFound,
     PermissionDenied,
@@ -22,7 +23,7 @@ def is_refusal(error: Exception) -> bool:
     """Whether it says no to the caller, rather than to his request."""
     hidden = isinstance(error, OperationNotFound) and error.hidden
     return hidden or isinstance(
-        error, Unauthenticated | PermissionDenied | LimitReached | ServerBusy
+        error, Unauthenticated | PermissionDenied | LimitReached | ServerBusy | KeysUnavailable
     )
 
 

@@ -28,7 +28,7 @@ from opservice.filters import (
     Operator,
     Or,
     Present,
-    levels,
+    depth,
 )
 
 MAX_FILTER = 2048
@@ -37,7 +37,7 @@ MAX_COMPARISONS = 100
 MAX_DEPTH = 20
 """Of conditions within conditions."""
 MAX_PARENTHESES = 100
-"""Opening ones, in quotes too. A pair may say nothing, and costs as much to parse as a comparison."""
+"""Pairs. One may say nothing, and costs as much to parse as a comparison."""
 
 _GRAMMAR = r"""
     ?expression: sequence (_AND sequence)* -> conjunction
@@ -62,6 +62,11 @@ _GRAMMAR = r"""
     TEXT: /(?!(?:AND|OR|NOT)(?![^\s()"'=<>!:,\\]))[^\s()"'=<>!:,\\]+/
     %ignore /\s+/
 """
+_MOST = {
+    "OPERATOR": (MAX_COMPARISONS, "comparisons"),
+    "LPAR": (MAX_PARENTHESES, "pairs of parentheses"),
+}
+"""Of these terminals. Counted as they are read, for what is read is what costs time."""
 _FIELDS = {field.value: field for field in Field}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _RFC_3339 = re.compile(
@@ -94,29 +99,28 @@ def parse_filter(text: str) -> Condition | None:
     """None for a filter that is empty. Raises FilterError."""
     if not text.strip():
         return None
-    parentheses = text.count("(")
-    if parentheses > MAX_PARENTHESES:
-        raise FilterError(
-            f"has {parentheses} opening parentheses, at most {MAX_PARENTHESES} are allowed"
-        )
     try:
         condition = _parse(text)
     except _Wrong as wrong:
         raise FilterError(_located(text, wrong.position, str(wrong))) from None
-    depth = comparisons = 0
-    for part, level in levels(condition):
-        depth = max(depth, level)
-        comparisons += not isinstance(part, And | Or | Not)
-    if comparisons > MAX_COMPARISONS:
-        raise FilterError(f"has {comparisons} comparisons, at most {MAX_COMPARISONS} are allowed")
-    if depth > MAX_DEPTH:
-        raise FilterError(f"is nested {depth} deep, at most {MAX_DEPTH} is allowed")
+    levels = depth(condition)
+    if levels > MAX_DEPTH:
+        raise FilterError(f"is nested {levels} deep, at most {MAX_DEPTH} is allowed")
     return condition
 
 
 def _parse(text: str) -> Condition:
+    parser = _parser.parse_interactive(text)
+    token: Token | None = None
+    counts = dict.fromkeys(_MOST, 0)
     try:
-        return _parser.parse(text)  # type: ignore[return-value] # typed as the tree, which is not built
+        for token in parser.iter_parse():
+            if token.type in counts:
+                counts[token.type] += 1
+                most, what = _MOST[token.type]
+                if counts[token.type] > most:
+                    raise _Wrong(token.start_pos, f"more than {most} {what}")
+        condition: Condition = parser.feed_eof(token)  # type: ignore[no-untyped-call] # of lark
     except UnexpectedToken as error:
         at_end = error.token.type == "$END"
         raise _syntax_error(
@@ -124,6 +128,7 @@ def _parse(text: str) -> Condition:
         ) from None
     except UnexpectedCharacters as error:
         raise _syntax_error(text, error.pos_in_stream, error.allowed) from None
+    return condition
 
 
 def _syntax_error(text: str, position: int | None, expected: set[str]) -> _Wrong:

@@ -70,7 +70,7 @@ class ListOperationRecordsRequest(_message.Message):
     """Narrows the list; empty narrows nothing. A filter as in AIP-160, over `id`, `done`, `created_by`,
     `method`, `description`, `created_at`, `modified_at` and `error.code`, for example
       done = false AND (created_by = "alice" OR created_at > "2026-01-02T03:04:05Z")
-    OR binds more tightly than AND. At most 2048 characters, 100 comparisons and 100 opening
+    OR binds more tightly than AND. At most 2048 characters, 100 comparisons and 100 pairs of
     parentheses. A filter that the server does not understand is INVALID_ARGUMENT that points at the
     place, never ignored.
     """
