@@ -16,6 +16,7 @@ from contextlib import AsyncExitStack, ExitStack
 from typing import Any
 
 import grpc
+import uvloop
 
 from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
 from opservice._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
@@ -114,7 +115,10 @@ def main() -> None:
     )
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     kind = parser.parse_args().serve
-    asyncio.run(serve(kind) if kind else compare())
+    if kind:
+        uvloop.run(serve(kind))
+    else:
+        asyncio.run(compare())
 
 
 if __name__ == "__main__":

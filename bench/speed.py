@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import uvloop
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
@@ -395,7 +396,7 @@ def main() -> None:
     parser.add_argument("--bare", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.bare:
-        asyncio.run(serve_bare(json.loads(arguments.bare)))
+        uvloop.run(serve_bare(json.loads(arguments.bare)))
         return
     database = open_database(arguments.database)
     migrate(database)

@@ -21,6 +21,7 @@ READ_BY_HAND = {
     "protobuf": "BSD-3-Clause",
     "pysqlite3": "Zlib",
     "tzdata": "Apache-2.0",
+    "uvloop": "MIT OR Apache-2.0",
 }
 
 _TEXT = """\
@@ -42,7 +43,7 @@ package index has it, by the version above), and lets people replace them: in a 
 
 Wheels hold libraries of others. psycopg-binary: libpq (PostgreSQL), OpenSSL (Apache-2.0), MIT Kerberos (MIT),
 OpenLDAP (OLDAP-2.8), Cyrus SASL (BSD), and as shared libraries libkeyutils and libcrypt (LGPL-2.1). grpcio:
-BoringSSL, Abseil, c-ares, RE2, zlib (Apache-2.0, BSD, MIT, Zlib). pysqlite3: SQLite (public domain).
+BoringSSL, Abseil, c-ares, RE2, zlib (Apache-2.0, BSD, MIT, Zlib). pysqlite3: SQLite (public domain). uvloop: libuv (MIT).
 """
 
 

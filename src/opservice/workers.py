@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 
 import structlog
+import uvloop
 
 from opservice.errors import OpserviceError, StartupError
 from opservice.files import Files, read_again, read_files
@@ -272,7 +273,7 @@ def _work(settings: Settings, number: int, files: Files, supervisor: Connection)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     configure_logging(settings, worker=number)
     try:
-        asyncio.run(_serve(settings, files, supervisor))
+        uvloop.run(_serve(settings, files, supervisor))
     except OpserviceError as error:
         with suppress(OSError):
             supervisor.send(_Refusal(error.message))
