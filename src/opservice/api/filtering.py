@@ -8,13 +8,16 @@ operator. The parser is LALR(1) and calls back at each reduction, so that nothin
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import cast
 
 from google.rpc.code_pb2 import Code
 from lark import Lark, Token, Transformer, v_args
 from lark.exceptions import UnexpectedCharacters, UnexpectedToken
+from lark.lark import PostLex
 
 from opservice.filters import (
     Anchor,
@@ -62,11 +65,6 @@ _GRAMMAR = r"""
     TEXT: /(?!(?:AND|OR|NOT)(?![^\s()"'=<>!:,\\]))[^\s()"'=<>!:,\\]+/
     %ignore /\s+/
 """
-_MOST = {
-    "OPERATOR": (MAX_COMPARISONS, "comparisons"),
-    "LPAR": (MAX_PARENTHESES, "pairs of parentheses"),
-}
-"""Of these terminals. Counted as they are read, for what is read is what costs time."""
 _FIELDS = {field.value: field for field in Field}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _RFC_3339 = re.compile(
@@ -110,17 +108,9 @@ def parse_filter(text: str) -> Condition | None:
 
 
 def _parse(text: str) -> Condition:
-    parser = _parser.parse_interactive(text)
-    token: Token | None = None
-    counts = dict.fromkeys(_MOST, 0)
     try:
-        for token in parser.iter_parse():
-            if token.type in counts:
-                counts[token.type] += 1
-                most, what = _MOST[token.type]
-                if counts[token.type] > most:
-                    raise _Wrong(token.start_pos, f"more than {most} {what}")
-        condition: Condition = parser.feed_eof(token)  # type: ignore[no-untyped-call] # of lark
+        # Typed as the tree, which is not built.
+        return cast("Condition", _parser.parse(text))
     except UnexpectedToken as error:
         at_end = error.token.type == "$END"
         raise _syntax_error(
@@ -128,7 +118,6 @@ def _parse(text: str) -> Condition:
         ) from None
     except UnexpectedCharacters as error:
         raise _syntax_error(text, error.pos_in_stream, error.allowed) from None
-    return condition
 
 
 def _syntax_error(text: str, position: int | None, expected: set[str]) -> _Wrong:
@@ -298,4 +287,25 @@ _CONVERSIONS: dict[Kind, Callable[[str], bool | int | str]] = {
     Kind.TIMESTAMP: _timestamp,
 }
 
-_parser = Lark(_GRAMMAR, start="expression", parser="lalr", transformer=_Conditions())
+
+class _Bounds(PostLex):
+    """Counts what costs time to parse between the lexer and the parser, so that no more of it is parsed."""
+
+    def process(self, stream: Iterator[Token]) -> Iterator[Token]:
+        most = {
+            "OPERATOR": (MAX_COMPARISONS, "comparisons"),
+            "LPAR": (MAX_PARENTHESES, "pairs of parentheses"),
+        }
+        counts: Counter[str] = Counter()
+        for token in stream:
+            counts[token.type] += 1
+            if token.type in most:
+                limit, what = most[token.type]
+                if counts[token.type] > limit:
+                    raise _Wrong(token.start_pos, f"more than {limit} {what}")
+            yield token
+
+
+_parser = Lark(
+    _GRAMMAR, start="expression", parser="lalr", transformer=_Conditions(), postlex=_Bounds()
+)

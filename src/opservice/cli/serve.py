@@ -79,7 +79,7 @@ def serve_command(**arguments: Any) -> None:
     _refuse_password(arguments["database"])
     settings = Settings(**arguments)
     # Only now: they take most of a second, which --help and wrong usage need not wait for.
-    from uvloop import run
+    import uvloop
 
     from opservice.logs import configure_logging
     from opservice.server import serve
@@ -88,7 +88,7 @@ def serve_command(**arguments: Any) -> None:
     configure_logging(settings)
     if settings.workers > 1:
         sys.exit(asyncio.run(supervise(settings, lambda line: click.echo(line))))
-    run(serve(settings, lambda line: click.echo(line)))
+    uvloop.run(serve(settings, lambda line: click.echo(line)))
 
 
 @click.command("migrate")
