@@ -46,7 +46,7 @@ from opservice.api.records import OperationRecordService
 from opservice.api.reflection import add_reflection, build_pool
 from opservice.api.validation import Limits
 from opservice.demo import run_demo
-from opservice.errors import StartupError
+from opservice.errors import StartupError, StoreUnavailable
 from opservice.files import read_again, read_files
 from opservice.housekeeping import SWEEP_LIMIT, keep_house
 from opservice.operation import (
@@ -215,14 +215,23 @@ def prepare_database(settings: Settings) -> Database:
     Raises StartupError or StoreError when it cannot be served from.
     """
     database = open_database(settings.database)
-    if database.is_sqlite or settings.migrate:
+    try:
+        _prepare_schema(database, migrates=database.is_sqlite or settings.migrate)
+    except StoreUnavailable:
+        # A connection that is lost while SQLAlchemy makes it counts as one that cannot be made.
+        log.warning("the database is not available: trying once more")
+        _prepare_schema(database, migrates=database.is_sqlite or settings.migrate)
+    for warning in database.warnings():
+        log.warning(warning)
+    return database
+
+
+def _prepare_schema(database: Database, *, migrates: bool) -> None:
+    if migrates:
         before, after = migrate(database)
         if before != after:
             log.info("migrated", before=before, after=after)
     check_schema(database)
-    for warning in database.warnings():
-        log.warning(warning)
-    return database
 
 
 def server_options(settings: Settings, *, share_port: bool = False) -> list[tuple[str, Any]]:

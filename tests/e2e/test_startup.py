@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from support.postgres import PostgresServer
+from support.proxy import CommitLosingProxy
 from support.server import ServerProcess, run_opservice, serving
 
 
@@ -57,6 +58,21 @@ def test_postgresql_is_served_only_with_the_schema_that_is_needed(
     assert migrated.returncode == 0
     with serving(tmp_path, url, migrate=False) as server:
         assert server.client.started()
+
+
+def test_a_connection_that_is_lost_meanwhile_is_made_again(
+    tmp_path: Path, postgres: PostgresServer
+) -> None:
+    url = postgres.create_database()
+    run_opservice("migrate", environment={"OPSERVICE_DATABASE": url})
+
+    with CommitLosingProxy(postgres.port) as proxy:
+        proxy.lose_next("answer")
+        url = url.replace(f":{postgres.port}/", f":{proxy.port}/")
+        with serving(tmp_path, url, migrate=False) as server:
+            assert proxy.lost == 1
+            assert server.log(event="the database is not available: trying once more")
+            assert server.client.started()
 
 
 def test_settings_that_contradict_each_other_are_refused(tmp_path: Path, sqlite_url: str) -> None:

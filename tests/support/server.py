@@ -20,6 +20,7 @@ from support.tools import stable_port
 
 PATIENCE = 60.0
 """Seconds after which a test stops waiting for what should long have happened."""
+_TOLD = 2_000  # characters of the end of a log, in a test's failure
 
 Found = TypeVar("Found")
 
@@ -101,7 +102,7 @@ class ServerProcess:
 
         def ready() -> re.Match[str] | None:
             ended = self._process is None or self._process.poll() is not None
-            assert not ended, f"the server did not start: {self._stderr.read_text()}"
+            assert not ended, f"the server did not start: {self.stderr[-_TOLD:]}"
             printed = self._stdout.read_bytes()[started_at:].decode()
             return re.search(r"^opservice \S+ serving on (\S+) .*\n", printed, re.MULTILINE)
 
