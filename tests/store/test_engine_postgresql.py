@@ -137,10 +137,13 @@ def test_what_fails_for_another_reason_is_not_run_again(database: Database) -> N
     assert attempts == 1
 
 
-def test_a_statement_that_takes_too_long_is_unavailable(opened: Callable[[str], Replicas]) -> None:
-    database = opened("-c statement_timeout=20ms")[0]
+def test_a_statement_that_takes_too_long_is_unavailable(database: Database) -> None:
+    def work(connection: Connection) -> None:
+        connection.execute(text("SET LOCAL statement_timeout = '20ms'"))
+        connection.execute(text("SELECT pg_sleep(60)"))
+
     with pytest.raises(StoreUnavailable):
-        database.write(lambda connection: connection.execute(text("SELECT pg_sleep(60)")))
+        database.write(work)
     assert apply_one(database, Start(new_id(), DAY)).changed
 
 
@@ -160,7 +163,7 @@ def test_a_session_that_stalls_in_a_transaction_does_not_keep_its_locks(
     database: Database, opened: Callable[[str], Replicas]
 ) -> None:
     id_ = apply_one(database, Start(new_id(), DAY)).record.id
-    stalled = opened("-c idle_in_transaction_session_timeout=20ms")[0]
+    stalled = opened("-c idle_in_transaction_session_timeout=200ms")[0]
     with stalled.writer.connect() as connection:
         connection.execute(text("SELECT * FROM operations FOR UPDATE"))
         assert apply_one(database, Complete(id_, b"answer")).changed
