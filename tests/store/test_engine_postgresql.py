@@ -183,7 +183,7 @@ def test_nothing_waits_for_ever(database: Database, role: str, setting: str) -> 
 def test_callers_beyond_the_pool_are_told_that_the_database_is_unavailable(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("opservice.store.engine._CONNECT_SECONDS", 0)
+    monkeypatch.setattr("opservice.store.drivers.postgresql._CONNECT_SECONDS", 0)
     with closing(open_database(database_url, readers=1)) as database:
         with database.reader.connect(), pytest.raises(StoreUnavailable):
             find(database, "ops")
