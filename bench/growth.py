@@ -135,7 +135,7 @@ class Cost:
 
 def backends_cpu(database: Database) -> float | None:
     """CPU seconds so far of the PostgreSQL processes that serve us, when they are of this machine."""
-    if database.is_sqlite or database.url.host not in ("127.0.0.1", "localhost"):
+    if database.is_sqlite or database.url.parameters.get("host") not in ("127.0.0.1", "localhost"):
         return None
     query = text("SELECT pid FROM pg_stat_activity WHERE application_name = 'opservice'")
     with database.reader.connect() as connection:

@@ -152,7 +152,7 @@ async def run(
         if security.keys is not None:
             background.append(asyncio.create_task(security.keys.keep_fresh()))
         transport = "plaintext" if security.credentials is None else "TLS"
-        shown = database.url.render_as_string(hide_password=True)
+        shown = database.url.shown
         if not settings.advertise and split_address(settings.listen)[0] in _WILDCARDS:
             log.warning(
                 "set --advertise: SDKs that look for services here would be told", address=address
@@ -227,6 +227,7 @@ def prepare_database(settings: Settings) -> Database:
 
 
 def _prepare_schema(database: Database, *, migrates: bool) -> None:
+    database.check_connections()
     if migrates:
         before, after = migrate(database)
         if before != after:

@@ -173,6 +173,9 @@ PASSWORDS = [
     "postgresql://:planted-secret@host/name",
     "postgresql+psycopg://user:planted-secret@host:5432/name?sslmode=require",
     "postgresql://host/name?user=u&password=planted-secret",
+    "postgresql://host/name?user=u&p%61ssword=planted-secret",
+    "postgresql://host/name?sslpassword=planted-secret",
+    "postgresql://user:%2F%3Fplanted-secret@host,other/name",
 ]
 
 
@@ -183,6 +186,16 @@ def test_a_password_is_not_taken_from_the_command_line(command: str, url: str) -
 
     assert result.exit_code == 2
     assert "OPSERVICE_DATABASE" in result.output
+    assert "planted-secret" not in result.output
+
+
+@pytest.mark.parametrize("command", ["serve", "migrate"])
+def test_a_url_on_the_command_line_that_does_not_parse_is_not_quoted(command: str) -> None:
+    url = "postgresql://user:1?host=planted-secret@host/name"
+    result = CliRunner().invoke(cli, [command, "--database", url])
+
+    assert result.exit_code == 1
+    assert "the database URL does not parse" in result.output
     assert "planted-secret" not in result.output
 
 
@@ -202,6 +215,6 @@ def test_migrate_of_a_database_that_is_down_says_so(tmp_path: Path) -> None:
     ended = run_opservice("migrate", environment={"OPSERVICE_DATABASE": url})
 
     assert ended.returncode == 1
-    assert "The database is not available" in ended.stderr
+    assert "The database postgresql://127.0.0.1:1/d is not available" in ended.stderr
     assert "hidden" not in ended.stderr
     assert "Traceback" not in ended.stderr

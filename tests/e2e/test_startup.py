@@ -21,9 +21,10 @@ def refusal(directory: Path, database: str, exit_code: int = 1, **settings: Any)
 
 DATABASES = {
     "a URL that does not parse": ("sqlite//what", "the database URL does not parse"),
+    "a directory": ("sqlite:////", "the database is a directory, not a file: /"),
     "a PostgreSQL that is down": (
         "postgresql://tests@127.0.0.1:1/operations",
-        "The database is not available at the moment. (psycopg.OperationalError) connection",
+        "The database postgresql://127.0.0.1:1/operations is not available at the moment. (psycopg.",
     ),
 }
 
@@ -41,7 +42,7 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
 
     message = refusal(tmp_path, f"sqlite:///{file}")
 
-    assert "file is not a database" in message
+    assert "cannot be used: it is not an SQLite database" in message
     assert file.read_text().startswith("these are notes")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
 import traceback
 from collections.abc import Callable
 from contextlib import closing
@@ -15,42 +17,62 @@ from opservice.operation import DAY, CancelPolicy, Start, new_id
 from opservice.store.engine import Database, open_database
 from opservice.store.repository import Repository
 from opservice.store.schema import operations
-from support.postgres import PostgresServer
+from support.postgres import WITH_PASSWORD, PostgresServer
 from support.replicas import apply_one
 
 SECRET = "swordfish"
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("place", "said"),
     [
-        ("", "does not parse"),
-        ("operations.db", "does not parse"),
-        (f"user:{SECRET}@host/database", "does not parse"),
-        (f"postgresql://user:{SECRET}@host:port/database", "does not parse"),
-        (f"postgresql://user:1@{SECRET}:{SECRET}@host/database", "does not parse"),
-        (f"mysql://user:{SECRET}@host/database", "begins with mysql://; supported are sqlite://"),
-        (f"postgresql+asyncpg://user:{SECRET}@host/database", "begins with postgresql+asyncpg://"),
-        ("sqlite+aiosqlite:///operations.db", "begins with sqlite+aiosqlite://"),
-        ("sqlite://", "names no file"),
-        ("sqlite:///", "names no file"),
-        ("sqlite:///:memory:", "names no file"),
-        ("sqlite:///file::memory:?uri=true", "names no file"),
-        ("sqlite:///file::memory:?cache=shared&uri=true", "names no file"),
-        ("sqlite:///file:operations?mode=memory&cache=shared&uri=true", "names no file"),
-        ("sqlite:///file:/operations?vfs=memdb&uri=true", "names no file"),
-        ("sqlite:///file:?uri=true", "names no file"),
-        (f"sqlite://user:{SECRET}@host/operations.db", "names a host"),
-        ("sqlite:///no/such/directory/operations.db", "does not exist: no/such/directory"),
+        ("no/such/operations.db", "the directory of the database does not exist: {}/no/such"),
+        ("", "the database is a directory, not a file: {}"),
+        ("pipe", "the database is no regular file: {}/pipe"),
     ],
 )
-def test_a_url_that_leads_to_no_durable_database_is_refused_without_its_password(
-    url: str, said: str
-) -> None:
+def test_a_place_where_no_file_can_be_is_refused(tmp_path: Path, place: str, said: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
     with pytest.raises(StartupError) as refused:
-        open_database(url)
-    assert said in str(refused.value)
-    assert SECRET not in "".join(traceback.format_exception(refused.value))
+        open_database(f"sqlite:///{tmp_path}/{place}")
+    assert said.format(tmp_path) in str(refused.value)
+
+
+@pytest.mark.parametrize("file", ["notes.db", "damaged.db"])
+def test_a_file_that_is_no_sound_database_will_not_be_one_later(tmp_path: Path, file: str) -> None:
+    (tmp_path / "notes.db").write_text("these are notes and no database" * 100)
+    header = sqlite3.connect(tmp_path / "damaged.db")
+    header.execute("CREATE TABLE t (i)")
+    header.close()
+    content = (tmp_path / "damaged.db").read_bytes()
+    (tmp_path / "damaged.db").write_bytes(content[:100] + b"\xff" * (len(content) - 100))
+    with closing(open_database(f"sqlite:///{tmp_path}/{file}")) as database:
+        with pytest.raises(StartupError) as refused:
+            database.check_connections()
+        assert f"sqlite:///{tmp_path}/{file} cannot be used: " in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("user", "database", "more", "said"),
+    [
+        ("tests", "nowhere", "", 'database "nowhere" does not exist'),
+        ("nobody", "postgres", "", 'role "nobody" does not exist'),
+        (WITH_PASSWORD, "postgres", "", "password authentication failed"),
+        ("tests", "postgres", "?sslmode=require", "server does not support SSL"),
+        ("tests", "postgres", "?sslmode=sometimes", 'invalid sslmode value: "sometimes"'),
+        ("tests", "postgres", "?options=-c%20nonsense=1", "unrecognized configuration parameter"),
+    ],
+)
+def test_a_postgresql_that_refuses_for_good_is_not_called_unavailable(
+    postgres: PostgresServer, user: str, database: str, more: str, said: str
+) -> None:
+    place = f"127.0.0.1:{postgres.port}/{database}"
+    with closing(open_database(f"postgresql://{user}:{SECRET}@{place}{more}")) as opened:
+        with pytest.raises(StartupError) as refused:
+            opened.check_connections()
+        assert f"the database postgresql://{place} cannot be used: " in str(refused.value)
+        assert said in str(refused.value)
+        assert SECRET not in "".join(traceback.format_exception(refused.value))
 
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
@@ -80,7 +102,8 @@ def test_opening_a_database_connects_to_nothing(tmp_path: Path) -> None:
 def test_a_server_that_cannot_be_reached_is_unavailable_and_its_password_is_not_told() -> None:
     with closing(open_database(f"postgresql://user:{SECRET}@127.0.0.1:1/nothing")) as database:
         with pytest.raises(StoreUnavailable) as failed:
-            database.read(lambda connection: connection.scalar(text("SELECT 1")))
+            database.check_connections()
+        assert "The database postgresql://127.0.0.1:1/nothing is not available" in str(failed.value)
         assert SECRET not in "".join(traceback.format_exception(failed.value)) + repr(database)
 
 

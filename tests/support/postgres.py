@@ -23,6 +23,9 @@ from support.tools import missing, stable_port
 _HOW_TO_INSTALL = "apt-get install postgresql"
 _START_SECONDS = 60
 
+WITH_PASSWORD = "suspect"
+"""A user who is not believed without a password; make the role where it is to have one."""
+
 
 class PostgresServer:
     """A cluster in a temporary directory, on a free port of 127.0.0.1, with fsync on."""
@@ -40,6 +43,8 @@ class PostgresServer:
             "initdb", "--no-sync", "--auth=trust", "--username=tests", "--encoding=UTF8",
             "--locale=C", "-D", str(self._data),
         )  # fmt: skip
+        rules = self._data / "pg_hba.conf"
+        rules.write_text(f"host all {WITH_PASSWORD} all scram-sha-256\n{rules.read_text()}")
         self.start()
 
     @property

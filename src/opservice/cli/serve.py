@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import Field, fields
@@ -50,11 +49,13 @@ def _settings_options(command: Command) -> Command:
 
 
 def _refuse_password(database: str) -> None:
-    """Raises UsageError when a password was given on the command line."""
+    """Raises UsageError when a password was given on the command line, StartupError for what is no URL."""
     source = click.get_current_context().get_parameter_source("database")
     if source is not ParameterSource.COMMANDLINE:
         return
-    if re.match(r"[^:/?#]+://[^/?#]*:[^/?#]+@", database) or "password=" in database:
+    from opservice.store.urls import parse_database_url
+
+    if parse_database_url(database).holds_secret:
         raise click.UsageError(
             "a password in --database is seen by whoever may list this machine's processes: give"
             " the URL as OPSERVICE_DATABASE, or the password as PGPASSWORD or in a .pgpass file"
@@ -105,6 +106,7 @@ def migrate_command(database: str) -> None:
 
     opened = open_database(database)
     try:
+        opened.check_connections()
         before, after = migrate(opened)
     finally:
         opened.close()

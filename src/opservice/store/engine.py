@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from opservice.errors import StartupError, StoreBusy, StoreError, StoreFull, StoreUnavailable
 from opservice.store.drivers import postgresql, sqlite
+from opservice.store.urls import DatabaseUrl, parse_database_url
 
 Result = TypeVar("Result")
 
@@ -37,7 +38,7 @@ _SQLITE_UNAVAILABLE = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_IOERR", "SQLITE_C
 class Database:
     """A writer whose transactions exclude one another on SQLite, and a reader in autocommit."""
 
-    url: URL
+    url: DatabaseUrl
     writer: Engine
     reader: Engine
     connect_arguments: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -45,7 +46,29 @@ class Database:
 
     @property
     def is_sqlite(self) -> bool:
-        return self.url.get_backend_name() == "sqlite"
+        return self.url.is_sqlite
+
+    def check_connections(self) -> None:
+        """Connects as reader and as writer.
+
+        Raises StartupError for what trying again would not mend, StoreUnavailable for the rest.
+        """
+        for engine in (self.reader, self.writer):
+            try:
+                engine.connect().close()
+            except DBAPIError as error:
+                driver = sqlite if self.is_sqlite else postgresql
+                fault = driver.lasting_fault(error)
+                if fault is not None:
+                    raise StartupError(
+                        f"the database {self.url.shown} cannot be used: {fault}"
+                    ) from error
+                failed = store_error(error)
+                if type(failed) is StoreUnavailable:
+                    failed = StoreUnavailable(
+                        f"The database {self.url.shown} is not available at the moment."
+                    )
+                raise failed from error
 
     def write(self, work: Callable[[Connection], Result]) -> Result:
         """Runs `work` in one transaction, committed when this returns.
@@ -156,21 +179,8 @@ def open_database(url: str, *, readers: int = 4) -> Database:
 
     Raises StartupError when the URL is not one of a durable SQLite file or of PostgreSQL.
     """
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError):
-        # The cause may quote the password.
-        raise StartupError(
-            "the database URL does not parse: give sqlite:///FILE or"
-            " postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
-        ) from None
-    match parsed.drivername:
-        case "sqlite" | "sqlite+pysqlite":
-            return Database(parsed, *sqlite.engines(parsed, readers))
-        case "postgres" | "postgresql" | "postgresql+psycopg":
-            driven = parsed.set(drivername="postgresql+psycopg")
-            return Database(driven, *postgresql.engines(driven, readers))
-        case other:
-            raise StartupError(
-                f"the database URL begins with {other}://; supported are sqlite:// and postgresql://"
-            )
+    parsed = parse_database_url(url)
+    if parsed.is_sqlite:
+        return Database(parsed, *sqlite.engines(parsed.file, readers))
+    arguments = postgresql.connect_arguments(parsed.parameters)
+    return Database(parsed, *postgresql.engines(arguments, readers), arguments)

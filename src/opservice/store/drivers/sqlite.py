@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from sqlalchemy import URL, Engine, create_engine, event
+from sqlalchemy.exc import DBAPIError
 
 from opservice.errors import StartupError
 
@@ -26,23 +28,13 @@ CACHE_KIB = 65_536
 _LOCK_WAIT_SECONDS = 5  # for the whole of SQLite
 
 
-def engines(url: URL, readers: int) -> tuple[Engine, Engine]:
+def engines(file: str, readers: int) -> tuple[Engine, Engine]:
     """A writer and a reader, which connect to nothing yet.
 
-    Raises StartupError for a URL of no durable file.
+    Raises StartupError when there can be no database in that place.
     """
-    if url.host:
-        raise StartupError("the database URL names a host: give sqlite:///FILE, with three slashes")
-    file = url.database or ""
-    in_memory = url.query.get("mode") == "memory" or url.query.get("vfs") == "memdb"
-    if in_memory or file in ("", "file:") or ":memory:" in file:
-        raise StartupError(
-            "the database URL names no file: an in-memory SQLite would lose every operation;"
-            " give sqlite:///FILE"
-        )
-    directory = Path(file).parent
-    if not file.startswith("file:") and not directory.is_dir():
-        raise StartupError(f"the directory of the database does not exist: {directory}")
+    _check_place(Path(file))
+    url = URL.create("sqlite", database=file)
     module: ModuleType = dbapi
 
     def engine(pool_size: int) -> Engine:
@@ -61,6 +53,35 @@ def engines(url: URL, readers: int) -> tuple[Engine, Engine]:
     # pysqlite's own BEGIN is deferred, and a deferred transaction that comes to write loses updates.
     event.listen(writer, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
     return writer, engine(readers)
+
+
+def _check_place(file: Path) -> None:
+    """Raises StartupError with what SQLite would call "unable to open database file"."""
+    if not file.parent.is_dir():
+        raise StartupError(f"the directory of the database does not exist: {file.parent}")
+    if file.is_dir():
+        raise StartupError(f"the database is a directory, not a file: {file}")
+    if file.exists() and not file.is_file():
+        raise StartupError(f"the database is no regular file: {file}")
+    # SQLite makes two more files beside it.
+    if not os.access(file.parent, os.W_OK | os.X_OK):
+        raise StartupError(f"the directory of the database may not be written to: {file.parent}")
+    if file.exists() and not os.access(file, os.R_OK | os.W_OK):
+        raise StartupError(f"the database may not be read and written: {file}")
+
+
+_BROKEN = {
+    "SQLITE_NOTADB": "it is not an SQLite database",
+    "SQLITE_CORRUPT": "the file is damaged",
+    "SQLITE_READONLY": "it may not be written to",
+    "SQLITE_CANTOPEN": "SQLite cannot open it, or the files -wal and -shm beside it",
+}
+
+
+def lasting_fault(error: DBAPIError) -> str | None:
+    """What is wrong with the file, when trying again would not help; else None."""
+    name = getattr(error.orig, "sqlite_errorname", "")
+    return next((fault for code, fault in _BROKEN.items() if name.startswith(code)), None)
 
 
 def _prepare(connection: Any, _record: object) -> None:
