@@ -223,6 +223,10 @@ def prepare_database(settings: Settings) -> Database:
         _prepare_schema(database, migrates=database.is_sqlite or settings.migrate)
     for warning in database.warnings():
         log.warning(warning)
+    if not settings.no_notify and database.through_pooler():
+        log.warning(
+            "a pooler is between this server and PostgreSQL: give --no-notify, unless it is in session mode"
+        )
     return database
 
 

@@ -86,6 +86,20 @@ def test_postgresql_is_reached_by_each_of_its_schemes(
         assert version.scalar_one()
 
 
+@pytest.mark.parametrize(
+    ("more", "threshold"),
+    [("", 5), ("?prepare_threshold=0", 0), ("?prepare_threshold=none", None)],
+)
+def test_how_soon_a_statement_is_prepared_is_for_the_url_to_say(
+    postgres: PostgresServer, more: str, threshold: int | None
+) -> None:
+    with closing(open_database(postgres.url("postgres") + more)) as database:
+        for engine in (database.writer, database.reader):
+            with engine.connect() as connection:
+                assert connection.scalar(text("SELECT 1")) == 1
+                assert connection.connection.dbapi_connection.prepare_threshold == threshold  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("scheme", ["sqlite", "sqlite+pysqlite"])
 def test_sqlite_is_reached_by_each_of_its_schemes(tmp_path: Path, scheme: str) -> None:
     with closing(open_database(f"{scheme}:///{tmp_path}/operations.db")) as database:

@@ -180,6 +180,19 @@ def test_nothing_waits_for_ever(database: Database, role: str, setting: str) -> 
         assert connection.execute(text(f"SHOW {setting}")).scalar_one() not in ("0", "")
 
 
+def test_a_statement_that_is_no_longer_prepared_costs_no_call(database: Database) -> None:
+    for _ in range(10):
+        apply_one(database, Start(new_id(), DAY))
+    assert database.may_prepare()
+    database.write(lambda c: c.connection.dbapi_connection.pgconn.exec_(b"DEALLOCATE ALL"))  # type: ignore[union-attr]
+
+    for _ in range(10):
+        apply_one(database, Start(new_id(), DAY))
+    assert not database.may_prepare()
+    with database.writer.connect() as connection:
+        assert connection.connection.dbapi_connection.prepare_threshold is None  # type: ignore[union-attr]
+
+
 def test_callers_beyond_the_pool_are_told_that_the_database_is_unavailable(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

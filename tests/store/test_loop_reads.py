@@ -256,15 +256,18 @@ async def test_a_connection_on_which_nothing_can_be_prepared_is_not_kept(
     postgres.execute("ALTER TABLE elsewhere RENAME TO operations", name or "")
 
 
-async def test_behind_a_pooler_that_forgets_what_is_prepared_reads_go_through_a_thread_for_good(
+async def test_behind_a_pooler_that_forgets_what_is_prepared_nothing_is_any_more(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def forget(*_: object) -> None:
-        pass
-
-    monkeypatch.setattr(Line, "prepare", forget)
     id_ = started(database)
     async with opened(database) as (reads, on_loop):
+        line = await line_of(on_loop)
+        line._connection.pgconn.exec_(b"DEALLOCATE ALL")
         assert (await soon(reads.get(id_))).id == id_
-        assert on_loop._connected() is None
-        assert on_loop._connecting is None
+        assert not database.may_prepare()
+
+        monkeypatch.setattr(loop_reads, "RECONNECT_SECONDS", 0)
+        on_loop._not_before = 0
+        assert await line_of(on_loop) is not line
+        monkeypatch.setattr(Line, "prepare", None)
+        assert len(await found(on_loop, id_)) == 1

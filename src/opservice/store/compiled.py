@@ -7,6 +7,7 @@ is sent to PostgreSQL it and psycopg's cursor add four times what libpq takes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import Any
 
 from sqlalchemy import Column, Dialect, LargeBinary, Select
@@ -63,19 +64,20 @@ class SqliteGet(_Compiled):
 
 
 class PostgresqlFind(_Compiled):
-    """Finds operations by their ids, with a statement that is prepared once for each connection."""
-
-    _NAME = b"opservice_find"
+    """Finds operations by their ids, with a statement that is prepared once for each connection, or never."""
 
     def __init__(self, query: Select[Any], columns: Sequence[Column[Any]]) -> None:
         # $1, as PostgreSQL itself writes a parameter
         dialect = PGDialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call] # SQLAlchemy's
         super().__init__(query, columns, dialect, "operation_ids")
+        self._statement = self._sql.encode()
+        # Behind a pooler the name may be that of another version, whose rows are different.
+        self._name = b"opservice_find_" + sha256(self._statement).hexdigest()[:16].encode()
 
     async def prepare(self, line: Line) -> None:
-        """Before the first call on this line. Raises a psycopg.Error."""
-        await line.prepare(self._NAME, self._sql.encode())
+        """Makes the calls on this line cheaper. Raises a psycopg.Error."""
+        await line.prepare(self._name, self._statement)
 
     async def __call__(self, line: Line, ids: Sequence[str]) -> list[Record]:
         """Raises a psycopg.Error."""
-        return await line.fetch(self._NAME, self._values(ids), self._record)
+        return await line.fetch(self._name, self._statement, self._values(ids), self._record)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -23,6 +23,8 @@ _FIRST_BACKOFF_SECONDS = 0.005
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _SERIALIZATION_STATES = frozenset({"40001", "40P01"})
+UNPREPARED_STATES = frozenset({"26000", "42P05"})
+"""A prepared statement is not there, or is there already: somebody else has used the connection."""
 _READ_ONLY_STATE = "25006"
 _BUSY_STATE = "55P03"
 _FULL_STATES = frozenset({"53100"})
@@ -41,8 +43,8 @@ class Database:
     url: DatabaseUrl
     writer: Engine
     reader: Engine
-    connect_arguments: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    """What psycopg is to be given for a connection beside those of the engines."""
+    connect_arguments: dict[str, Any] = field(default_factory=dict, repr=False)
+    """What psycopg is given for a connection, those of the engines and others."""
 
     @property
     def is_sqlite(self) -> bool:
@@ -51,11 +53,15 @@ class Database:
     def check_connections(self) -> None:
         """Connects as reader and as writer.
 
-        Raises StartupError for what trying again would not mend, StoreUnavailable for the rest.
+        Raises StartupError for what trying again would not mend, and when the time limits that the server
+        relies on are not in force; StoreUnavailable for the rest.
         """
         for engine in (self.reader, self.writer):
             try:
-                engine.connect().close()
+                with engine.connect() as connection:
+                    fault = None if self.is_sqlite else postgresql.missing_limits(connection)
+                if fault is not None:
+                    raise StartupError(f"the database {self.url.shown} cannot be used: {fault}")
             except DBAPIError as error:
                 driver = sqlite if self.is_sqlite else postgresql
                 fault = driver.lasting_fault(error)
@@ -107,6 +113,21 @@ class Database:
         connection.exec_driver_sql(f"PRAGMA cache_size=-{sqlite.CACHE_KIB}")
         return connection
 
+    def through_pooler(self) -> bool:
+        """Whether something between the server and PostgreSQL shares connections out. Raises as `read`."""
+        return not self.is_sqlite and self.read(
+            lambda c: postgresql.through_pooler(c.connection.dbapi_connection)
+        )
+
+    def may_prepare(self) -> bool:
+        """Whether statements may be prepared on connections that lead to PostgreSQL itself."""
+        return postgresql.may_prepare(self.connect_arguments)
+
+    def stop_preparing(self) -> None:
+        """No connection prepares statements any more: those that there are get closed."""
+        self.connect_arguments["prepare_threshold"] = None
+        self.close()
+
     def close(self) -> None:
         self.writer.dispose()
         self.reader.dispose()
@@ -133,6 +154,9 @@ class Database:
                 if _sqlstate(error) in _SERIALIZATION_STATES and retries < _SERIALIZATION_RETRIES:
                     time.sleep(_FIRST_BACKOFF_SECONDS * 2**retries * random.uniform(0.5, 1))
                     retries += 1
+                elif _sqlstate(error) in UNPREPARED_STATES and self.may_prepare():
+                    # Something between us and PostgreSQL that was not recognized has dropped it.
+                    self.stop_preparing()
                 elif error.connection_invalidated and not reconnected:
                     reconnected = True
                 else:

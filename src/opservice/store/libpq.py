@@ -19,7 +19,7 @@ Row = TypeVar("Row")
 
 
 class Line:
-    """Prepared statements on a connection in autocommit, one at a time.
+    """Statements on a connection in autocommit, one at a time.
 
     It belongs to the event loop that it was made on. When the connection is lost, whoever waits is told so
     by a psycopg.Error, and so is whoever asks later.
@@ -29,6 +29,7 @@ class Line:
         self._connection = connection
         self._pgconn = connection.pgconn
         self._transformer = Transformer(connection)
+        self._prepared: set[bytes] = set()
         self._lost = False
         self._result: PGresult | None = None
         self._answer: asyncio.Future[PGresult] | None = None
@@ -40,15 +41,28 @@ class Line:
         """Raises a psycopg.Error."""
         self._pgconn.send_prepare(name, statement)
         await self._sent()
+        self._prepared.add(name)
 
     async def fetch(
-        self, name: bytes, values: Sequence[Any], make_row: Callable[[Sequence[Any]], Row]
+        self,
+        name: bytes,
+        statement: bytes,
+        values: Sequence[Any],
+        make_row: Callable[[Sequence[Any]], Row],
     ) -> list[Row]:
-        """Runs a prepared statement. Raises a psycopg.Error, or what `make_row` raises."""
+        """Runs a statement, by its name if it was prepared here.
+
+        Raises a psycopg.Error, or what `make_row` raises.
+        """
         dumped = self._transformer.dump_sequence(values, [PyFormat.AUTO] * len(values))
-        self._pgconn.send_query_prepared(
-            name, dumped, self._transformer.formats, result_format=Format.BINARY
-        )
+        formats = self._transformer.formats
+        if name in self._prepared:
+            self._pgconn.send_query_prepared(name, dumped, formats, result_format=Format.BINARY)
+        else:
+            # One message group, which poolers give to one connection.
+            self._pgconn.send_query_params(
+                statement, dumped, None, formats, result_format=Format.BINARY
+            )
         result = await self._sent()
         self._transformer.set_pgresult(result)
         return self._transformer.load_rows(0, result.ntuples, make_row)
@@ -77,6 +91,8 @@ class Line:
     def _receive(self) -> None:
         try:
             self._pgconn.consume_input()
+            while self._pgconn.notifies() is not None:
+                pass  # Behind a pooler they may come from another's LISTEN, and libpq would keep them all.
             while not self._pgconn.is_busy():
                 result = self._pgconn.get_result()
                 if result is None:

@@ -18,7 +18,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from opservice.errors import OperationNotFound, OpserviceError
 from opservice.operation import Record
-from opservice.store.engine import Database
+from opservice.store.drivers import postgresql
+from opservice.store.engine import UNPREPARED_STATES, Database
 from opservice.store.libpq import Line
 from opservice.store.repository import Repository
 
@@ -26,14 +27,6 @@ log = structlog.stdlib.get_logger("opservice.store")
 
 RECONNECT_SECONDS = 1
 """Between one attempt to connect and the next."""
-
-
-_UNPREPARED = (
-    psycopg.errors.DuplicatePreparedStatement,
-    psycopg.errors.InvalidSqlStatementName,
-)
-"""Behind a pooler that gives each transaction any connection and minds no prepared statements, as PgBouncer
-before 1.21: trying again would not help."""
 
 
 class Closable(Protocol):
@@ -92,8 +85,11 @@ class _LoopReads(ABC, Generic[Opened]):
         if connection is not None:
             connection.close()
         if error is not None:
-            self._closed = self._closed or isinstance(error, _UNPREPARED)
-            log.warning("reads go through a thread", cause=str(error), for_good=self._closed)
+            unprepared = getattr(error, "sqlstate", None) in UNPREPARED_STATES
+            if unprepared and self._database.may_prepare():
+                # Something between us and PostgreSQL that was not recognized has dropped it.
+                self._database.stop_preparing()
+            log.warning("reads go through a thread", cause=str(error))
 
 
 class SqliteReads(_LoopReads[Connection]):
@@ -145,9 +141,17 @@ class PostgresqlReads(_LoopReads[Line]):
     async def _open(self) -> Line:
         arguments = self._database.connect_arguments
         connection = await psycopg.AsyncConnection.connect(**arguments, autocommit=True)
+        try:
+            prepares = self._database.may_prepare() and not await postgresql.through_pooler_async(
+                connection
+            )
+        except BaseException:
+            await connection.close()
+            raise
         line = Line(connection)
         try:
-            await self._find.prepare(line)
+            if prepares:
+                await self._find.prepare(line)
         except BaseException:
             line.close()
             raise

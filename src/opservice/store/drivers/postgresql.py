@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import URL, Engine, ExceptionContext, create_engine, event
+from psycopg import AsyncConnection
+from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
 _ROW_LOCK_WAIT_SECONDS = 2  # for an operation
@@ -43,7 +44,10 @@ def connect_arguments(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def engines(arguments: Mapping[str, Any], readers: int) -> tuple[Engine, Engine]:
-    """A writer and a reader, which connect to nothing yet."""
+    """A writer and a reader, which connect to nothing yet.
+
+    They look at `arguments` again for each connection: whether it may prepare statements may change.
+    """
     shared: dict[str, Any] = {
         "connect_args": dict(arguments),
         "hide_parameters": True,  # payloads do not belong in a log
@@ -55,9 +59,70 @@ def engines(arguments: Mapping[str, Any], readers: int) -> tuple[Engine, Engine]
     reader = create_engine(
         url, pool_size=readers, isolation_level="AUTOCOMMIT", pool_reset_on_return=None, **shared
     )
+
+    def on_connect(connection: Any, _record: object) -> None:
+        try:
+            if not may_prepare(arguments) or through_pooler(connection):
+                connection.prepare_threshold = None
+        except BaseException:
+            connection.close()
+            raise
+
     for engine in (writer, reader):
+        event.listen(engine, "connect", on_connect)
         event.listen(engine, "handle_error", _hide_rows)
     return writer, reader
+
+
+_BACKEND = "SELECT pg_backend_pid()"
+
+
+def may_prepare(arguments: Mapping[str, Any]) -> bool:
+    """Whether statements may be prepared on a connection made with these arguments.
+
+    Not behind a pooler: it may give each transaction another connection to PostgreSQL, where the name of a
+    prepared statement is unknown, or (psycopg numbers them) that of another statement, which would be run.
+    Without them writes take PostgreSQL twice the CPU time.
+    """
+    return arguments.get("prepare_threshold", 0) is not None
+
+
+def through_pooler(connection: Any) -> bool:
+    """Whether psycopg's connection, which is in no transaction, is not one to PostgreSQL itself.
+
+    A pooler has one process of PostgreSQL for many clients, and tells each of them of a process that
+    there is not, since it is by that number that a client cancels its own statement.
+    """
+    transactional = not connection.autocommit
+    connection.autocommit = True
+    (backend,) = connection.execute(_BACKEND, prepare=False).fetchone()
+    connection.autocommit = not transactional
+    return bool(backend != connection.info.backend_pid)
+
+
+async def through_pooler_async(connection: AsyncConnection) -> bool:
+    """The same, of a connection in autocommit that belongs to an event loop."""
+    row = await (await connection.execute(_BACKEND, prepare=False)).fetchone()
+    return row is None or row[0] != connection.info.backend_pid
+
+
+def missing_limits(connection: Connection) -> str | None:
+    """What to do when the server's time limits are not in force on a connection; else None."""
+    limits = ", ".join(f"current_setting('{name}')" for name in TIME_LIMITS)
+    query = f"SELECT quote_ident(session_user), quote_ident(current_database()), {limits}"
+    role, database, *values = connection.exec_driver_sql(query).one()
+    missing = [name for name, value in zip(TIME_LIMITS, values, strict=True) if value in {"0", ""}]
+    if not missing:
+        return None
+    statements = " ".join(
+        f"ALTER ROLE {role} IN DATABASE {database} SET {name} = '{TIME_LIMITS[name]}s';"
+        for name in missing
+    )
+    return (
+        f"{' and '.join(missing)} would be 0, and a statement might take for ever. Take them out of the"
+        " URL's options; or, where a pooler drops these, run the following and have the pooler connect"
+        f" anew: {statements}"
+    )
 
 
 _REFUSED = re.compile(
@@ -88,13 +153,18 @@ def lasting_fault(error: DBAPIError) -> str | None:
     said = str(error.orig).strip()
     if type(error.orig).__name__ == "ProgrammingError" and error.statement is None:
         return said.partition("\n")[0]  # psycopg or libpq cannot use a parameter
+    if "statement pooling mode" in said:
+        return f"the pooler must be in transaction or session mode: {said.partition(chr(10))[0]}"
     if error.statement is not None or not _REFUSED.search(said):
         return None
-    return (
-        next(line for line in said.splitlines() if _REFUSED.search(line))
-        .rpartition("FATAL:")[2]
-        .strip()
-    )
+    fault = next(line for line in said.splitlines() if _REFUSED.search(line))
+    fault = fault.rpartition("FATAL:")[2].strip()
+    if re.search("unsupported startup parameter.*options", fault):
+        fault += (
+            ". A pooler takes no options, in which the server sets its time limits: give ?options= in the"
+            " database URL, so that none are sent, and start again to be told how to set the limits"
+        )
+    return fault
 
 
 def _hide_rows(context: ExceptionContext) -> None:
