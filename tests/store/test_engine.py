@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
+import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -29,6 +31,7 @@ SECRET = "swordfish"
         ("no/such/operations.db", "the directory of the database does not exist: {}/no/such"),
         ("", "the database is a directory, not a file: {}"),
         ("pipe", "the database is no regular file: {}/pipe"),
+        ("n" * 300, "the database cannot be used: File name too long: {}/nnn"),
     ],
 )
 def test_a_place_where_no_file_can_be_is_refused(tmp_path: Path, place: str, said: str) -> None:
@@ -36,6 +39,38 @@ def test_a_place_where_no_file_can_be_is_refused(tmp_path: Path, place: str, sai
     with pytest.raises(StartupError) as refused:
         open_database(f"sqlite:///{tmp_path}/{place}")
     assert said.format(tmp_path) in str(refused.value)
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[Path]:
+    """A directory that its owner may not do everything in: for root, whom nothing is denied, as nobody."""
+    directory = Path(tempfile.mkdtemp())
+    directory.chmod(0o777)
+    if os.geteuid() == 0:
+        os.setreuid(65_534, -1)  # what os.access goes by
+    yield directory
+    if os.geteuid() == 0:
+        os.setreuid(0, 0)
+    directory.chmod(0o777)
+    shutil.rmtree(directory)
+
+
+def test_a_directory_that_may_not_be_written_to_is_refused(unprivileged: Path) -> None:
+    unprivileged.chmod(0o555)
+    with pytest.raises(StartupError) as refused:
+        open_database(f"sqlite:///{unprivileged}/operations.db")
+    expected = f"the directory of the database may not be written to: {unprivileged}"
+    assert str(refused.value) == expected
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o444])
+def test_a_file_that_may_not_be_written_to_is_refused(unprivileged: Path, mode: int) -> None:
+    file = unprivileged / "operations.db"
+    file.touch()
+    file.chmod(mode)
+    with pytest.raises(StartupError) as refused:
+        open_database(f"sqlite:///{file}")
+    assert str(refused.value) == f"the database may not be read and written: {file}"
 
 
 @pytest.mark.parametrize("file", ["notes.db", "damaged.db"])
@@ -60,6 +95,8 @@ def test_a_file_that_is_no_sound_database_will_not_be_one_later(tmp_path: Path, 
         (WITH_PASSWORD, "postgres", "", "password authentication failed"),
         ("tests", "postgres", "?sslmode=require", "server does not support SSL"),
         ("tests", "postgres", "?sslmode=sometimes", 'invalid sslmode value: "sometimes"'),
+        ("tests", "postgres", "?service=none", 'definition of service "none" not found'),
+        ("tests", "postgres", "?channel_binding=require", "channel binding required"),
         ("tests", "postgres", "?options=-c%20nonsense=1", "unrecognized configuration parameter"),
     ],
 )
@@ -111,6 +148,17 @@ def test_opening_a_database_connects_to_nothing(tmp_path: Path) -> None:
     open_database(f"sqlite:///{tmp_path}/operations.db").close()
     open_database("postgresql://127.0.0.1:1/nothing").close()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["localhost:1", "no-such-host.invalid", "%2Fno%2Fsuch%2Fdirectory", "127.0.0.1:1,127.0.0.1:2"],
+)
+def test_a_server_that_is_not_there_may_come(place: str) -> None:
+    url = f"postgresql://{place}/nothing?user=tests"
+    with closing(open_database(url)) as database, pytest.raises(StoreUnavailable) as failed:
+        database.check_connections()
+    assert f"postgresql://{place}/nothing is not available" in str(failed.value)
 
 
 def test_a_server_that_cannot_be_reached_is_unavailable_and_its_password_is_not_told() -> None:

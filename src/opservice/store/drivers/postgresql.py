@@ -141,6 +141,9 @@ _REFUSED = re.compile(
             "invalid value for parameter",
             r"invalid \S+ value",
             "does not support SSL",
+            "channel binding required",
+            # libpq cannot use the parameters, and has not tried to connect.
+            "connection is bad: (?!connection to server|could not translate host name)",
             "certificate",
         )
     )

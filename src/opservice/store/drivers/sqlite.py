@@ -33,7 +33,10 @@ def engines(file: str, readers: int) -> tuple[Engine, Engine]:
 
     Raises StartupError when there can be no database in that place.
     """
-    _check_place(Path(file))
+    try:
+        _check_place(Path(file))
+    except OSError as error:
+        raise StartupError(f"the database cannot be used: {error.strerror}: {file}") from error
     url = URL.create("sqlite", database=file)
     module: ModuleType = dbapi
 
