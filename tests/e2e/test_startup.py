@@ -36,6 +36,22 @@ def test_a_database_that_cannot_be_used_is_refused(
     assert complaint in refusal(tmp_path, url)
 
 
+def test_a_database_that_does_not_exist_is_not_tried_again(
+    tmp_path: Path, postgres: PostgresServer
+) -> None:
+    url = postgres.url("nowhere")
+
+    message = refusal(tmp_path, url)
+    migrated = run_opservice("migrate", environment={"OPSERVICE_DATABASE": url})
+
+    shown = f"postgresql://127.0.0.1:{postgres.port}/nowhere"
+    complaint = (
+        f'opservice: the database {shown} cannot be used: database "nowhere" does not exist\n'
+    )
+    assert message == complaint
+    assert (migrated.returncode, migrated.stderr) == (1, complaint)
+
+
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "notes.db"
     file.write_text("these are notes and no database" * 100)
