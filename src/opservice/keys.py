@@ -15,14 +15,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import jwt
 import structlog
 
 from opservice.errors import KeysUnavailable, StartupError
+from opservice.fetching import FetchFailed, fetch
 from opservice.operation import SECOND
+from opservice.threads import OneThread
 
 MIN_PAUSE_SECONDS = 1.0
 """Between two readings: anybody can invent keys that are not known."""
@@ -30,10 +31,11 @@ MIN_PAUSE_SECONDS = 1.0
 MAX_ASKING = 500
 """Calls that wait for keys at a time."""
 
-_FETCH_SECONDS = 5.0
-"""For a part of what a URL sends."""
-_READ_SECONDS = 8.0
-"""For all of it."""
+MAX_JWKS_BYTES = 1 << 20
+_FETCH_SECONDS = 8.0
+"""For all that a URL sends."""
+_READ_SECONDS = 9.0
+"""For a reading, names that are looked up and slow file systems included."""
 _FIRST_BACKOFF_SECONDS = 2.0
 _URL_SCHEMES = ("https://", "http://")
 
@@ -63,18 +65,27 @@ def is_url(source: str) -> bool:
     return source.startswith(_URL_SCHEMES)
 
 
-def read_keys(source: str) -> Keys:
-    """The keys of a file or URL that are for signatures. May block. Raises KeysUnreadable."""
+def read_keys(source: str, proxy: str = "") -> Keys:
+    """The keys of a file or URL that are for signatures. May block. Raises KeysUnreadable.
+
+    A URL is asked through `proxy`, when one is given, and through no other.
+    """
     try:
         if is_url(source):
-            # It follows no redirect, and knows no other scheme.
-            client = jwt.PyJWKClient(source, cache_jwk_set=False, timeout=_FETCH_SECONDS)
-            content = client.fetch_data()
+            content = fetch(source, seconds=_FETCH_SECONDS, most_bytes=MAX_JWKS_BYTES, proxy=proxy)
         else:
-            content = json.loads(Path(source).read_text())
-        return _keys(content)
-    except (OSError, ValueError, TypeError, RecursionError, jwt.PyJWKClientError) as error:
+            content = _read_file(Path(source))
+        return _keys(json.loads(content))
+    except (OSError, ValueError, TypeError, RecursionError, FetchFailed) as error:
         raise KeysUnreadable(f"no keys from {source}: {error}") from error
+
+
+def _read_file(path: Path) -> bytes:
+    with path.open("rb") as file:
+        content = file.read(MAX_JWKS_BYTES + 1)
+    if len(content) > MAX_JWKS_BYTES:
+        raise ValueError(f"it is longer than {MAX_JWKS_BYTES} bytes")
+    return content
 
 
 def _keys(content: Any) -> Keys:
@@ -104,46 +115,19 @@ def _keys(content: Any) -> Keys:
     return keys
 
 
-async def _on_thread(read: Callable[[], Keys]) -> Keys:
-    """On a thread that the end of the process does not wait for. Raises KeysUnreadable, also when it takes
-    too long.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[Keys] = loop.create_future()
-
-    def finish(keys: Keys | None, error: Exception | None) -> None:
-        if done.done():
-            return
-        if error is not None:
-            done.set_exception(error)
-        elif keys is not None:
-            done.set_result(keys)
-
-    def work() -> None:
-        keys, failure = None, None
-        try:
-            keys = read()
-        except Exception as error:  # noqa: BLE001 - goes to the caller
-            failure = error
-        with suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(finish, keys, failure)
-
-    Thread(target=work, name="keys", daemon=True).start()
-    try:
-        async with asyncio.timeout(_READ_SECONDS):
-            return await done
-    except TimeoutError as error:
-        raise KeysUnreadable(f"no keys within {_READ_SECONDS:g} s") from error
-
-
 class KeySource:
     """Keeps the keys of a file or URL; `interval` is microseconds between two readings.
 
-    `on_change` is called on the event loop whenever other keys were read than before.
+    `on_change` is called on the event loop whenever other keys were read than before. A URL is asked through
+    `proxy`, when one is given, and through no other.
     """
 
-    def __init__(self, source: str, interval: int, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, source: str, interval: int, on_change: Callable[[], None], proxy: str = ""
+    ) -> None:
         self._source = source
+        self._read_keys = partial(read_keys, source, proxy)
+        self._thread: OneThread[Keys] = OneThread("keys")
         self._interval = interval / SECOND
         self._on_change = on_change
         self._keys: Keys = {}
@@ -155,12 +139,24 @@ class KeySource:
     async def start(self, *, strict: bool = True) -> None:
         """Reads the keys. When `strict`, raises StartupError if a file has none; a URL may answer later."""
         try:
-            self._keys = await _on_thread(partial(read_keys, self._source))
+            self._keys = await self._read()
         except KeysUnreadable as error:
             if strict and not is_url(self._source):
                 raise StartupError(str(error)) from error
             log.error("tokens cannot be checked yet", cause=str(error))  # noqa: TRY400 - no more to say
             self._failed = True
+
+    async def _read(self) -> Keys:
+        """Raises KeysUnreadable, also when it takes too long."""
+        if self._thread.busy:
+            raise KeysUnreadable(f"no keys from {self._source}: the reading before still hangs")
+        try:
+            async with asyncio.timeout(_READ_SECONDS):
+                return await self._thread.run(self._read_keys)
+        except TimeoutError as error:
+            raise KeysUnreadable(
+                f"no keys from {self._source} within {_READ_SECONDS:g} s"
+            ) from error
 
     def find(self, key_id: str) -> Key | None:
         """The key with this id; for "", the only one there is."""
@@ -207,7 +203,7 @@ class KeySource:
             # Who asks from now on waits for the reading after this one.
             awaited, self._next_reading = self._next_reading, asyncio.Event()
             try:
-                keys = await _on_thread(partial(read_keys, self._source))
+                keys = await self._read()
                 self._failed = False
                 if keys != self._keys:
                     self._keys = keys

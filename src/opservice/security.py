@@ -31,7 +31,10 @@ class Security:
         )
         if settings.jwks:
             self.keys = KeySource(
-                settings.jwks, settings.jwks_refresh, on_change=self.authenticator.forget
+                settings.jwks,
+                settings.jwks_refresh,
+                on_change=self.authenticator.forget,
+                proxy=settings.jwks_proxy,
             )
             self.authenticator.keys = self.keys
 

@@ -77,6 +77,12 @@ class Settings:
         "Keys (JWKS) that sign the tokens (JWT) of callers: a file or an https URL. Needs --jwt-issuer and"
         " --jwt-audience.",
     )
+    jwks_proxy: str = _setting(
+        "text",
+        "",
+        "The proxy, http://HOST:PORT, through which the https URL of --jwks is asked. `https_proxy` and the"
+        " like are ignored.",
+    )
     jwks_refresh: int = _setting(
         "duration",
         5 * MINUTE,
@@ -317,6 +323,10 @@ class Settings:
             raise StartupError(f"--jwt-algorithm {' '.join(unsafe)}: expected one of {known}")
         if "://" in self.jwks:
             _check_url(self.jwks)
+        if self.jwks_proxy:
+            if not self.jwks.startswith("https://"):
+                raise StartupError("--jwks-proxy needs --jwks with an https URL")
+            _check_proxy(self.jwks_proxy)
         if self.policy is not None and not self.authenticates:
             raise StartupError(
                 "--policy says what callers may do, but nothing says who they are: give --tokens, --jwks or"
@@ -401,6 +411,17 @@ def _check_url(url: str) -> None:
         raise StartupError("--jwks: a URL with a password in it would be seen by others")
     if not (parts.scheme == "https" or is_loopback(parts.hostname or "")):
         raise StartupError(f"--jwks {url}: expected https, except on loopback")
+
+
+def _check_proxy(url: str) -> None:
+    """Raises StartupError when it is not http://HOST:PORT."""
+    scheme, _, address = url.removesuffix("/").partition("://")
+    try:
+        split_address(address)
+    except StartupError:
+        scheme = ""
+    if scheme != "http":  # not shown: it may hold a password
+        raise StartupError("--jwks-proxy: expected http://HOST:PORT")
 
 
 def split_address(address: str) -> tuple[str, int]:

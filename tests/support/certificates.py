@@ -35,10 +35,12 @@ class Authority:
         self.certificate = directory / f"{name}.pem"
         self.certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, name: str = "server", password: bytes | None = None) -> Pair:
-        """A certificate for 127.0.0.1 and localhost; with a password the key is encrypted."""
+    def issue(
+        self, name: str = "server", password: bytes | None = None, host: str = "localhost"
+    ) -> Pair:
+        """A certificate for 127.0.0.1 and `host`; with a password the key is encrypted."""
         key = ec.generate_private_key(ec.SECP256R1())
-        addresses = [x509.IPAddress(ip_address("127.0.0.1")), x509.DNSName("localhost")]
+        addresses = [x509.IPAddress(ip_address("127.0.0.1")), x509.DNSName(host)]
         certificate = (
             _builder(_name(name), self._name, key)
             .add_extension(x509.SubjectAlternativeName(addresses), critical=False)

@@ -131,9 +131,10 @@ def _channel(
     server: str, credentials: grpc.ChannelCredentials | None, server_name: str | None
 ) -> grpc.Channel:
     options: list[tuple[str, Any]] = list(_CHANNEL_OPTIONS)
-    if credentials is None:
+    if _is_loopback(server):
         # A proxy, which gRPC takes from the environment, would see the token on its way to this machine.
-        options.append(("grpc.enable_http_proxy", 0 if _is_loopback(server) else 1))
+        options.append(("grpc.enable_http_proxy", 0))
+    if credentials is None:
         return grpc.insecure_channel(server, options)
     if server_name:
         options.append(("grpc.ssl_target_name_override", server_name))

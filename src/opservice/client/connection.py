@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
+from ipaddress import ip_address
 from typing import TypeVar
 
 import grpc
@@ -80,9 +82,19 @@ def is_malformed(error: grpc.aio.AioRpcError) -> bool:
 
 
 def _channel(target: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+    # A proxy, which gRPC takes from the environment, would see the token on its way to this machine.
+    options = [*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", int(not _is_loopback(target)))]
     if credentials is None:
-        return grpc.aio.insecure_channel(target, _CHANNEL_OPTIONS)
-    return grpc.aio.secure_channel(target, credentials, _CHANNEL_OPTIONS)
+        return grpc.aio.insecure_channel(target, options)
+    return grpc.aio.secure_channel(target, credentials, options)
+
+
+def _is_loopback(target: str) -> bool:
+    """Of a target as gRPC takes it, such as HOST:PORT or dns:///HOST:PORT."""
+    host = target.rpartition("/")[2].rpartition(":")[0].strip("[]")
+    with suppress(ValueError):
+        return ip_address(host).is_loopback
+    return host == "localhost"
 
 
 class Connection:

@@ -1,0 +1,58 @@
+"""Work that may block, on threads that the end of the process does not wait for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from threading import Thread
+from typing import Generic, TypeVar
+
+Result = TypeVar("Result")
+
+
+class OneThread(Generic[Result]):
+    """Runs one piece of work at a time. One that never ends takes one thread, and no more."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._thread: Thread | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether the work before has not ended."""
+        return self._thread is not None and self._thread.is_alive()
+
+    async def run(self, work: Callable[[], Result]) -> Result:
+        """What the work returns or raises. When this is cancelled the work goes on.
+
+        Not to be called while `busy`.
+        """
+        assert not self.busy
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Result] = loop.create_future()
+
+        def finish(results: list[Result], error: BaseException | None) -> None:
+            if done.done():
+                return
+            if error is not None:
+                done.set_exception(error)
+            else:
+                done.set_result(results[0])
+
+        def body() -> None:
+            results, failure = [], None
+            try:
+                results.append(work())
+            except BaseException as error:  # noqa: BLE001 - goes to the caller
+                failure = error
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(finish, results, failure)
+
+        thread = self._thread = Thread(target=body, name=self._name, daemon=True)
+        thread.start()
+        try:
+            return await done
+        finally:
+            if not done.cancelled():
+                thread.join()  # it has nothing left to do
