@@ -30,6 +30,7 @@ RUN groupadd --gid 10001 opservice \
 COPY --from=build /opt/opservice /opt/opservice
 ENV PATH=/opt/opservice/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONSAFEPATH=1 \
     PYTHONUNBUFFERED=1 \
     OPSERVICE_LISTEN=0.0.0.0:50051 \
     OPSERVICE_DATABASE=sqlite:////data/opservice.db

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Semaphore
 
 import pytest
 from structlog.testing import capture_logs
 
+from opservice import files as files_module
 from opservice.errors import StartupError
-from opservice.files import Files, read_again, read_files
+from opservice.files import Files, Reading, Reloader, read_again, read_files
 from opservice.identity import parse_grant
+from opservice.policy import Policy
 from opservice.settings import Settings
 from support.certificates import Authority, Pair
+from support.server import PATIENCE
 
 HASH = "0123456789abcdef" * 4
 KEPT = "SIGHUP: what was read before stays in use"
@@ -84,7 +90,7 @@ def test_all_that_changed_is_taken(site: Site) -> None:
     site.write(2)
 
     with capture_logs() as logged:
-        after = read_again(site.settings, before)
+        after = read_again(site.settings, before).files
 
     assert versions(after) == ("v2", "v2")
     assert after.credentials != before.credentials
@@ -114,7 +120,7 @@ def test_what_cannot_be_used_stays_as_it_was_and_the_rest_is_taken(
         file.write_bytes(content)
 
     with capture_logs() as logged:
-        after = read_again(site.settings, before)
+        after = read_again(site.settings, before).files
 
     kept = "credentials" if what == "TLS files" else what
     assert after == replace(good, **{kept: getattr(before, kept)})
@@ -127,12 +133,12 @@ def test_what_is_good_again_is_taken(site: Site) -> None:
     files = read_files(site.settings)
     assert site.settings.policy
     site.settings.policy.write_text("{")
-    files = read_again(site.settings, files)
+    files = read_again(site.settings, files).files
     assert versions(files) == ("v1", "v1")
 
     site.write(3)
 
-    assert versions(read_again(site.settings, files)) == ("v3", "v3")
+    assert versions(read_again(site.settings, files).files) == ("v3", "v3")
 
 
 def test_a_file_that_now_grants_nothing_is_taken(site: Site) -> None:
@@ -142,23 +148,131 @@ def test_a_file_that_now_grants_nothing_is_taken(site: Site) -> None:
     site.settings.policy.write_text("{}")
     site.settings.tokens.write_text("[]")
 
-    after = read_again(site.settings, files)
+    after = read_again(site.settings, files).files
 
     assert after.policy.everyone == ()
     assert after.tokens == {}
 
 
-def test_where_no_files_are_it_is_said(tmp_path: Path) -> None:
+async def test_where_no_files_are_it_is_said() -> None:
     with capture_logs() as logged:
-        assert read_again(Settings(), Files()) == Files()
+        reloader = Reloader(Settings(), Files(), lambda _: None)
+        reloader.request()
 
     assert [line["event"] for line in logged] == ["SIGHUP: there is nothing to read again"]
 
 
-def test_where_keys_alone_are_read_again_it_is_not_said() -> None:
+async def test_where_keys_alone_are_read_again_it_is_not_said() -> None:
     settings = Settings(jwks="keys.json", jwt_issuer="issuer", jwt_audience=("audience",))
 
     with capture_logs() as logged:
-        assert read_again(settings, Files()) == Files()
+        Reloader(settings, Files(), lambda _: None).request()
 
     assert logged == []
+
+
+# What changed
+
+
+def test_what_changed_is_counted_and_no_secret_is_among_it(site: Site) -> None:
+    assert site.settings.tokens
+    assert site.settings.policy
+    hashes = [f"{number:064x}" for number in range(4)]
+
+    def write(*entries: tuple[str, str]) -> None:
+        assert site.settings.tokens
+        lines = [f"- {{subject: {subject}, sha256: '{hash_}'}}" for subject, hash_ in entries]
+        site.settings.tokens.write_text("\n".join(lines))
+
+    write(("ann", hashes[0]), ("bob", hashes[1]), ("eve", hashes[2]))
+    site.settings.policy.write_text("subjects: {ann: [viewer:*], bob: [viewer:*]}")
+    before = read_files(site.settings)
+    write(("ann", hashes[0]), ("rob", hashes[1]), ("sue", hashes[3]))
+    site.settings.policy.write_text("{everyone: [viewer:*], subjects: {ann: [admin:*], tom: []}}")
+    pair = site.authority.issue("renewed")
+    assert site.settings.tls_cert
+    assert site.settings.tls_key
+    pair.certificate.replace(site.settings.tls_cert)
+    pair.key.replace(site.settings.tls_key)
+
+    reading = read_again(site.settings, before)
+
+    assert reading.files.credentials is not None
+    assert reading.changes == {
+        "certificate_sha256": reading.files.credentials.fingerprint,
+        "tokens": 3,
+        "tokens_added": 1,
+        "tokens_removed": 1,
+        "tokens_changed": 1,
+        "policy_subjects": 2,
+        "policy_subjects_added": 1,
+        "policy_subjects_removed": 1,
+        "policy_subjects_changed": 1,
+        "policy_everyone": "changed",
+    }
+
+
+def test_what_is_the_same_as_before_is_the_same_object(site: Site) -> None:
+    """The event loop need not compare thousands of tokens."""
+    before = read_files(site.settings)
+
+    reading = read_again(site.settings, before)
+
+    assert reading.changes == {}
+    assert reading.files.tokens is before.tokens
+    assert reading.files.policy is before.policy
+    with capture_logs() as logged:
+        reading.log()
+    assert [line["event"] for line in logged] == [
+        "SIGHUP: the files were read again, nothing changed"
+    ]
+
+
+# When it is read
+
+
+class Reads:
+    """Readings that the test holds up, as `read_again` would make them."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.go_on = Semaphore(0)
+
+    def __call__(self, _settings: Settings, _before: Files) -> Reading:
+        self.begun += 1
+        number = self.begun
+        assert self.go_on.acquire(timeout=PATIENCE)
+        if number == 2:
+            raise RuntimeError("unexpected")
+        return Reading(Files(policy=Policy({f"reading-{number}": ()})), {})
+
+
+async def test_however_often_it_is_asked_for_during_a_reading_one_follows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reads, taken = Reads(), list[Reading]()
+    monkeypatch.setattr(files_module, "read_again", reads)
+    settings = Settings(jwks="keys.json", jwt_issuer="issuer", jwt_audience=("audience",))
+    reloader = Reloader(settings, Files(), taken.append)
+
+    async def until(look: Callable[[], bool]) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while not look():  # noqa: ASYNC110 - nothing signals it
+                await asyncio.sleep(0.005)
+
+    reloader.request()
+    await until(lambda: reads.begun == 1)  # the event loop goes on meanwhile
+    for _ in range(60):
+        reloader.request()
+    reads.go_on.release(2)  # of which the second fails
+    await until(lambda: reads.begun == 2)
+    task = reloader._task
+    assert task is not None
+    await task
+    assert [list(reading.files.policy.subjects) for reading in taken] == [["reading-1"]]
+
+    reads.go_on.release()
+    reloader.request()
+    await until(lambda: len(taken) == 2)
+    assert reads.begun == 3
+    assert list(taken[-1].files.policy.subjects) == ["reading-3"]

@@ -6,15 +6,18 @@ the log, and does not keep the others from being taken.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import structlog
 
 from opservice.errors import StartupError
 from opservice.policy import Policy, StaticTokens, read_policy, read_tokens
 from opservice.settings import Settings
+from opservice.threads import OneThread, no_garbage_collection
 from opservice.tls import Credentials, server_credentials
 
 Read = TypeVar("Read")
@@ -36,15 +39,97 @@ def read_files(settings: Settings) -> Files:
     return Files(server_credentials(settings), _read_tokens(settings), _read_policy(settings))
 
 
-def read_again(settings: Settings, before: Files) -> Files:
-    """What SIGHUP asks for. What cannot be used stays as it was before."""
-    if before == Files() and not settings.authenticates:
-        log.info("SIGHUP: there is nothing to read again")
-    return Files(
-        _again("TLS files", lambda: server_credentials(settings), before.credentials),
-        _again("tokens", lambda: _read_tokens(settings), before.tokens),
-        _again("policy", lambda: _read_policy(settings), before.policy),
-    )
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What was read again, and how it differs from what was read before; nothing in `changes` is secret.
+
+    What is equal to what was there before is the same object.
+    """
+
+    files: Files
+    changes: Mapping[str, int | str]
+
+    @classmethod
+    def of(cls, new: Files, before: Files) -> Reading:
+        """Compares them. Takes its time for thousands of tokens."""
+        files = Files(
+            before.credentials if new.credentials == before.credentials else new.credentials,
+            before.tokens if new.tokens == before.tokens else new.tokens,
+            before.policy if new.policy == before.policy else new.policy,
+        )
+        return cls(files, _changes(files, before))
+
+    def log(self) -> None:
+        if self.changes:
+            log.info("SIGHUP: the files were read again, what changed is in use", **self.changes)
+        else:
+            log.info("SIGHUP: the files were read again, nothing changed")
+
+
+def _changes(new: Files, before: Files) -> dict[str, int | str]:
+    found: dict[str, int | str] = {}
+    if new.credentials is not None and new.credentials is not before.credentials:
+        found["certificate_sha256"] = new.credentials.fingerprint
+    if new.tokens is not before.tokens:
+        found |= _counts("tokens", new.tokens, before.tokens)
+    if new.policy is not before.policy:
+        found |= _counts("policy_subjects", new.policy.subjects, before.policy.subjects)
+        if new.policy.everyone != before.policy.everyone:
+            found["policy_everyone"] = "changed"
+    return found
+
+
+def _counts(what: str, new: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, int | str]:
+    return {
+        what: len(new),
+        f"{what}_added": len(new.keys() - before.keys()),
+        f"{what}_removed": len(before.keys() - new.keys()),
+        f"{what}_changed": sum(new[key] != before[key] for key in new.keys() & before.keys()),
+    }
+
+
+def read_again(settings: Settings, before: Files) -> Reading:
+    """What SIGHUP asks for. What cannot be used stays as it was before. May block."""
+    with no_garbage_collection():
+        new = Files(
+            _again("TLS files", lambda: server_credentials(settings), before.credentials),
+            _again("tokens", lambda: _read_tokens(settings), before.tokens),
+            _again("policy", lambda: _read_policy(settings), before.policy),
+        )
+        return Reading.of(new, before)
+
+
+class Reloader:
+    """Reads the files again when asked, on a thread, one reading after the other.
+
+    `take` is called with each on the event loop. However often it is asked while one is under way, one more
+    follows, so that what is taken last was read after it was asked for last.
+    """
+
+    def __init__(self, settings: Settings, files: Files, take: Callable[[Reading], None]) -> None:
+        self._settings = settings
+        self._files = files
+        self._take = take
+        self._wanted = False
+        self._task: asyncio.Task[None] | None = None
+        self._thread: OneThread[Reading] = OneThread("files")
+
+    def request(self) -> None:
+        if self._files == Files() and not self._settings.authenticates:
+            log.info("SIGHUP: there is nothing to read again")
+        self._wanted = True
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        while self._wanted:
+            self._wanted = False
+            try:
+                reading = await self._thread.run(partial(read_again, self._settings, self._files))
+                self._files = reading.files
+                self._take(reading)
+            except Exception:  # whatever it is, the next SIGHUP must find a reader
+                log.exception("SIGHUP: what was read before stays in use")
 
 
 def _again(what: str, read: Callable[[], Read], before: Read) -> Read:

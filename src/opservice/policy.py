@@ -25,12 +25,18 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
+from yaml.composer import Composer
+from yaml.constructor import SafeConstructor
+from yaml.resolver import Resolver
 
 from opservice.errors import StartupError
 from opservice.identity import MAX_GRANTS, MAX_SUBJECT, Grant, parse_grant
+
+if yaml.__with_libyaml__:
+    from yaml._yaml import CParser
 
 _TOKEN_PREFIX = "opservice_"  # noqa: S105 - lets scanners find tokens where they should not be
 _SHOWN = 16
@@ -130,7 +136,24 @@ def _token(item: object, where: str) -> tuple[str, StaticToken]:
     return hash_, StaticToken(str(subject), _grants(entry.get("grants"), where), expires_at)
 
 
-class _Loader(yaml.SafeLoader):
+if TYPE_CHECKING or not yaml.__with_libyaml__:
+    _FastLoader = yaml.SafeLoader
+else:
+
+    class _FastLoader(Composer, CParser, SafeConstructor, Resolver):
+        """libyaml finds the events, which makes it fast.
+
+        yaml.CSafeLoader would also compose them in C, and hold Python's global lock for all of a long file.
+        """
+
+        def __init__(self, stream: str) -> None:
+            CParser.__init__(self, stream)
+            Composer.__init__(self)
+            SafeConstructor.__init__(self)
+            Resolver.__init__(self)
+
+
+class _Loader(_FastLoader):
     """Refuses a key that stands twice, of which the last would count."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from opservice.api.auth import Authenticator, JwtRules
-from opservice.files import Files
+from opservice.files import Files, Reading
 from opservice.keys import KeySource
 from opservice.settings import Settings, is_loopback, split_address
 from opservice.tls import CurrentCredentials
@@ -43,12 +43,15 @@ class Security:
         if self.keys is not None:
             await self.keys.start(strict=strict)
 
-    def replace(self, files: Files) -> None:
-        """By what was read anew."""
+    def replace(self, reading: Reading) -> None:
+        """By what was read again."""
+        files = reading.files
         if self.credentials is not None and files.credentials is not None:
             self.credentials.replace(files.credentials)
         if self.authenticator is not None:
             self.authenticator.replace(files.policy, files.tokens)
+        if self.credentials is not None or self.authenticator is not None:
+            reading.log()
 
     def warnings(self) -> list[str]:
         """What an operator should know of who gets in."""

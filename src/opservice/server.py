@@ -47,7 +47,7 @@ from opservice.api.reflection import add_reflection, build_pool
 from opservice.api.validation import Limits
 from opservice.demo import run_demo
 from opservice.errors import StartupError, StoreUnavailable
-from opservice.files import read_again, read_files
+from opservice.files import Reloader, read_files
 from opservice.housekeeping import SWEEP_LIMIT, keep_house
 from opservice.operation import (
     SECOND,
@@ -94,12 +94,8 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     files = read_files(settings)
     security = Security(settings, files)
 
-    def on_hangup() -> None:
-        nonlocal files
-        files = read_again(settings, files)
-        security.replace(files)
-
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hangup)
+    reloader = Reloader(settings, files, security.replace)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.request)
     await security.start()
     known_types = build_known_types(settings)
     database = await asyncio.to_thread(prepare_database, settings)

@@ -52,6 +52,12 @@ class Settings:
         least=1,
         most=256,
     )
+    worker_timeout: int = _setting(
+        "duration",
+        30 * SECOND,
+        "A worker whose event loop shows no sign of life for so long is killed and replaced.",
+        least=SECOND,
+    )
     migrate: bool = _setting(
         "flag", False, "Bring a PostgreSQL schema up to date at start; SQLite's always is."
     )

@@ -1,29 +1,30 @@
 """`serve --workers N`: a supervisor, and the processes that serve on its port.
 
-A pipe leads from the supervisor to each worker. Down it comes what was read of files, and its end, which
-means: drain. So one word suffices for SIGTERM and for a supervisor that was killed. Up it come lines to
-print, the first of which says that the worker serves, or the reason why it cannot.
+A link (`links.py`) leads from the supervisor to each worker. Down it comes what was read of files, and its
+end, which means: drain. So one word suffices for SIGTERM and for a supervisor that was killed. Up it come
+signs of life, and lines to print, the first of which says that the worker serves, or why it cannot.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
-from multiprocessing import get_context, resource_tracker
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import structlog
 import uvloop
 
 from opservice.errors import OpserviceError, StartupError
-from opservice.files import Files, read_again, read_files
+from opservice.files import Files, Reading, Reloader, read_files
+from opservice.links import Link
 from opservice.logs import configure_logging
 from opservice.operation import SECOND
 from opservice.security import Security
@@ -36,15 +37,38 @@ from opservice.server import (
 )
 from opservice.settings import Settings, split_address
 from opservice.store.engine import open_database
+from opservice.threads import OneThread, no_garbage_collection
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0  # seconds before a worker is replaced
 _SETTLED_SECONDS = 30.0  # one that lived so long is replaced as quickly as the first
 _KILL_SECONDS = CLOSE_SECONDS + 3  # after --drain
+_SIGNS = 6
+"""How often a worker shows that it lives within --worker-timeout."""
+_START = 10
+"""How many times --worker-timeout it may take until it shows that for the first time."""
 
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-_SPAWN = get_context("spawn")  # gRPC does not survive a fork
 
 log = structlog.stdlib.get_logger("opservice.workers")
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What a worker is told first; `files` is pickled, since a worker unpacks later ones on a thread."""
+
+    settings: Settings
+    number: int
+    files: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _NewFiles:
+    files: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Alive:
+    """The worker's event loop goes round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,36 +90,100 @@ async def supervise(settings: Settings, announce: Callable[[str], None]) -> int:
     return await _Supervisor(settings, announce).run()
 
 
+class _Worker:
+    """A process that serves, as the supervisor sees it."""
+
+    def __init__(
+        self, number: int, process: subprocess.Popen[bytes], link: Link, sentinel: int
+    ) -> None:
+        self.number = number
+        self.process = process
+        self.link = link
+        self.ready = False
+        self.refusal: str | None = None
+        self._sentinel = sentinel
+        self._silent_for = 0
+        self._most_silent = _START * _SIGNS
+        self._news = asyncio.Event()
+
+    @classmethod
+    async def start(cls, job: _Job) -> _Worker:
+        ours, theirs = socket.socketpair()
+        # Its end shows that the process has ended.
+        sentinel, held = os.pipe()
+        try:
+            process = _spawn(theirs.fileno(), held)
+        finally:
+            theirs.close()
+            os.close(held)
+        link = await Link.over(ours)
+        link.post(job)
+        return cls(job.number, process, link, sentinel)
+
+    def heard(self) -> None:
+        self._silent_for, self._most_silent = 0, _SIGNS
+
+    def is_silent_again(self) -> bool:
+        """Called _SIGNS times in --worker-timeout: whether it has now been silent for too long.
+
+        What counts is how often the supervisor itself was able to look: a machine that slept is no fault of
+        the workers.
+        """
+        self._silent_for += 1
+        return self._silent_for == self._most_silent + 1
+
+    def tell_news(self) -> None:
+        self._news.set()
+
+    async def tell(self, newest: Callable[[], _NewFiles]) -> None:
+        """Sends it the newest whenever there are news; one that is slow is sent no older ones."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            await self.link.send(newest())
+
+    async def ended(self) -> int:
+        """The exit code, once the process has ended."""
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        loop.add_reader(self._sentinel, ended.set)
+        await ended.wait()
+        loop.remove_reader(self._sentinel)
+        os.close(self._sentinel)
+        return self.process.wait()
+
+
 class _Supervisor:
     def __init__(self, settings: Settings, announce: Callable[[str], None]) -> None:
         self._settings = settings
         self._announce = announce
-        self._files = Files()
+        self._packed = b""
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        self._links: dict[int, Connection] = {}
-        self._processes: dict[int, SpawnProcess] = {}
-        self._ready: set[int] = set()
+        self._workers: dict[int, _Worker] = {}
         self._started = False
         self._held_lines: list[str] = []
-        self._refusals: dict[int, str] = {}
         self._failure: str | None = None
 
     async def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_stop_signal)
         # What can be wrong with the settings is found once, and before the database is touched.
-        self._files = read_files(self._settings)
-        await Security(self._settings, self._files).start()
+        files = read_files(self._settings)
+        self._packed = pickle.dumps(files)
+        await Security(self._settings, files).start()
         build_known_types(self._settings)
-        self._loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        reloader = Reloader(self._settings, files, self._take)
+        self._loop.add_signal_handler(signal.SIGHUP, reloader.request)
         database = await asyncio.to_thread(prepare_database, self._settings)
         database.close()
         with _reserved(self._settings.listen) as address:
             self._settings = replace(self._settings, listen=address)
             numbers = range(1, self._settings.workers + 1)
             keepers = [asyncio.create_task(self._keep(number)) for number in numbers]
+            watcher = asyncio.create_task(self._watch())
             await self._stop.wait()
+            watcher.cancel()
             await self._drain(keepers)
         if self._failure is not None:
             raise StartupError(self._failure)
@@ -105,25 +193,38 @@ class _Supervisor:
     def _on_stop_signal(self) -> None:
         if self._stop.is_set():
             log.warning("stopped at once by a second signal")
-            for process in self._processes.values():
-                process.kill()
+            for worker in self._workers.values():
+                worker.process.kill()
             os._exit(1)
         self._stop.set()
 
-    def _on_hangup(self) -> None:
-        self._files = read_again(self._settings, self._files)
-        for link in self._links.values():
-            with suppress(OSError):  # it has just ended; its successor is given them
-                link.send(self._files)
+    def _take(self, reading: Reading) -> None:
+        """The workers read the keys of --jwks again also when no file has changed."""
+        self._packed = pickle.dumps(reading.files)
+        if reading.files != Files() or self._settings.authenticates:
+            reading.log()
+        for worker in self._workers.values():
+            worker.tell_news()
+
+    async def _watch(self) -> None:
+        """Kills workers that do not answer; they are replaced as others that ended."""
+        seconds = self._settings.worker_timeout / SECOND
+        while True:
+            await asyncio.sleep(seconds / _SIGNS)
+            for worker in self._workers.values():
+                if worker.is_silent_again():
+                    log.error(
+                        "a worker does not answer: killed", worker=worker.number, seconds=seconds
+                    )
+                    worker.process.kill()
 
     async def _keep(self, number: int) -> int:
         """Runs the worker, and another when it ends, until it is time to stop. The last exit code."""
         pause, exit_code = _FIRST_PAUSE, 0
         while not self._stop.is_set():
             began = self._loop.time()
-            exit_code = await self._run_one(number)
+            exit_code, reason = await self._run_one(number)
             how = _explain(exit_code)
-            reason = self._refusals.pop(number, None)
             if self._stop.is_set():
                 if exit_code != 0:
                     log.error("a worker did not drain", worker=number, how=how)
@@ -142,50 +243,49 @@ class _Supervisor:
             exit_code = 0  # that one was not asked to drain
         return exit_code
 
-    async def _run_one(self, number: int) -> int:
-        ours, theirs = _SPAWN.Pipe()
+    async def _run_one(self, number: int) -> tuple[int, str | None]:
+        """Returns its exit code, and why it could not serve, once it has ended."""
         settings = replace(self._settings, demo=self._settings.demo and number == 1)
-        process = _SPAWN.Process(
-            target=_work,
-            args=(settings, number, self._files, theirs),
-            name=f"opservice-worker-{number}",
-            daemon=True,  # should the supervisor fail, its end is not held up
-        )
-        _start(process)
-        theirs.close()
-        log.info("started a worker", worker=number, pid=process.pid)
-        ended = asyncio.Event()
-        self._ready.discard(number)
-        self._links[number], self._processes[number] = ours, process
-        self._loop.add_reader(ours.fileno(), self._hear, number)
-        self._loop.add_reader(process.sentinel, ended.set)
-        await ended.wait()
-        self._loop.remove_reader(process.sentinel)
-        while number in self._links:  # what it said last
-            self._hear(number)
-        process.join()
-        del self._processes[number]
-        exit_code = process.exitcode
-        assert exit_code is not None
-        process.close()
-        return exit_code
-
-    def _hear(self, number: int) -> None:
+        told = self._packed
+        worker = await _Worker.start(_Job(settings, number, told))
+        log.info("started a worker", worker=number, pid=worker.process.pid)
+        self._workers[number] = worker
+        if self._stop.is_set():
+            worker.link.end()
+        if self._packed is not told:  # while it was started
+            worker.tell_news()
+        telling = asyncio.create_task(worker.tell(lambda: _NewFiles(self._packed)))
+        listening = asyncio.create_task(self._listen(worker))
         try:
-            message: _Line | _Refusal = self._links[number].recv()
-        except (EOFError, OSError):
-            self._hang_up(number)
-            return
-        if isinstance(message, _Refusal):
-            self._refusals[number] = message.reason
-        elif number not in self._ready:
-            self._ready.add(number)
-            if not self._started and len(self._ready) == self._settings.workers:
-                self._say_ready(message.text)
+            exit_code = await worker.ended()
+            await listening  # what it said last
+        finally:
+            telling.cancel()
+            del self._workers[number]
+            worker.link.close()
+        return exit_code, worker.refusal
+
+    async def _listen(self, worker: _Worker) -> None:
+        """Until the worker has said all."""
+        with suppress(EOFError):
+            while True:
+                message: _Alive | _Line | _Refusal = await worker.link.receive()
+                worker.heard()
+                if isinstance(message, _Refusal):
+                    worker.refusal = message.reason
+                elif isinstance(message, _Line):
+                    self._hear(worker, message.text)
+
+    def _hear(self, worker: _Worker, line: str) -> None:
+        if not worker.ready:
+            worker.ready = True
+            ready = sum(each.ready for each in self._workers.values())
+            if not self._started and ready == self._settings.workers:
+                self._say_ready(line)
         elif self._started:
-            self._announce(message.text)
+            self._announce(line)
         else:
-            self._held_lines.append(message.text)
+            self._held_lines.append(line)
 
     def _say_ready(self, line: str) -> None:
         self._started = True
@@ -194,31 +294,31 @@ class _Supervisor:
             self._announce(held)
         log.info("serving", address=self._settings.listen, workers=self._settings.workers)
 
-    def _hang_up(self, number: int) -> None:
-        link = self._links.pop(number)
-        self._loop.remove_reader(link.fileno())
-        link.close()
-
     async def _drain(self, keepers: list[asyncio.Task[int]]) -> None:
         seconds = self._settings.drain / SECOND
         log.info("draining", seconds=seconds)
-        for number in list(self._links):
-            self._hang_up(number)
+        for worker in self._workers.values():
+            worker.link.end()
         await asyncio.wait(keepers, timeout=seconds + _KILL_SECONDS)
-        for number, process in self._processes.items():
-            log.error("a worker did not end in time: killed", worker=number)
-            process.kill()
+        for worker in self._workers.values():
+            log.error("a worker did not end in time: killed", worker=worker.number)
+            worker.process.kill()
         await asyncio.gather(*keepers)
 
 
-def _start(process: SpawnProcess) -> None:
-    """With signals held back until the worker can take them: a group may get Ctrl-C at any time."""
+def _spawn(link: int, held: int) -> subprocess.Popen[bytes]:
+    """A new interpreter, as gRPC does not survive a fork, whose path lacks the working directory (-P).
+
+    Signals are held back until the worker can take them: a group may get Ctrl-C at any time.
+    """
+    code = f"from opservice.workers import work; work({link}, {held})"
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
-        # start() would do this too, and let SIGINT and SIGTERM through at its end.
-        resource_tracker.ensure_running()
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        process.start()
+        return subprocess.Popen(  # noqa: S603 - of this program's own words
+            [sys.executable, "-P", "-c", code],
+            stdin=subprocess.DEVNULL,
+            pass_fds=(link, held),
+        )
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
@@ -266,50 +366,79 @@ def _bound(family: int, address: tuple[object, ...], *, share: bool) -> socket.s
     return made
 
 
-def _work(settings: Settings, number: int, files: Files, supervisor: Connection) -> None:
-    """The life of a worker process."""
+def work(link: int, held: int) -> None:
+    """The life of a worker process, which has these files of the supervisor; `held` ends with it."""
     # Ctrl-C and a terminal that goes away are told to the whole group: the supervisor acts on them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    configure_logging(settings, worker=number)
+    for each in (link, held):
+        os.set_inheritable(each, False)
+    sys.exit(uvloop.run(_work(socket.socket(fileno=link))))
+
+
+async def _work(connection: socket.socket) -> int:
+    supervisor = await Link.over(connection)
     try:
-        uvloop.run(_serve(settings, files, supervisor))
+        job: _Job = await supervisor.receive()
+    except EOFError:
+        return 1
+    configure_logging(job.settings, worker=job.number)
+    try:
+        await _serve(job, supervisor)
     except OpserviceError as error:
-        with suppress(OSError):
-            supervisor.send(_Refusal(error.message))
-        sys.exit(1)
+        await supervisor.send(_Refusal(error.message))
+        return 1
+    return 0
 
 
-async def _serve(settings: Settings, files: Files, supervisor: Connection) -> None:
-    loop = asyncio.get_running_loop()
+async def _serve(job: _Job, supervisor: Link) -> None:
+    settings = job.settings
     stop = asyncio.Event()
     # From whoever sends it to all processes of a service, beside what the supervisor says.
-    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    files: Files = pickle.loads(job.files)  # noqa: S301 - of the supervisor
     security = Security(settings, files)
+    beating = asyncio.create_task(_show_life(supervisor, settings.worker_timeout / SECOND / _SIGNS))
     # When the service began the keys were good: one that replaces another must not fail for what came later.
     await security.start(strict=False)
-
-    def hear() -> None:
-        try:
-            new: Files = supervisor.recv()
-        except (EOFError, OSError):
-            loop.remove_reader(supervisor.fileno())
-            stop.set()
-        else:
-            security.replace(new)
-
-    def announce(line: str) -> None:
-        with suppress(OSError):  # nobody to print it: hear() ends this worker
-            supervisor.send(_Line(line))
-
-    loop.add_reader(supervisor.fileno(), hear)
+    hearing = asyncio.create_task(_hear(supervisor, files, security, stop))
     await run(
         settings,
         open_database(settings.database),
         security,
         build_known_types(settings),
         stop,
-        announce,
+        lambda line: supervisor.post(_Line(line)),
         share_port=True,
     )
+    beating.cancel()
+    hearing.cancel()
+
+
+async def _show_life(supervisor: Link, pause: float) -> None:
+    while True:
+        if supervisor.idle:  # else it has enough to read
+            supervisor.post(_Alive())
+        await asyncio.sleep(pause)
+
+
+async def _hear(supervisor: Link, files: Files, security: Security, stop: asyncio.Event) -> None:
+    """Takes what the supervisor has read, until the supervisor ends."""
+    thread: OneThread[Reading] = OneThread("files")
+    while True:
+        try:
+            new: _NewFiles = await supervisor.receive()
+            reading = await thread.run(partial(_unpack, new.files, files))
+            files = reading.files
+            security.replace(reading)
+        except EOFError:
+            break
+        except Exception:  # whatever it is, the end must be noticed
+            log.exception("SIGHUP: what was read before stays in use")
+    stop.set()
+
+
+def _unpack(packed: bytes, before: Files) -> Reading:
+    with no_garbage_collection():
+        return Reading.of(pickle.loads(packed), before)  # noqa: S301 - of the supervisor

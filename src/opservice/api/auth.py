@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jwt
-import structlog
 from cryptography import x509
 
 from opservice.errors import (
@@ -99,8 +98,6 @@ class Caller:
             raise PermissionDenied(f"You may not start operations {where}")
 
 
-log = structlog.stdlib.get_logger("opservice.auth")
-
 _caller: ContextVar[Caller | None] = ContextVar("caller", default=None)
 
 
@@ -174,11 +171,11 @@ class Authenticator:
         return identity
 
     def replace(self, policy: Policy, tokens: StaticTokens) -> None:
+        """Takes new ones; the same objects mean that nothing changed. Has the keys read again."""
         if self.keys is not None:
             self.keys.refresh()
-        if (policy, tokens) != (self._policy, self._tokens):
+        if policy is not self._policy or tokens is not self._tokens:
             self._policy, self._tokens = policy, tokens
-            log.info("new tokens and policy", tokens=len(tokens), subjects=len(policy.subjects))
             self.forget()
 
     def forget(self) -> None:

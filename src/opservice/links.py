@@ -1,0 +1,63 @@
+"""Whole messages between the supervisor and a worker, over a pair of sockets.
+
+On the wire: a length (4 bytes, big-endian), then that many bytes of pickle. Both ends are processes of ours,
+and nobody else has the sockets. Only the end of the connection means the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import socket
+from contextlib import suppress
+from typing import Any, Self
+
+_LENGTH_BYTES = 4
+
+
+class Link:
+    """One end. Nothing here blocks the event loop, however slow the other end is."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        # Makes `send` wait until all has been written, so that little waits for a slow reader.
+        writer.transport.set_write_buffer_limits(high=0)
+
+    @classmethod
+    async def over(cls, connection: socket.socket) -> Self:
+        return cls(*await asyncio.open_unix_connection(sock=connection))
+
+    async def receive(self) -> Any:
+        """The next message. Raises EOFError when the other end has closed, or is gone."""
+        try:
+            length = int.from_bytes(await self._reader.readexactly(_LENGTH_BYTES))
+            content = await self._reader.readexactly(length)
+        except (asyncio.IncompleteReadError, OSError) as error:
+            raise EOFError from error
+        return pickle.loads(content)  # noqa: S301 - of a process of ours
+
+    def post(self, message: object) -> None:
+        """Sends without waiting. What the other end is not there to read is lost."""
+        content = pickle.dumps(message)
+        with suppress(OSError):
+            self._writer.write(len(content).to_bytes(_LENGTH_BYTES) + content)
+
+    async def send(self, message: object) -> None:
+        """Returns once the message has left this process, or the other end is gone."""
+        self.post(message)
+        with suppress(OSError):
+            await self._writer.drain()
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything that was posted has left this process."""
+        return not self._writer.transport.get_write_buffer_size()
+
+    def end(self) -> None:
+        """Tells the other end that nothing more will come. What it says can still be received."""
+        with suppress(OSError, RuntimeError):
+            self._writer.write_eof()
+
+    def close(self) -> None:
+        self._writer.transport.abort()
