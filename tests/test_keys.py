@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
+from structlog.testing import capture_logs
 
 from opservice import keys
 from opservice.errors import KeysUnavailable, StartupError
@@ -289,6 +290,20 @@ async def test_the_same_keys_are_no_change(hasty: None) -> None:
             await until(lambda: server.asked > 4)
 
     assert changes == []
+
+
+async def test_keys_that_an_operator_had_read_again_and_that_did_not_change_are_told_of(
+    hasty: None,
+) -> None:
+    with serving_keys(A) as server, capture_logs() as logged:
+        async with kept_fresh(server.url, RARELY) as source:
+            source.refresh()
+            await until(lambda: server.asked == 2)
+            source.refresh(tell=True)
+
+            await until(lambda: logged)
+
+    assert [line["event"] for line in logged] == ["the keys were read again, nothing changed"]
 
 
 async def test_the_old_keys_stay_while_the_source_is_away(hasty: None) -> None:

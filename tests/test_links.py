@@ -78,6 +78,15 @@ async def test_the_end_comes_after_all_that_was_sent(pair: tuple[Link, Link]) ->
     assert await one.receive() == "the other way"
 
 
+async def test_nothing_can_be_sent_after_the_end(pair: tuple[Link, Link]) -> None:
+    one, other = pair
+    one.end()
+    await one.send("late")
+
+    with pytest.raises(EOFError):
+        await other.receive()
+
+
 async def test_half_a_message_is_never_taken(pair: tuple[Link, Link]) -> None:
     one, other = pair
     one.post(LONG)

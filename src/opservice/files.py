@@ -117,8 +117,11 @@ class Reloader:
     def request(self) -> None:
         if self._files == Files() and not self._settings.authenticates:
             log.info("SIGHUP: there is nothing to read again")
+        reading = self._task is not None and not self._task.done()
+        if reading and not self._wanted:
+            log.info("SIGHUP: the files are being read, and will be read once more after that")
         self._wanted = True
-        if self._task is None or self._task.done():
+        if not reading:
             self._task = asyncio.create_task(self._read())
 
     async def _read(self) -> None:

@@ -133,6 +133,7 @@ class KeySource:
         self._keys: Keys = {}
         self._failed = False
         self._asking = 0
+        self._tell = False
         self._wanted = asyncio.Event()
         self._next_reading = asyncio.Event()
 
@@ -186,8 +187,9 @@ class KeySource:
             raise KeysUnavailable
         return key
 
-    def refresh(self) -> None:
-        """Has the keys read again soon."""
+    def refresh(self, *, tell: bool = False) -> None:
+        """Has the keys read again soon. With `tell` the log says it also when nothing has changed."""
+        self._tell = self._tell or tell
         self._wanted.set()
 
     async def keep_fresh(self) -> None:
@@ -200,6 +202,7 @@ class KeySource:
                 async with asyncio.timeout(until_next):
                     await self._wanted.wait()
             self._wanted.clear()
+            tell, self._tell = self._tell, False
             # Who asks from now on waits for the reading after this one.
             awaited, self._next_reading = self._next_reading, asyncio.Event()
             try:
@@ -209,6 +212,8 @@ class KeySource:
                     self._keys = keys
                     log.info("new keys", key_ids=sorted(keys))
                     self._on_change()
+                elif tell:
+                    log.info("the keys were read again, nothing changed")
             except KeysUnreadable as error:
                 log.error("the old keys stay in use", cause=str(error))  # noqa: TRY400 - no more to say
                 backoff = (

@@ -40,7 +40,7 @@ class Link:
     def post(self, message: object) -> None:
         """Sends without waiting. What the other end is not there to read is lost."""
         content = pickle.dumps(message)
-        with suppress(OSError):
+        with suppress(OSError, RuntimeError):  # it is gone, or was told of the end
             self._writer.write(len(content).to_bytes(_LENGTH_BYTES) + content)
 
     async def send(self, message: object) -> None:

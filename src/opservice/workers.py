@@ -108,14 +108,17 @@ class _Worker:
 
     @classmethod
     async def start(cls, job: _Job) -> _Worker:
-        ours, theirs = socket.socketpair()
-        # Its end shows that the process has ended.
-        sentinel, held = os.pipe()
-        try:
+        """Raises OSError when no process can be started."""
+        with ExitStack() as unless_started, ExitStack() as its_ends:
+            ours, theirs = socket.socketpair()
+            unless_started.callback(ours.close)
+            its_ends.callback(theirs.close)
+            # Its end shows that the process has ended.
+            sentinel, held = os.pipe()
+            unless_started.callback(os.close, sentinel)
+            its_ends.callback(os.close, held)
             process = _spawn(theirs.fileno(), held)
-        finally:
-            theirs.close()
-            os.close(held)
+            unless_started.pop_all()
         link = await Link.over(ours)
         link.post(job)
         return cls(job.number, process, link, sentinel)
@@ -203,8 +206,9 @@ class _Supervisor:
         self._packed = pickle.dumps(reading.files)
         if reading.files != Files() or self._settings.authenticates:
             reading.log()
-        for worker in self._workers.values():
-            worker.tell_news()
+        if not self._stop.is_set():  # else they are draining
+            for worker in self._workers.values():
+                worker.tell_news()
 
     async def _watch(self) -> None:
         """Kills workers that do not answer; they are replaced as others that ended."""
@@ -247,7 +251,10 @@ class _Supervisor:
         """Returns its exit code, and why it could not serve, once it has ended."""
         settings = replace(self._settings, demo=self._settings.demo and number == 1)
         told = self._packed
-        worker = await _Worker.start(_Job(settings, number, told))
+        try:
+            worker = await _Worker.start(_Job(settings, number, told))
+        except OSError as error:  # too many processes, or files
+            return 1, f"no process can be started for a worker: {error}"
         log.info("started a worker", worker=number, pid=worker.process.pid)
         self._workers[number] = worker
         if self._stop.is_set():

@@ -173,7 +173,7 @@ class Authenticator:
     def replace(self, policy: Policy, tokens: StaticTokens) -> None:
         """Takes new ones; the same objects mean that nothing changed. Has the keys read again."""
         if self.keys is not None:
-            self.keys.refresh()
+            self.keys.refresh(tell=True)
         if policy is not self._policy or tokens is not self._tokens:
             self._policy, self._tokens = policy, tokens
             self.forget()
