@@ -4,6 +4,7 @@
     ├── InvalidArgument            the request itself is wrong; names every field
     │   └── IdempotencyKeyReused
     ├── MalformedRequest           the bytes are no message of the method's type
+    ├── RequestTooLarge            more bytes or fields than the method takes
     ├── TooManyHeaders
     ├── OperationNotFound
     ├── EndpointNotFound
@@ -15,6 +16,7 @@
     │   └── LeaseTokenMismatch
     ├── LimitReached               more than the caller, or all callers, may have at a time
     │   ├── RateLimited
+    │   ├── TooManyFailures
     │   ├── TooManyWaits
     │   ├── TooManyLists
     │   └── TooManyOperations
@@ -83,6 +85,10 @@ class MalformedRequest(OpserviceError):
     """The request is not a valid message of its type"""
 
 
+class RequestTooLarge(OpserviceError):
+    """The request is larger than the method takes."""
+
+
 class TooManyHeaders(OpserviceError):
     """The call has more headers than the server takes."""
 
@@ -136,6 +142,10 @@ class LimitReached(OpserviceError):
 
 class RateLimited(LimitReached):
     """Too many calls a second."""
+
+
+class TooManyFailures(LimitReached):
+    """Too many calls with bad credentials."""
 
 
 class TooManyWaits(LimitReached):

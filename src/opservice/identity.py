@@ -132,6 +132,11 @@ class Identity:
             right in RIGHTS[grant.role] and grant.subtree.covers(parent) for grant in self.grants
         )
 
+    def may_any(self, right: Right) -> bool:
+        """Whether there can be an operation that he may do this with."""
+        own = right in _OF_CREATOR and self.subject != ""
+        return own or any(right in RIGHTS[grant.role] for grant in self.grants)
+
     def scope(self) -> Scope | None:
         """What he may see; None when that is everything. Every role may see."""
         subtrees = _outermost({grant.subtree for grant in self.grants})

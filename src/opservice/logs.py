@@ -6,12 +6,13 @@ import logging
 import logging.handlers
 import os
 import sys
-from io import TextIOWrapper
-from typing import cast
+from io import StringIO, TextIOWrapper
+from typing import TextIO, cast
 
 import structlog
 
 from opservice.errors import StartupError
+from opservice.plain import plain
 from opservice.settings import Settings
 
 AUDIT_LOGGER = "opservice.audit"
@@ -57,12 +58,13 @@ def configure_logging(settings: Settings, *, worker: int | None = None) -> None:
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
-    for_people = structlog.dev.ConsoleRenderer(
-        colors=sys.stderr.isatty(),
-        # The prettier ones show what variables hold, which may be secrets.
-        exception_formatter=structlog.dev.plain_traceback,
-    )
-    handler.setFormatter(formatter(json if as_json else [for_people]))
+    for_people: list[structlog.typing.Processor] = [
+        _plain_values,
+        structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=_plain_traceback
+        ),
+    ]
+    handler.setFormatter(formatter(json if as_json else for_people))
     audit = logging.getLogger(AUDIT_LOGGER)
     audit.setLevel(logging.INFO)
     if settings.audit_log is not None:
@@ -109,6 +111,20 @@ def _is_no_peers_doing(record: logging.LogRecord) -> bool:
     are answered.
     """
     return not record.getMessage().startswith(("Invalid encoding on ", "ExecuteBatchError raised "))
+
+
+def _plain_values(
+    _logger: structlog.typing.WrappedLogger, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Callers choose some of what is logged: it must not move the cursor, or turn the text around."""
+    return {key: plain(value) if isinstance(value, str) else value for key, value in event.items()}
+
+
+def _plain_traceback(file: TextIO, error: structlog.typing.ExcInfo) -> None:
+    """Without what variables hold, which may be secrets, as the prettier ones show."""
+    shown = StringIO()
+    structlog.dev.plain_traceback(shown, error)
+    file.write("\n".join(map(plain, shown.getvalue().split("\n"))))
 
 
 def _number(worker: int) -> structlog.typing.Processor:

@@ -181,7 +181,12 @@ class Settings:
         "Calls that wait or watch in a worker at a time; further ones are refused with RESOURCE_EXHAUSTED.",
         least=1,
     )
-    max_waits_per_caller: int = _setting("count", 10_000, "The same, of one caller.", least=1)
+    max_waits_per_caller: int = _setting(
+        "count",
+        2_000,
+        "The same, of one caller. With --workers, or several servers, a caller may have that many in each.",
+        least=1,
+    )
     rate_limit: int = _setting(
         "count",
         0,
@@ -191,6 +196,15 @@ class Settings:
     )
     rate_burst: int = _setting(
         "count", 0, "Calls that a caller may make at once; 0 is those of a second.", least=0
+    )
+    failed_auth_rate: int = _setting(
+        "count",
+        100,
+        "Calls a second with credentials that are not valid, from one address, on average and in a worker;"
+        " ten times as many at once. Beyond it credentials from there that the worker does not know yet are"
+        " refused unchecked, with RESOURCE_EXHAUSTED. 0 is no limit, as for a proxy that all calls come"
+        " through.",
+        least=0,
     )
     max_running_per_parent: int = _setting(
         "count",

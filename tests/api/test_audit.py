@@ -272,11 +272,11 @@ def test_who_may_not_do_what_he_tries_is_told_of(site: Site) -> None:
 
 
 def test_a_start_that_is_refused_is_told_with_its_parent(site: Site) -> None:
-    request = producer_pb.StartRequest(parent="folders/b1g/c")
+    request = producer_pb.StartRequest(parent="projects/elsewhere")
 
-    line = of_refusal(site, "alice", f"{PRODUCER}/Start", request)
+    line = of_refusal(site, "registry", f"{PRODUCER}/Start", request)
 
-    told = {"code": "PERMISSION_DENIED", "subject": "alice", "parent": "folders/b1g/c"}
+    told = {"code": "PERMISSION_DENIED", "subject": "registry", "parent": "projects/elsewhere"}
     assert told.items() <= line.items()
 
 

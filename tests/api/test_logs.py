@@ -1,5 +1,6 @@
 """The log: a line of JSON for each call, and nothing in it that is secret."""
 
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from google.rpc.code_pb2 import Code
 from google.rpc.status_pb2 import Status
 
 from opservice._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
+from opservice.logs import _plain_traceback
 from support.client import Client, refused
 from support.fixtures import execute
 from support.longrunning import Operations
@@ -84,7 +86,7 @@ def test_a_successful_read_is_logged_at_debug(tmp_path: Path) -> None:
 
 def test_a_line_holds_no_more_of_an_id_than_an_id_may_have(server: ServerProcess) -> None:
     with refused() as refusal:
-        server.client.get("x" * 10_000)
+        server.client.get("x" * 1_000)
 
     assert call_line(server, refusal.request_id)["operation_id"] == "x" * 128
 
@@ -157,3 +159,28 @@ def test_a_refusal_to_start_does_not_show_the_password(url: str, tmp_path: Path)
 
     assert "opservice: " in server.stderr
     assert PLANTED not in server.stderr
+
+
+def test_what_a_terminal_would_obey_is_made_plain_on_the_console(tmp_path: Path) -> None:
+    commands = "\x1b]0;title\x07\x9b2J\u202egnp\u2066\u200f\u061c\u2028"
+    settings = {"log_format": "console", "log_level": "debug"}
+    with serving(tmp_path, f"sqlite:///{tmp_path}/a.db", **settings) as server:
+        with refused():
+            server.client.get(f"id-{commands}")
+        eventually(lambda: "id-" in server.stderr)
+        execute(server.database, 'ALTER TABLE operations RENAME TO "taken\u202e_away"')
+        with refused():
+            server.client.start()
+        eventually(lambda: "Traceback" in server.stderr)
+
+        assert not [c for c in server.stderr if not c.isprintable() and c != "\n"]
+        assert r"id-\x1b]0;title\x07\x9b2J\u202egnp\u2066\u200f\u061c\u2028" in server.stderr
+
+
+def test_a_traceback_is_made_plain_line_by_line() -> None:
+    shown = StringIO()
+    error = ValueError("a\x1b[2Jb\n  c\u202e")
+
+    _plain_traceback(shown, (ValueError, error, None))
+
+    assert "ValueError: a\\x1b[2Jb\n  c\\u202e" in shown.getvalue()

@@ -28,7 +28,7 @@ ERROR = Status(
 BAD_IDS = {
     "empty": "",
     "129 characters": "x" * 129,
-    "10,000 characters": "x" * 10_000,
+    "1,000 characters": "x" * 1_000,
     "a line break": "ops\n1",
     "NUL": "ops\x001",
     "DEL": "ops\x7f",
@@ -133,10 +133,9 @@ def test_a_bad_id_is_an_invalid_argument(client: Client, method: str, id_: str) 
 
 def test_a_long_id_is_not_echoed(client: Client) -> None:
     with refused() as refusal:
-        client.get("secret" * 2_000)
+        client.get("secret" * 200)
 
-    assert "10000" not in refusal.message
-    assert "12000 characters, at most 128" in refusal.message
+    assert "1200 characters, at most 128" in refusal.message
     assert "secret" not in refusal.message
 
 

@@ -16,8 +16,8 @@ from grpc.aio import ServicerContext
 
 from opservice.api.auth import Authenticator, Caller, Credentials, set_caller
 from opservice.api.methods import Method, Who
-from opservice.errors import RateLimited, TooManyWaits
-from opservice.identity import ANYBODY, Right
+from opservice.errors import RateLimited, TooManyFailures, TooManyWaits, Unauthenticated
+from opservice.identity import ANYBODY, Identity, Right
 from opservice.settings import Settings
 
 Context: TypeAlias = "ServicerContext[Any, Any]"
@@ -27,8 +27,16 @@ Door: TypeAlias = Callable[[Context, Metadata], Awaitable[Caller]]
 
 Waiting: TypeAlias = Callable[["Caller | None", Context], AbstractContextManager[None]]
 
+Toll: TypeAlias = Callable[["Caller | None", Context], None]
+
+MAX_REFLECTIONS, MAX_REFLECTIONS_PER_CALLER = 100, 10
+"""Streams of reflection, in a worker."""
+
 MAX_OPEN_WAITS, MAX_OPEN_WAITS_PER_CALLER = 1_000, 100
 """Watches of the server's health, for which nobody is asked who he is."""
+
+_FAILURES_AT_ONCE = 10
+"""Times the rate, so that a client of many threads with an old token is told what is wrong with it."""
 
 _MAX_BUCKETS = 10_000
 
@@ -49,26 +57,41 @@ class Rates:
 
     def take(self, caller: str) -> None:
         """Raises RateLimited, which says when there will be a token again."""
-        now = self._clock()
-        tokens, at = self._buckets.get(caller, (float(self._burst), now))
-        tokens = min(self._burst, tokens + (now - at) * self._per_second)
-        if tokens < 1:
-            raise RateLimited(
-                f"You make more than {self._per_second} calls a second",
-                caller,
-                (1 - tokens) / self._per_second,
-            )
-        self._buckets[caller] = tokens - 1, now
+        wait = self.seconds_until(caller)
+        if wait > 0:
+            message = f"You make more than {self._per_second} calls a second"
+            raise RateLimited(message, caller, wait)
+        self.spend(caller)
+
+    def seconds_until(self, caller: str) -> float:
+        """Until there is a token."""
+        tokens, _ = self._tokens(caller)
+        return max(0.0, (1 - tokens) / self._per_second)
+
+    def spend(self, caller: str) -> None:
+        """Takes a token, when there is one."""
+        tokens, now = self._tokens(caller)
+        self._buckets[caller] = max(0.0, tokens - 1), now
         self._buckets.move_to_end(caller)
         if len(self._buckets) > _MAX_BUCKETS:
             # Of who has not called for the longest time; most likely it is full again.
             self._buckets.popitem(last=False)
 
+    def _tokens(self, caller: str) -> tuple[float, float]:
+        """How many there are, and the time."""
+        now = self._clock()
+        tokens, at = self._buckets.get(caller, (float(self._burst), now))
+        return min(self._burst, tokens + (now - at) * self._per_second), now
+
 
 class Waits:
-    """The calls that wait or watch: so many of one caller at a time, and so many in all."""
+    """The calls that wait or watch: so many of one caller at a time, and so many in all.
 
-    def __init__(self, most: int, most_of_caller: int) -> None:
+    `them` are what a caller waits for, for people.
+    """
+
+    def __init__(self, most: int, most_of_caller: int, them: str = "operations") -> None:
+        self._them = them
         self._most = most
         self._most_of_caller = most_of_caller
         self._in_all = 0
@@ -78,7 +101,8 @@ class Waits:
     def counted(self, caller: str) -> Iterator[None]:
         """Raises TooManyWaits."""
         if self._of[caller] >= self._most_of_caller:
-            message = f"You wait for or watch {self._most_of_caller} operations, which is the limit"
+            most = self._most_of_caller
+            message = f"You wait for or watch {most} {self._them}, which is the limit"
             raise TooManyWaits(message, caller)
         if self._in_all >= self._most:
             raise TooManyWaits("The server has as many calls that wait as it takes on", "server")
@@ -101,7 +125,12 @@ class Admission:
         self._asks_for_certificates = settings.tls_client_ca is not None
         burst = settings.rate_burst or settings.rate_limit
         self._rates = Rates(settings.rate_limit, burst) if settings.rate_limit else None
+        failures = settings.failed_auth_rate
+        self._failures = Rates(failures, _FAILURES_AT_ONCE * failures) if failures else None
         self._waits = Waits(settings.max_waits, settings.max_waits_per_caller)
+        self._reflections = Waits(
+            MAX_REFLECTIONS, MAX_REFLECTIONS_PER_CALLER, "streams of reflection"
+        )
         # Apart, so that whoever has no credentials cannot take up the waits of those who have.
         self._open_waits = Waits(MAX_OPEN_WAITS, MAX_OPEN_WAITS_PER_CALLER)
 
@@ -117,7 +146,9 @@ class Admission:
                 assert self._authenticator is not None
                 peer = context.auth_context() if self._asks_for_certificates else {}
                 credentials = Credentials.of(metadata, peer)
-                identity = await self._authenticator.identify(credentials)
+                identity = self._authenticator.known(credentials) or await self._identify(
+                    self._authenticator, credentials, context
+                )
                 caller = Caller(identity, right, credentials)
             else:
                 caller = Caller(ANYBODY, right)
@@ -132,11 +163,46 @@ class Admission:
         """What the calls of a method wait within, which raises TooManyWaits; None when it does not wait."""
         if not method.waits:
             return None
-        waits = self._open_waits if method.takes is Who.ANYBODY else self._waits
+        if method.takes is Who.ANYBODY:
+            waits = self._open_waits
+        else:
+            waits = self._reflections if method.takes is Who.AUTHENTICATED else self._waits
         return lambda caller, context: waits.counted(_name(caller, context))
+
+    def toll(self) -> Toll | None:
+        """Counts a further request of a call towards the rate. Raises RateLimited."""
+        rates = self._rates
+        if rates is None:
+            return None
+        return lambda caller, context: rates.take(_name(caller, context))
+
+    async def _identify(
+        self, authenticator: Authenticator, credentials: Credentials, context: Context
+    ) -> Identity:
+        """Checks credentials that were not seen before, unless too many from there were bad."""
+        if self._failures is None:
+            return await authenticator.identify(credentials)
+        address = address_of(context)
+        wait = self._failures.seconds_until(address)
+        if wait > 0:
+            raise TooManyFailures(
+                "Too many calls from your address have credentials that are not valid",
+                address,
+                wait,
+            )
+        try:
+            return await authenticator.identify(credentials)
+        except Unauthenticated:
+            self._failures.spend(address)
+            raise
+
+
+def address_of(context: Context) -> str:
+    """Without the port: `peer:ipv4:10.0.0.7`."""
+    return f"peer:{context.peer().rpartition(':')[0]}"
 
 
 def _name(caller: Caller | None, context: Context) -> str:
     if caller is not None and caller.identity.subject:
         return f"subject:{caller.identity.subject}"
-    return f"peer:{context.peer().rpartition(':')[0]}"
+    return address_of(context)

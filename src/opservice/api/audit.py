@@ -7,16 +7,27 @@ whether anything changed. What time does to operations is told by housekeeping.
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+
 from opservice.api.auth import Caller
 from opservice.errors import (
     KeysUnavailable,
     LimitReached,
+    MalformedRequest,
     OperationNotFound,
     PermissionDenied,
+    RequestTooLarge,
     ServerBusy,
     Unauthenticated,
 )
 from opservice.operation import Start
+
+LINES_A_SECOND = 50
+"""Of refusals of one address."""
+_SUMMED_SECONDS = 1
+_MAX_ADDRESSES = 1_000
 
 
 def is_refusal(error: Exception) -> bool:
@@ -25,6 +36,44 @@ def is_refusal(error: Exception) -> bool:
     return hidden or isinstance(
         error, Unauthenticated | PermissionDenied | LimitReached | ServerBusy | KeysUnavailable
     )
+
+
+class Sums:
+    """Of what anybody can have told as often as he likes, so many lines a second, then their number.
+
+    `sum_up` is told each address, what it was that was not told, and how often.
+    """
+
+    def __init__(self, sum_up: Callable[[str, str, int], None]) -> None:
+        self._sum_up = sum_up
+        self._told: Counter[str] = Counter()
+        self._untold: Counter[tuple[str, str]] = Counter()
+        self._ends: asyncio.TimerHandle | None = None
+
+    def tells(self, address: str, error: Exception) -> bool:
+        """Whether the error is to have a line of its own; if not, it is counted."""
+        if not isinstance(
+            error, Unauthenticated | LimitReached | RequestTooLarge | MalformedRequest
+        ):
+            return True
+        if self._ends is None:
+            loop = asyncio.get_running_loop()
+            self._ends = loop.call_later(_SUMMED_SECONDS, self._end)
+        if address not in self._told and len(self._told) >= _MAX_ADDRESSES:
+            address = "others"
+        self._told[address] += 1
+        if self._told[address] <= LINES_A_SECOND:
+            return True
+        self._untold[address, type(error).__name__] += 1
+        return False
+
+    def _end(self) -> None:
+        self._ends = None
+        untold = self._untold.copy()
+        self._told.clear()
+        self._untold.clear()
+        for (address, what), count in untold.items():
+            self._sum_up(address, what, count)
 
 
 def described(error: Exception) -> dict[str, object]:

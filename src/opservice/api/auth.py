@@ -80,6 +80,11 @@ class Caller:
     outcome: Outcome | None = None
     """What the call asked for and what it came to, for the audit log."""
 
+    def admit_call(self) -> None:
+        """Raises PermissionDenied when what this call does he may do with no operation at all."""
+        if not self.identity.may_any(self.right):
+            raise PermissionDenied(f"You may not {self.right.value} any operation")
+
     def admit(self, record: Record) -> None:
         """Raises OperationNotFound when he may not see the operation, PermissionDenied when he may
         see it but not do with it what this call does."""
@@ -141,7 +146,7 @@ class Authenticator:
         """Called when what was true of a caller may not be true any more."""
 
     async def identify(self, credentials: Credentials) -> Identity:
-        """Raises Unauthenticated, or KeysUnavailable."""
+        """Raises Unauthenticated, or KeysUnavailable. Costs the check of a signature."""
         identity = self.identify_now(credentials)
         if identity is None:
             assert self.keys is not None
@@ -155,17 +160,28 @@ class Authenticator:
 
     def identify_now(self, credentials: Credentials) -> Identity | None:
         """The same without waiting: None when the key of a token is not known."""
+        identity = self.known(credentials)
+        if identity is not None:
+            return identity
+        identity = self._check(credentials)
+        if identity is None:
+            return None
+        self._known[credentials.key] = identity
+        if len(self._known) > _MAX_KNOWN:
+            self._known.popitem(last=False)
+        return self._unexpired(identity)
+
+    def known(self, credentials: Credentials) -> Identity | None:
+        """Whose credentials they are, when they were checked before.
+
+        Raises CredentialsMissing or CredentialsExpired.
+        """
         if credentials.token is None and credentials.certificate is None:
             raise CredentialsMissing
-        key = credentials.key
-        identity = self._known.get(key)
-        if identity is None:
-            identity = self._check(credentials)
-            if identity is None:
-                return None
-            self._known[key] = identity
-            if len(self._known) > _MAX_KNOWN:
-                self._known.popitem(last=False)
+        identity = self._known.get(credentials.key)
+        return None if identity is None else self._unexpired(identity)
+
+    def _unexpired(self, identity: Identity) -> Identity:
         if identity.expires_at is not None and identity.expires_at <= self.clock():
             raise CredentialsExpired
         return identity

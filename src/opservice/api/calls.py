@@ -12,7 +12,6 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from logging import DEBUG, INFO, getLogger
 from typing import Any, TypeAlias, cast
 
@@ -21,16 +20,18 @@ import structlog
 from google.protobuf.message import DecodeError
 from google.rpc.code_pb2 import Code
 
-from opservice.api.admission import Admission, Context, Door, Metadata, Waiting
-from opservice.api.audit import described, done_by, is_refusal
+from opservice.api.admission import Admission, Context, Door, Metadata, Toll, Waiting, address_of
+from opservice.api.audit import Sums, described, done_by, is_refusal
 from opservice.api.auth import Caller
-from opservice.api.methods import METHODS, Method, Who
+from opservice.api.methods import MAX_FIELDS, METHODS, Method, Who
 from opservice.api.status import error_to_pb, meaning_of
 from opservice.api.unsent import Unsent
 from opservice.api.validation import MAX_ID, MAX_NAME
+from opservice.api.wire import has_more_fields
 from opservice.errors import (
     MalformedRequest,
     OpserviceError,
+    RequestTooLarge,
     ServerBusy,
     StoreError,
     TooManyHeaders,
@@ -42,7 +43,6 @@ _STATUS_DETAILS = "grpc-status-details-bin"
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-_Decode: TypeAlias = "Callable[[bytes], Any] | None"
 _Encode: TypeAlias = "Callable[[Any], bytes]"
 _Answer: TypeAlias = tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]]
 MAX_HEADERS = 128
@@ -73,6 +73,7 @@ class Methods(grpc.GenericRpcHandler):
         self._unsent = Unsent(max_unsent_bytes)
         self._admission = admission
         self._in_progress = _InProgress()
+        self._sums = Sums(_sum_up)
         self._served: dict[str, _Served] = {}
         self._busy = _Refusing(ServerBusy(), self._in_progress)
         self._too_many_headers = _Refusing(
@@ -91,6 +92,8 @@ class Methods(grpc.GenericRpcHandler):
                 self._admission.waiting(method),
                 _InProgress() if exempt else self._in_progress,
                 self._unsent,
+                self._admission.toll(),
+                self._sums,
             )
             self._served[path] = _Served(
                 _wrap(handler, around),
@@ -173,6 +176,8 @@ class _Around:
     waiting: Waiting | None
     in_progress: _InProgress
     unsent: Unsent
+    toll: Toll | None
+    sums: Sums
 
     @property
     def level(self) -> int:
@@ -207,15 +212,25 @@ class _Call:
         return self._request_id
 
     async def enter(self) -> None:
-        """Finds out who calls. Raises what refuses him."""
+        """Finds out who calls. Raises what refuses him, whatever he asks for."""
         if self._around.door is not None:
             self.caller = await self._around.door(self._context, self._metadata)
+            self.caller.admit_call()
 
     def waiting(self) -> AbstractContextManager[None]:
         """While the call may wait. Raises TooManyWaits."""
         if self._around.waiting is None:
             return nullcontext()
         return self._around.waiting(self.caller, self._context)
+
+    async def counted(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """The requests of a stream, each of which counts as a call; the first is the call itself."""
+        toll, first = self._around.toll, True
+        async for request in requests:
+            if toll is not None and not first:
+                toll(self.caller, self._context)
+            first = False
+            yield request
 
     def succeed(self) -> None:
         # A read of which nothing is logged gets no id either: trailers are a sixth of a Get's cost.
@@ -229,12 +244,15 @@ class _Call:
     def refused(self, error: Exception) -> _Answer:
         """Logs it, and keeps nothing of what was asked and found. Returns what the caller is told."""
         code = meaning_of(error).code
-        line = self._line(code)
+        told = self._around.sums.tells(address_of(self._context), error)
+        line = self._line(code) if told else {}
         if code == Code.INTERNAL:
             log.error("call", **line, exc_info=error)
         elif isinstance(error, StoreError):
             log.warning("call", **line, cause=str(error.__cause__ or error))
-        if self._around.method.audited or is_refusal(error):
+        if not told:
+            pass
+        elif self._around.method.audited or is_refusal(error):
             audit.info("call", **line, **described(error))
         elif code != Code.INTERNAL and not isinstance(error, StoreError):
             log.info("call", **line, **described(error))
@@ -269,6 +287,11 @@ class _Call:
         return line if self.caller is None else line | done_by(self.caller)
 
 
+def _sum_up(address: str, error: str, count: int) -> None:
+    line = {"error": error, "peer": address.removeprefix("peer:"), "calls": count}
+    audit.info("more calls were refused in the last second", **line)
+
+
 def _given_request_id(metadata: Metadata) -> str | None:
     for key, value in metadata:
         if key == REQUEST_ID and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
@@ -276,11 +299,27 @@ def _given_request_id(metadata: Metadata) -> str | None:
     return None
 
 
-def _decoded(decode: Callable[[bytes], Any], request: bytes) -> Any:
-    try:
-        return decode(request)
-    except DecodeError as error:
-        raise MalformedRequest from error
+def _bounded(decode: Callable[[bytes], Any], method: Method) -> Callable[[bytes], Any]:
+    """Decodes requests that are not too large. Raises RequestTooLarge, or MalformedRequest."""
+    kind, most = cast("Any", decode).__self__.DESCRIPTOR, method.max_bytes
+
+    def decoded(request: bytes) -> Any:
+        if most is None:
+            if has_more_fields(request, kind, MAX_FIELDS):
+                raise RequestTooLarge(
+                    f"The request has more than {MAX_FIELDS} fields, those of the messages in it"
+                    " counted too"
+                )
+        elif len(request) > most:
+            raise RequestTooLarge(
+                f"The request has {len(request)} bytes, at most {most} are allowed"
+            )
+        try:
+            return decode(request)
+        except DecodeError as error:
+            raise MalformedRequest from error
+
+    return decoded
 
 
 def _answer(error: Exception, request_id: str) -> _Answer:
@@ -292,7 +331,11 @@ def _answer(error: Exception, request_id: str) -> _Answer:
 
 def _wrap(handler: Handler, around: _Around) -> Handler:
     """Answers are serialized before grpc does it, so that their size is known."""
-    decode, encode = handler.request_deserializer, handler.response_serializer
+    assert handler.request_deserializer is not None, around.path
+    decode, encode = (
+        _bounded(handler.request_deserializer, around.method),
+        handler.response_serializer,
+    )
     assert encode is not None, around.path
     if handler.unary_unary is not None:
         return grpc.unary_unary_rpc_method_handler(
@@ -303,14 +346,13 @@ def _wrap(handler: Handler, around: _Around) -> Handler:
             _wrap_stream(around, handler.unary_stream, decode, encode)
         )
     assert handler.stream_stream is not None, around.path
-    assert decode is not None, around.path
     return grpc.stream_stream_rpc_method_handler(
-        _wrap_stream(around, handler.stream_stream, None, encode), partial(_decoded, decode)
+        _wrap_stream(around, handler.stream_stream, None, encode), decode
     )
 
 
 def _wrap_unary(
-    around: _Around, behavior: Callable[..., Any], decode: _Decode, encode: _Encode
+    around: _Around, behavior: Callable[..., Any], decode: Callable[[bytes], Any], encode: _Encode
 ) -> Callable[..., Any]:
     in_progress, unsent = around.in_progress, around.unsent
     waits = around.waiting is not None
@@ -326,8 +368,8 @@ def _wrap_unary(
             await this.enter()
             entered = True
             in_progress.calls += 1
-            if decode is not None:  # here, so that a request that is none gets our kind of error
-                request = this.request = _decoded(decode, request)
+            # Here: not for who is refused, and with our kind of error when it is no request.
+            request = this.request = decode(request)
             if waits:
                 with this.waiting():
                     answer = encode(await behavior(request, context))
@@ -353,7 +395,10 @@ def _wrap_unary(
 
 
 def _wrap_stream(
-    around: _Around, behavior: Callable[..., Any], decode: _Decode, encode: _Encode
+    around: _Around,
+    behavior: Callable[..., Any],
+    decode: Callable[[bytes], Any] | None,
+    encode: _Encode,
 ) -> Callable[..., Any]:
     async def call(request: Any, context: Context) -> AsyncIterator[Any]:
         this = _Call(around, context)
@@ -363,7 +408,9 @@ def _wrap_stream(
                 await around.unsent.turn(context)
             await this.enter()
             if decode is not None:
-                request = this.request = _decoded(decode, request)
+                request = this.request = decode(request)
+            else:
+                request = this.counted(request)
             with this.waiting():
                 async with aclosing(behavior(request, context)) as responses:
                     async for response in responses:

@@ -8,7 +8,7 @@ from typing import IO, Any
 
 import click
 
-from opservice.cli.plain import plain
+from opservice.plain import plain
 
 
 class Exit(IntEnum):

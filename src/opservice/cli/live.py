@@ -11,8 +11,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Column
 
 from opservice._proto.opservice.v1.operation_record_pb2 import OperationRecord
-from opservice.cli.plain import plain
 from opservice.cli.tables import progress_of, state_of
+from opservice.plain import plain
 
 
 class Bars:

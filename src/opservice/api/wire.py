@@ -1,0 +1,66 @@
+"""How many fields a message has, counted in its bytes, before memory is taken for them.
+
+A field of two bytes becomes an object of fifty: a request within the limit of bytes could else become a
+hundred MiB. Encoding: https://protobuf.dev/programming-guides/encoding/.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+
+_VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
+_LONGEST_VARINT = 10
+
+
+def has_more_fields(data: bytes, kind: Descriptor, most: int) -> bool:
+    """Whether a message of this kind has more than `most` fields, those of the messages in it counted too.
+
+    It looks at no more than `most` of them. What is malformed ends the count, as it ends the decoding.
+    """
+    ranges = [(0, len(data), kind)]
+    counted = 0
+    while ranges:
+        at, end, kind = ranges.pop()
+        nested = _messages_in(kind)
+        while at < end:
+            counted += 1
+            if counted > most:
+                return True
+            tag, at = _varint(data, at, end)
+            wire_type = tag & 7
+            if wire_type == _DELIMITED:
+                size, at = _varint(data, at, end)
+                inner = nested.get(tag >> 3)
+                if inner is not None and at + size <= end:
+                    ranges.append((at, at + size, inner))
+                at += size
+            elif wire_type == _VARINT:
+                _, at = _varint(data, at, end)
+            elif wire_type == _FIXED64:
+                at += 8
+            elif wire_type == _FIXED32:
+                at += 4
+            # The tags that begin and end a group have nothing behind them but more fields.
+    return False
+
+
+def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
+    """The number, and where it ends: at `end` when it is malformed."""
+    number = 0
+    for shift, byte in enumerate(data[at : min(at + _LONGEST_VARINT, end)]):
+        number |= (byte & 0x7F) << (7 * shift)
+        if byte < 0x80:
+            return number, at + shift + 1
+    return 0, end
+
+
+@cache
+def _messages_in(kind: Descriptor) -> dict[int, Descriptor]:
+    """The fields of a message that hold messages, by number."""
+    return {
+        field.number: field.message_type
+        for field in kind.fields
+        if field.type == FieldDescriptor.TYPE_MESSAGE and field.message_type is not None
+    }

@@ -1,0 +1,96 @@
+"""Bad credentials cost their address: not those who are known, and not the audit log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import grpc
+import pytest
+
+from opservice._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
+from opservice.api.audit import LINES_A_SECOND
+from support.client import Client, Refusal, refusal_from
+from support.identities import Issuer, calling_with, with_another_signature
+from support.server import ServerProcess, eventually, serving
+
+CALLS = 200
+
+
+@dataclass(frozen=True)
+class Site:
+    server: ServerProcess
+    issuer: Issuer
+
+    def client(self, token: str) -> Client:
+        return calling_with(self.server.client.channel, token)
+
+    def refusals(self, token: str, calls_at_once: int = CALLS) -> list[Refusal]:
+        method = self.client(token).operations.Get
+        request = GetOperationRequest(operation_id="none")
+        calls = [method.future(request) for _ in range(calls_at_once)]
+        return [refusal_from(cast("grpc.RpcError", call.exception())) for call in calls]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    directory = tmp_path_factory.mktemp("failures")
+    issuer = Issuer(directory)
+    settings = {**issuer.settings, "failed_auth_rate": 1}
+    with serving(directory, f"sqlite:///{directory}/o.db", **settings) as server:
+        yield Site(server, issuer)
+
+
+def test_bad_credentials_beyond_the_rate_are_refused_unchecked_but_who_is_known_goes_on(
+    site: Site,
+) -> None:
+    known = site.client(site.issuer.token("ann", "admin:*"))
+    id_ = known.started()
+    bad = with_another_signature(site.issuer.token("eve", "admin:*"))
+
+    refusals = site.refusals(bad)
+
+    limited = [refusal for refusal in refusals if refusal.reason == "TOO_MANY_FAILURES"]
+    assert {refusal.reason for refusal in refusals} == {"CREDENTIALS_INVALID", "TOO_MANY_FAILURES"}
+    assert len(limited) >= CALLS // 2
+    assert {refusal.code for refusal in limited} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+    assert all(0 < refusal.retry_seconds <= 1 for refusal in limited)
+    assert known.get(id_).id == id_
+
+    # Once a token has come back, who was never seen here gets in again.
+    newcomer = site.client(site.issuer.token("bob", "admin:*"))
+
+    def gets_in() -> bool:
+        try:
+            return newcomer.get(id_).id == id_
+        except grpc.RpcError as error:
+            if refusal_from(error).reason != "TOO_MANY_FAILURES":
+                raise
+            return False
+
+    assert eventually(gets_in)
+
+
+def test_beyond_a_number_of_lines_a_second_refusals_are_summed_up(site: Site) -> None:
+    before = len(lines(site.server)), summed(site.server)
+    calls = 20 * LINES_A_SECOND
+
+    site.refusals("no-token-at-all", calls)
+
+    def all_told() -> bool:
+        told = len(lines(site.server)) - before[0]
+        return told + summed(site.server) - before[1] == calls
+
+    assert eventually(all_told)
+    assert summed(site.server) > before[1]
+
+
+def lines(server: ServerProcess) -> list[dict[str, object]]:
+    found = server.log(logger="opservice.audit", event="call")
+    return [line for line in found if line["code"] != "OK"]
+
+
+def summed(server: ServerProcess) -> int:
+    event = "more calls were refused in the last second"
+    return sum(line["calls"] for line in server.log(logger="opservice.audit", event=event))
