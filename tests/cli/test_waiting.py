@@ -15,7 +15,7 @@ from cli.conftest import Run
 from cli.processes import running
 from opservice._proto.opservice.v1.operation_record_pb2 import CancelPolicy, Progress
 from support.client import TOKEN, Client
-from support.server import PATIENCE, ServerProcess, serving
+from support.server import PATIENCE, ServerProcess, eventually, serving
 
 NOBODY = "127.0.0.1:1"
 
@@ -195,3 +195,22 @@ def test_a_server_that_stays_away_is_given_up(tmp_path: Path) -> None:
 
     assert watch.returncode == 7
     assert ": UNAVAILABLE: " in stderr
+
+
+@pytest.mark.parametrize("command", ["wait", "watch"])
+def test_it_tries_again_what_the_server_says_may_be_tried_again(
+    tmp_path: Path, command: str
+) -> None:
+    with serving(tmp_path, f"sqlite:///{tmp_path}/a.db", max_waits=1) as server:
+        holding, refused = server.client.started(), server.client.started()
+        with running(server, "watch", holding) as holder:
+            assert holder.stdout is not None
+            assert holder.stdout.readline()
+            with running(server, command, refused) as process:
+                eventually(lambda: server.log(error="TooManyWaits") or process.poll())
+                assert process.poll() is None
+                server.client.complete(holding)
+                server.client.complete(refused)
+                _, stderr = process.communicate(timeout=PATIENCE)
+
+    assert (process.returncode, stderr) == (0, "")

@@ -18,6 +18,7 @@ from opservice._proto.opservice.v1.operation_record_service_pb2 import (
     WatchOperationRecordRequest,
 )
 from opservice.cli.connection import Connection
+from opservice.client.retries import is_transient, retry_delay
 
 _WAIT_SECONDS = 60.0
 """Of one Wait: below the idle timeouts of most proxies."""
@@ -25,13 +26,6 @@ _ANSWER_SECONDS = 2.0
 _FIRST_ANSWER_SECONDS = 0.5  # a Watch of no time should still show the state
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 2.0
-
-# CANCELLED is what a server that stops may answer; when we cancel, nobody listens any more.
-_TRANSIENT = {
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.CANCELLED,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +76,7 @@ class Follower:
         failing_since: float | None = None
         pause = _FIRST_PAUSE_SECONDS
         while True:
+            asked = 0.0
             try:
                 for newest in self._states(operation_id):
                     failing_since, pause = None, _FIRST_PAUSE_SECONDS
@@ -96,7 +91,8 @@ class Follower:
                 error = raised
                 failing_since = now if failing_since is None else failing_since
                 lasting = now - failing_since >= self._reconnect
-                if error.code() not in _TRANSIENT or (lasting and not self._is_late()):
+                asked = retry_delay(error)
+                if not is_transient(error) or (lasting and not self._is_late()):
                     self._updates.put(Update(operation_id, record, error, ended=True))
                     return
             except ValueError:  # the channel was closed: nobody listens any more
@@ -105,7 +101,10 @@ class Follower:
                 late = Update(operation_id, record, error if record is None else None, ended=True)
                 self._updates.put(late)
                 return
-            if self._stopped.wait(pause * random.uniform(0.5, 1)):
+            next_try = max(asked, pause * random.uniform(0.5, 1))
+            if self._stopped.wait(
+                next_try if (left := self._left()) is None else min(next_try, left)
+            ):
                 return
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 

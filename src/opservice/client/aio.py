@@ -46,7 +46,7 @@ from opservice._proto.opservice.v1.producer_service_pb2 import (
 )
 from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
 from opservice._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
-from opservice.client.connection import Connection, Metadata, is_malformed, is_transient
+from opservice.client.connection import Connection, Metadata
 from opservice.client.errors import Failed, OperationCancelled, StartFailed
 from opservice.client.requests import (
     DEFAULT_LEASE,
@@ -56,6 +56,7 @@ from opservice.client.requests import (
     pack,
     start_request,
 )
+from opservice.client.retries import is_malformed, is_transient, retry_delay
 
 __all__ = ["Producer", "StartOptions", "Work", "idempotency_key"]
 
@@ -347,6 +348,7 @@ class Work:
     async def _watch_until_ended(self) -> None:
         """Learns of a Cancel as soon as it happens; the next renewal would tell as well."""
         while not self.cancelled.is_set():
+            asked = 0.0
             try:
                 async with aclosing(self._connection.watch(self.id)) as records:
                     async for record in records:
@@ -358,7 +360,8 @@ class Work:
             except grpc.aio.AioRpcError as error:
                 if not is_transient(error):
                     return
-            await asyncio.sleep(_WATCH_AGAIN_SECONDS * random.uniform(0.5, 1))
+                asked = retry_delay(error)
+            await asyncio.sleep(max(asked, _WATCH_AGAIN_SECONDS * random.uniform(0.5, 1)))
 
     async def _renew_until_ended(self) -> None:
         interval = self._lease.total_seconds() / _RENEWALS_PER_LEASE

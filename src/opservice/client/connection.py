@@ -28,6 +28,7 @@ from opservice._proto.opservice.v1.operation_record_service_pb2_grpc import (
 )
 from opservice._proto.opservice.v1.producer_service_pb2_grpc import ProducerServiceStub
 from opservice._proto.yandex.cloud.operation.operation_service_pb2_grpc import OperationServiceStub
+from opservice.client.retries import is_transient, retry_delay
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
@@ -39,18 +40,6 @@ _WATCHES_PER_CONNECTION = 90
 _ATTEMPT_SECONDS = 10.0
 _FIRST_WAIT_SECONDS = 0.1
 _LONGEST_WAIT_SECONDS = 2.0
-
-# CANCELLED is what a server that stops may answer; our own cancelling raises CancelledError instead.
-_TRANSIENT = frozenset(
-    {
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-        grpc.StatusCode.CANCELLED,
-        grpc.StatusCode.INTERNAL,
-        grpc.StatusCode.UNKNOWN,
-    }
-)
 
 _CHANNEL_OPTIONS = [
     # By default a channel that lost its server tries again only every two minutes.
@@ -64,21 +53,11 @@ _CHANNEL_OPTIONS = [
 ]
 
 
-def is_transient(error: Exception) -> bool:
-    """Whether the same call may be answered otherwise later."""
-    return (
-        isinstance(error, grpc.aio.AioRpcError)
-        and error.code() in _TRANSIENT
-        and not is_malformed(error)
-    )
-
-
-def is_malformed(error: grpc.aio.AioRpcError) -> bool:
-    """Whether it is the request's own fault: a bad field, or a size that gRPC itself refuses."""
-    return error.code() == grpc.StatusCode.INVALID_ARGUMENT or (
-        error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-        and "message larger than max" in (error.details() or "")
-    )
+def _try_again(error: Exception) -> bool | float:
+    """Whether to, or after how many seconds at least when the server says so."""
+    if not isinstance(error, grpc.aio.AioRpcError) or not is_transient(error):
+        return False
+    return retry_delay(error) or True
 
 
 def _channel(target: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
@@ -148,7 +127,7 @@ class Connection:
         """Raises AioRpcError: the server's refusal at once, a transient error after this long."""
         attempt_seconds = min(_ATTEMPT_SECONDS, give_up_after.total_seconds())
         async for attempt in stamina.retry_context(
-            on=is_transient,
+            on=_try_again,
             attempts=None,
             timeout=give_up_after,
             wait_initial=_FIRST_WAIT_SECONDS,

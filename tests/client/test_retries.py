@@ -1,0 +1,69 @@
+"""What the client and the command line try again."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+
+from opservice.client.retries import is_transient, retry_delay
+
+OURS = ErrorInfo(domain="opservice", reason="ANY")
+THEIRS = ErrorInfo(domain="elsewhere", reason="ANY")
+CODES = grpc.StatusCode
+
+
+def error(code: CODES, *details: Message, message: str = "") -> grpc.aio.AioRpcError:
+    status = Status(code=code.value[0])
+    for detail in details:
+        status.details.add().Pack(detail)
+    trailing = [("grpc-status-details-bin", status.SerializeToString())] if details else []
+    return grpc.aio.AioRpcError(
+        code, grpc.aio.Metadata(), grpc.aio.Metadata(*trailing), details=message
+    )
+
+
+def retry(seconds: int) -> RetryInfo:
+    info = RetryInfo()
+    info.retry_delay.FromSeconds(seconds)
+    return info
+
+
+@pytest.mark.parametrize(
+    ("raised", "transient"),
+    [
+        (error(CODES.INTERNAL, message="Stream removed"), True),
+        (error(CODES.INTERNAL, THEIRS), True),
+        (error(CODES.INTERNAL, OURS), False),
+        (error(CODES.CANCELLED), True),
+        (error(CODES.UNKNOWN), True),
+        (error(CODES.UNAVAILABLE), True),
+        (error(CODES.RESOURCE_EXHAUSTED, OURS, retry(1)), True),
+        (error(CODES.RESOURCE_EXHAUSTED, OURS), False),
+        (error(CODES.RESOURCE_EXHAUSTED, message="Sent message larger than max (9 vs. 8)"), False),
+        (error(CODES.INVALID_ARGUMENT, OURS), False),
+        (error(CODES.NOT_FOUND), False),
+    ],
+    ids=str,
+)
+def test_the_server_says_what_may_be_tried_again_and_else_the_code(
+    raised: grpc.aio.AioRpcError, transient: bool
+) -> None:
+    assert is_transient(raised) is transient
+
+
+@pytest.mark.parametrize(("asked", "waited"), [(7, 7.0), (3_600, 60.0), (-1, 0.0)])
+def test_the_delay_that_the_server_asks_for_is_kept_within_a_minute(
+    asked: int, waited: float
+) -> None:
+    assert retry_delay(error(CODES.UNAVAILABLE, OURS, retry(asked))) == waited
+
+
+def test_details_that_cannot_be_read_are_none() -> None:
+    broken = grpc.aio.Metadata(("grpc-status-details-bin", b"\xff"))
+    raised = grpc.aio.AioRpcError(CODES.INTERNAL, grpc.aio.Metadata(), broken)
+
+    assert is_transient(raised)
+    assert retry_delay(raised) == 0.0

@@ -1,0 +1,83 @@
+"""The command line and the client through a real nginx, which resets streams that are quiet."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from google.rpc.code_pb2 import Code
+
+from cli.processes import running
+from client.kinds import KINDS, Steps, WorkLike
+from opservice._proto.opservice.v1.operation_record_pb2 import CancelPolicy
+from support.nginx import Nginx, nginx
+from support.server import PATIENCE, ServerProcess, eventually, serving
+
+WATCH = "opservice.v1.OperationRecordService/Watch"
+WAIT = "opservice.v1.OperationRecordService/Wait"
+COMMAND_LINE, CLIENT = "grpc-python", "grpc-python-asyncio"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    directory = tmp_path_factory.mktemp("server")
+    with serving(directory, f"sqlite:///{directory}/operations.db") as running_server:
+        yield running_server
+
+
+def until_cancelled(work: WorkLike) -> Steps:
+    while True:
+        yield
+        work.raise_if_cancelled()
+
+
+def follow(server: ServerProcess, proxy: Nginx, meanwhile: Callable[[], object]) -> None:
+    """A quiet operation is watched and waited for, and one is worked on until it is cancelled."""
+    quiet = server.client.started()
+    through = ("--server", proxy.address, "--format", "json")
+    producer = KINDS["threads"](proxy.address)
+    try:
+        # Its first renewal is in 30 seconds: what tells of a Cancel before is a Watch.
+        work = producer.start(cancel_policy=CancelPolicy.COOPERATIVE, lease=timedelta(minutes=2))
+        producer.run(work, until_cancelled)
+        with (
+            running(server, "watch", quiet, *through) as watch,
+            running(server, "wait", quiet, *through) as wait,
+        ):
+            meanwhile()
+            assert watch.poll() is None
+            assert wait.poll() is None
+            assert not server.client.get(work.id).done
+            server.client.complete(quiet)
+            server.client.cancel(work.id)
+            watched, watch_error = watch.communicate(timeout=PATIENCE)
+            waited, wait_error = wait.communicate(timeout=PATIENCE)
+        assert (watch.returncode, watch_error) == (0, "")
+        assert (wait.returncode, wait_error) == (0, "")
+        eventually(lambda: server.client.get(work.id).done)
+    finally:
+        producer.close()
+
+    assert [json.loads(line)["revision"] for line in watched.splitlines()] == ["1", "2"]
+    assert json.loads(waited)["operation"]["done"]
+    assert server.client.get(work.id).error.code == Code.CANCELLED
+
+
+def test_resets_end_nothing(server: ServerProcess, tmp_path: Path) -> None:
+    with nginx(tmp_path, server.address, "grpc_read_timeout 1s") as proxy:
+
+        def were_reset() -> bool:
+            watched, waited = proxy.calls(WATCH, COMMAND_LINE), proxy.calls(WAIT, COMMAND_LINE)
+            return min(watched, waited, proxy.calls(WATCH, CLIENT)) >= 2
+
+        follow(server, proxy, meanwhile=lambda: eventually(were_reset))
+
+
+@pytest.mark.slow
+def test_three_minutes_behind_the_defaults_of_nginx(server: ServerProcess, tmp_path: Path) -> None:
+    with nginx(tmp_path, server.address) as proxy:
+        follow(server, proxy, meanwhile=lambda: time.sleep(180))
