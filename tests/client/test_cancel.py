@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 from google.rpc.code_pb2 import Code
+from google.rpc.error_details_pb2 import ErrorInfo
 
 from client.conftest import ended
 from client.kinds import Kind, Steps, WorkLike
@@ -36,19 +37,22 @@ def test_work_that_lets_the_cancel_pass_ends_as_cancelled(
 ) -> None:
     work = producer.start(cancel_policy=COOPERATIVE)
     producer.run(work, until_cancelled_then_raises)
-    server.client.cancel(work.id)
+    error = server.client.cancel(work.id).error
 
-    assert ended(server, work.id).error.code == Code.CANCELLED
+    assert error.code == Code.CANCELLED
+    assert unpacked(error.details[0], ErrorInfo).reason == "OPERATION_CANCELLED"
+    assert ended(server, work.id).error == error
 
 
 def test_a_block_that_lets_the_cancel_pass_ends_as_cancelled(
     producer: Kind, server: ServerProcess
 ) -> None:
     work = producer.start(cancel_policy=COOPERATIVE)
-    server.client.cancel(work.id)
+    error = server.client.cancel(work.id).error
     producer.block(work, until_cancelled_then_raises)
 
-    assert server.client.get(work.id).error.code == Code.CANCELLED
+    assert error.code == Code.CANCELLED
+    assert server.client.get(work.id).error == error
 
 
 def test_a_result_given_after_a_cooperative_cancel_still_wins(

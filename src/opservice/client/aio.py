@@ -287,6 +287,8 @@ class Work:
         match error:
             case Failed():
                 return error.status
+            case OperationCancelled() if self.operation.error.code == Code.CANCELLED:
+                return self.operation.error  # as readers have seen it since the Cancel
             case OperationCancelled():
                 return Status(code=Code.CANCELLED, message="The operation was cancelled")
             case Exception():
@@ -352,8 +354,8 @@ class Work:
             try:
                 async with aclosing(self._connection.watch(self.id)) as records:
                     async for record in records:
-                        if record.operation.done:
-                            self.operation, self._ended = record.operation, True
+                        self.operation = record.operation
+                        self._ended = self._ended or record.operation.done
                         if record.operation.done or record.HasField("cancel_requested_at"):
                             self._set_cancelled()
                             return
