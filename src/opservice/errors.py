@@ -89,6 +89,10 @@ class RequestTooLarge(OpserviceError):
     """The request is larger than the method takes."""
 
 
+class IamNotServed(OpserviceError):
+    """This server issues no IAM tokens: give the SDK a token (iam_token), which is sent as it is."""
+
+
 class TooManyHeaders(OpserviceError):
     """The call has more headers than the server takes."""
 

@@ -115,6 +115,17 @@ def site(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iter
         yield Site(server, authority, sdk, threads, producer)
 
 
+def test_an_sdk_with_an_oauth_token_is_told_what_to_give(site: Site) -> None:
+    trusted = site.authority.certificate.read_bytes()
+    with pytest.deprecated_call():
+        sdk = SDK(token="AQAD-any", endpoint=site.server.address, root_certificates=trusted)
+
+    with pytest.raises(
+        grpc.RpcError, match=r"issues no IAM tokens: give the SDK a token \(iam_token\)"
+    ):
+        sdk.client(OperationServiceStub).Get(GetOperationRequest(operation_id="any"))
+
+
 def test_the_sdk_gets_the_response_and_the_metadata(site: Site) -> None:
     operation = site.started()
     waiter = site.follow(operation)

@@ -29,6 +29,7 @@ from opservice.api.unsent import Unsent
 from opservice.api.validation import MAX_ID, MAX_NAME
 from opservice.api.wire import has_more_fields
 from opservice.errors import (
+    IamNotServed,
     MalformedRequest,
     OpserviceError,
     RequestTooLarge,
@@ -50,6 +51,9 @@ MAX_HEADERS = 128
 
 _LOGGED = {"operation_id": MAX_ID, "name": MAX_NAME + MAX_ID}
 """Fields of requests that say which operation is meant, and how much of them is logged."""
+
+_IAM = "/yandex.cloud.iam.v1."
+"""What Yandex SDKs call when they are given an OAuth token or a key; see OWN_ENDPOINTS."""
 
 _LOGGER = "opservice.call"
 _gate = getLogger(_LOGGER)
@@ -76,6 +80,7 @@ class Methods(grpc.GenericRpcHandler):
         self._sums = Sums(_sum_up)
         self._served: dict[str, _Served] = {}
         self._busy = _Refusing(ServerBusy(), self._in_progress)
+        self._iam = _Refusing(IamNotServed(), self._in_progress).calls_of(f"{_IAM}*")
         self._too_many_headers = _Refusing(
             TooManyHeaders(f"A call may have {MAX_HEADERS} headers at most"), self._in_progress
         )
@@ -107,7 +112,7 @@ class Methods(grpc.GenericRpcHandler):
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
         served = self._served.get(handler_call_details.method)
         if served is None:
-            return None
+            return self._iam if handler_call_details.method.startswith(_IAM) else None
         if len(handler_call_details.invocation_metadata) > MAX_HEADERS:
             return served.too_many_headers
         if served.busy is not None and self._in_progress.calls >= self._max_calls:

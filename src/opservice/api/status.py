@@ -20,6 +20,7 @@ from opservice.errors import (
     CredentialsExpired,
     CredentialsMissing,
     EndpointNotFound,
+    IamNotServed,
     IdempotencyKeyReused,
     InvalidArgument,
     KeysUnavailable,
@@ -70,6 +71,7 @@ MEANINGS: dict[type[BaseException], Meaning] = {
     MalformedRequest: Meaning(Code.INVALID_ARGUMENT, "MALFORMED_REQUEST"),
     # Not RESOURCE_EXHAUSTED: clients repeat that, and it would not help.
     RequestTooLarge: Meaning(Code.INVALID_ARGUMENT, "REQUEST_TOO_LARGE"),
+    IamNotServed: Meaning(Code.UNIMPLEMENTED, "IAM_NOT_SERVED"),
     TooManyHeaders: Meaning(Code.RESOURCE_EXHAUSTED, "TOO_MANY_HEADERS"),
     Unauthenticated: Meaning(Code.UNAUTHENTICATED, "CREDENTIALS_INVALID"),
     CredentialsMissing: Meaning(Code.UNAUTHENTICATED, "CREDENTIALS_MISSING"),
