@@ -41,7 +41,6 @@ async def serve(options: argparse.Namespace) -> None:
     ]
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0), *pings])
     api = Api(producer, Store(), timedelta(seconds=options.lease), options.pace)
-    # The ignored: the SDK's stubs call every method abstract; those left out answer UNIMPLEMENTED.
     # The SDK's types call every method abstract, also those that may be left to answer UNIMPLEMENTED.
     registry_grpc.add_RegistryServiceServicer_to_server(RegistryService(api), server)  # type: ignore[abstract]
     image_grpc.add_ImageServiceServicer_to_server(ImageService(api), server)  # type: ignore[abstract]
