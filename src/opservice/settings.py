@@ -279,8 +279,9 @@ class Settings:
     )
     max_wait: int = _setting(
         "duration",
-        2 * MINUTE,
-        "The longest that a Wait takes; a Wait for longer ends then, and is called again.",
+        50 * SECOND,
+        "The longest that a Wait takes; a Wait for longer ends then, and is called again. Keep it below the"
+        " timeouts of proxies (nginx: grpc_read_timeout, 60 s).",
         least=SECOND // 1000,
         most=DAY,
     )

@@ -20,7 +20,7 @@ from opservice._proto.opservice.v1.operation_record_service_pb2 import (
 from opservice.cli.connection import Connection
 from opservice.client.retries import is_transient, retry_delay
 
-_WAIT_SECONDS = 60.0
+_WAIT_SECONDS = 50.0
 """Of one Wait: below the idle timeouts of most proxies."""
 _ANSWER_SECONDS = 2.0
 _FIRST_ANSWER_SECONDS = 0.5  # a Watch of no time should still show the state

@@ -130,7 +130,7 @@ class WaitOperationRecordRequest(_message.Message):
     """1 to 128 characters, none of them control characters."""
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
-        """How long to wait at most. Not negative. Unset, or longer than the server's cap (2 minutes by default),
+        """How long to wait at most. Not negative. Unset, or longer than the server's cap (50 seconds by default),
         means the cap; 0 returns at once.
         """
 
