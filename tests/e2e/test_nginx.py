@@ -35,10 +35,12 @@ def until_cancelled(work: WorkLike) -> Steps:
         work.raise_if_cancelled()
 
 
-def follow(server: ServerProcess, proxy: Nginx, meanwhile: Callable[[], object]) -> None:
+def follow(
+    server: ServerProcess, proxy: Nginx, meanwhile: Callable[[], object], reconnect: str = "1m"
+) -> None:
     """A quiet operation is watched and waited for, and one is worked on until it is cancelled."""
     quiet = server.client.started()
-    through = ("--server", proxy.address, "--format", "json")
+    through = ("--server", proxy.address, "--format", "json", "--reconnect", reconnect)
     producer = KINDS["threads"](proxy.address)
     try:
         # Its first renewal is in 30 seconds: what tells of a Cancel before is a Watch.
@@ -72,9 +74,9 @@ def test_resets_end_nothing(server: ServerProcess, tmp_path: Path) -> None:
 
         def were_reset() -> bool:
             watched, waited = proxy.calls(WATCH, COMMAND_LINE), proxy.calls(WAIT, COMMAND_LINE)
-            return min(watched, waited, proxy.calls(WATCH, CLIENT)) >= 2
+            return min(watched, proxy.calls(WATCH, CLIENT)) >= 2 and waited >= 6
 
-        follow(server, proxy, meanwhile=lambda: eventually(were_reset))
+        follow(server, proxy, meanwhile=lambda: eventually(were_reset), reconnect="2s")
 
 
 @pytest.mark.slow

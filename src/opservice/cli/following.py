@@ -22,6 +22,7 @@ from opservice.client.retries import is_transient, retry_delay
 
 _WAIT_SECONDS = 50.0
 """Of one Wait: below the idle timeouts of most proxies."""
+_SHORT_WAIT_SECONDS = 0.5
 _ANSWER_SECONDS = 2.0
 _FIRST_ANSWER_SECONDS = 0.5  # a Watch of no time should still show the state
 _FIRST_PAUSE_SECONDS = 0.2
@@ -78,7 +79,7 @@ class Follower:
         while True:
             asked = 0.0
             try:
-                for newest in self._states(operation_id):
+                for newest in self._states(operation_id, failing_since is not None):
                     failing_since, pause = None, _FIRST_PAUSE_SECONDS
                     if newest.operation.done:
                         self._updates.put(Update(operation_id, newest, ended=True))
@@ -108,16 +109,18 @@ class Follower:
                 return
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
-    def _waited(self, operation_id: str) -> Iterator[OperationRecord]:
-        left = self._left()
-        seconds = _WAIT_SECONDS if left is None else min(left, _WAIT_SECONDS)
+    def _waited(self, operation_id: str, failing: bool) -> Iterator[OperationRecord]:
+        # A short one after a failure tells a proxy that cuts long ones from a server that is away.
+        seconds = _SHORT_WAIT_SECONDS if failing else _WAIT_SECONDS
+        if (left := self._left()) is not None:
+            seconds = min(left, seconds)
         request = WaitOperationRecordRequest(operation_id=operation_id)
         request.timeout.CopyFrom(_duration(seconds))
         yield self._connection.records.Wait(
             request, timeout=seconds + _ANSWER_SECONDS, metadata=self._connection.metadata
         )
 
-    def _watched(self, operation_id: str) -> Iterator[OperationRecord]:
+    def _watched(self, operation_id: str, _failing: bool) -> Iterator[OperationRecord]:
         left = self._left()
         yield from self._connection.records.Watch(
             WatchOperationRecordRequest(operation_id=operation_id),
