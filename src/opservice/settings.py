@@ -209,8 +209,9 @@ class Settings:
     max_running_per_parent: int = _setting(
         "count",
         0,
-        "Operations of one parent that may run at a time; 0 is no limit. A Start beyond it is refused with"
-        " RESOURCE_EXHAUSTED.",
+        "Operations of one parent that may run at a time, in all workers and replicas; 0 is no limit. A Start"
+        " beyond it is refused with RESOURCE_EXHAUSTED. On PostgreSQL Starts at the same moment may exceed it"
+        ", by at most the limit, or 500, for each further worker.",
         least=0,
     )
     max_unsent_bytes: int = _setting(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from threading import Event
 from typing import Any
@@ -14,8 +15,8 @@ from opservice._proto.opservice.v1.operation_record_service_pb2 import WatchOper
 from opservice.api.admission import MAX_REFLECTIONS_PER_CALLER
 from security.calls import REFLECTION
 from support.client import refusal_from
-from support.identities import Issuer, bearer, calling_with
-from support.server import PATIENCE, ServerProcess, serving
+from support.identities import Issuer, TokenFile, bearer, calling_with
+from support.server import PATIENCE, ServerProcess, eventually, serving
 
 QUESTION = ServerReflectionRequest(list_services="").SerializeToString()
 
@@ -74,3 +75,31 @@ def test_each_question_of_a_stream_counts_as_a_call(
 
         refusal = refusal_from(caught.value)
         assert refusal.reason == "RATE_LIMITED"
+
+
+def test_a_question_after_the_token_has_gone_is_refused(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    directory = tmp_path_factory.mktemp("expiry")
+    tokens = TokenFile(directory)
+    token = tokens.add("eve", "viewer:*")
+    tokens.add("ann", "viewer:*")
+    with serving(directory, f"sqlite:///{directory}/o.db", tokens=tokens.file) as server:
+        gone = Event()
+
+        def questions() -> Iterator[bytes]:
+            yield QUESTION
+            assert gone.wait(PATIENCE)
+            yield QUESTION
+
+        call = stream(server, token, questions())
+        assert next(call)
+        tokens.remove("eve")
+        server.send_signal(signal.SIGHUP)
+        changed = "SIGHUP: the files were read again, what changed is in use"
+        assert eventually(lambda: server.log(event=changed))
+        gone.set()
+        with pytest.raises(grpc.RpcError) as caught:
+            next(call)
+
+        assert refusal_from(caught.value).reason == "CREDENTIALS_INVALID"

@@ -27,8 +27,6 @@ Door: TypeAlias = Callable[[Context, Metadata], Awaitable[Caller]]
 
 Waiting: TypeAlias = Callable[["Caller | None", Context], AbstractContextManager[None]]
 
-Toll: TypeAlias = Callable[["Caller | None", Context], None]
-
 MAX_REFLECTIONS, MAX_REFLECTIONS_PER_CALLER = 100, 10
 """Streams of reflection, in a worker."""
 
@@ -168,13 +166,6 @@ class Admission:
         else:
             waits = self._reflections if method.takes is Who.AUTHENTICATED else self._waits
         return lambda caller, context: waits.counted(_name(caller, context))
-
-    def toll(self) -> Toll | None:
-        """Counts a further request of a call towards the rate. Raises RateLimited."""
-        rates = self._rates
-        if rates is None:
-            return None
-        return lambda caller, context: rates.take(_name(caller, context))
 
     async def _identify(
         self, authenticator: Authenticator, credentials: Credentials, context: Context

@@ -20,7 +20,7 @@ import structlog
 from google.protobuf.message import DecodeError
 from google.rpc.code_pb2 import Code
 
-from opservice.api.admission import Admission, Context, Door, Metadata, Toll, Waiting, address_of
+from opservice.api.admission import Admission, Context, Door, Metadata, Waiting, address_of
 from opservice.api.audit import Sums, described, done_by, is_refusal
 from opservice.api.auth import Caller
 from opservice.api.methods import MAX_FIELDS, METHODS, Method, Who
@@ -97,7 +97,6 @@ class Methods(grpc.GenericRpcHandler):
                 self._admission.waiting(method),
                 _InProgress() if exempt else self._in_progress,
                 self._unsent,
-                self._admission.toll(),
                 self._sums,
             )
             self._served[path] = _Served(
@@ -181,7 +180,6 @@ class _Around:
     waiting: Waiting | None
     in_progress: _InProgress
     unsent: Unsent
-    toll: Toll | None
     sums: Sums
 
     @property
@@ -228,12 +226,15 @@ class _Call:
             return nullcontext()
         return self._around.waiting(self.caller, self._context)
 
-    async def counted(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        """The requests of a stream, each of which counts as a call; the first is the call itself."""
-        toll, first = self._around.toll, True
+    async def each(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """The requests of a stream, each of which passes the door; for the first the call has done so.
+
+        So each counts towards the rate, and none is answered when the credentials are not good any more.
+        """
+        first = True
         async for request in requests:
-            if toll is not None and not first:
-                toll(self.caller, self._context)
+            if not first:
+                await self.enter()
             first = False
             yield request
 
@@ -415,7 +416,7 @@ def _wrap_stream(
             if decode is not None:
                 request = this.request = decode(request)
             else:
-                request = this.counted(request)
+                request = this.each(request)
             with this.waiting():
                 async with aclosing(behavior(request, context)) as responses:
                     async for response in responses:

@@ -66,7 +66,7 @@ class GuardedStore:
             )
         self._lists[subject] += 1
         try:
-            return await self._store.page(replace(query, scope=caller.identity.scope()))
+            return await self._store.page(replace(query, scope=caller.identity.scope()), subject)
         finally:
             self._lists[subject] -= 1
             if not self._lists[subject]:

@@ -27,7 +27,7 @@ from opservice.api.convert import (
     parent_from_pb,
 )
 from opservice.api.guard import GuardedStore
-from opservice.api.listing import list_page
+from opservice.api.listing import converted, list_page
 from opservice.api.validation import wait_time
 from opservice.errors import OperationNotFound
 from opservice.operation import Cancel, Delete
@@ -68,7 +68,7 @@ class Operations:
             parent_field="name",
         )
         return ListOperationsResponse(
-            operations=map(operation_to_longrunning_pb, page.records),
+            operations=await converted(page.records, operation_to_longrunning_pb),
             next_page_token=page.next_page_token,
         )
 

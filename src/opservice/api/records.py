@@ -22,7 +22,7 @@ from opservice._proto.opservice.v1.operation_record_service_pb2_grpc import (
 )
 from opservice.api.convert import record_to_pb
 from opservice.api.guard import GuardedStore
-from opservice.api.listing import list_page
+from opservice.api.listing import converted, list_page
 from opservice.api.validation import valid_id, wait_time
 from opservice.operation import Delete
 
@@ -73,7 +73,8 @@ class OperationRecordService(OperationRecordServiceServicer):
             filter_=request.filter,
         )
         return ListOperationRecordsResponse(
-            operation_records=map(record_to_pb, page.records), next_page_token=page.next_page_token
+            operation_records=await converted(page.records, record_to_pb),
+            next_page_token=page.next_page_token,
         )
 
     async def Delete(

@@ -36,6 +36,7 @@ from opservice.store.hints import Hints
 from opservice.store.listing import Listed, read_page
 from opservice.store.reading import Reads
 from opservice.store.repository import Repository
+from opservice.store.turns import Turns
 
 log = structlog.stdlib.get_logger("opservice.store")
 
@@ -66,8 +67,9 @@ class OperationStore:
         )
         # One by one: each may take long, and those whose caller gave up meanwhile are not begun.
         self._lists: Batcher[Callable[[], Any], Any] = Batcher(
-            "store-list", _call_each, max_batch=1, max_waiting=MAX_LISTS
+            "store-list", _call_each, max_batch=1
         )
+        self._turns = Turns(MAX_LISTS)
         self._asides: Batcher[Callable[[], Any], Any] = Batcher("store-aside", _call_each)
         self._hints = Hints(database, self._asides.submit, notify=notify)
         self._changes = Changes(self.get, self._revisions, self._hints.receive, poll_interval)
@@ -81,13 +83,14 @@ class OperationStore:
         """
         return await self._reads.get(operation_id)
 
-    async def page(self, query: ListQuery) -> Listed:
-        """A page of operations, as of some moment after the call.
+    async def page(self, query: ListQuery, caller: str = "") -> Listed:
+        """A page of operations, as of some moment after the call. Callers have their lists by turns.
 
         Raises ServerBusy when too many others wait for theirs, or a StoreError.
         """
         page = partial(read_page, query=query, visible=self._repository.visible)
-        listed: Listed = await self._lists.submit(partial(self._database.read, page))
+        async with self._turns.turn(caller):
+            listed: Listed = await self._lists.submit(partial(self._database.read, page))
         return listed
 
     async def apply(self, command: Command) -> Outcome:

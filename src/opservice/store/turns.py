@@ -1,0 +1,62 @@
+"""What is done one by one, by callers in turn: who asks for much waits for himself, not others for him."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from opservice.errors import ServerBusy
+
+
+class Turns:
+    """Lets one in at a time; of each caller who waits one, before anybody's next."""
+
+    def __init__(self, max_waiting: int) -> None:
+        self._max_waiting = max_waiting
+        self._busy = False
+        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+
+    @asynccontextmanager
+    async def turn(self, caller: str) -> AsyncIterator[None]:
+        """Raises ServerBusy when `max_waiting` others wait."""
+        if self._busy:
+            await self._wait(caller)
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._pass_on()
+
+    async def _wait(self, caller: str) -> None:
+        if sum(map(len, self._waiting.values())) >= self._max_waiting:
+            raise ServerBusy
+        let_in: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        queue = self._waiting.setdefault(caller, deque())
+        queue.append(let_in)
+        try:
+            await let_in
+        except asyncio.CancelledError:
+            if let_in.done() and not let_in.cancelled():
+                self._pass_on()  # it was his turn
+            else:
+                with suppress(ValueError):  # it was taken out meanwhile
+                    queue.remove(let_in)
+                if not queue and self._waiting.get(caller) is queue:
+                    del self._waiting[caller]
+            raise
+
+    def _pass_on(self) -> None:
+        """To the next caller; the one whose turn it is then goes behind the others."""
+        self._busy = False
+        if self._waiting:
+            caller, queue = self._waiting.popitem(last=False)
+            let_in = queue.popleft()
+            if queue:
+                self._waiting[caller] = queue
+            if let_in.cancelled():
+                self._pass_on()
+                return
+            self._busy = True
+            let_in.set_result(None)

@@ -1,0 +1,90 @@
+"""One at a time, the callers by turns."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from opservice.errors import ServerBusy
+from opservice.store.turns import Turns
+
+
+class Site:
+    """Who was let in, in that order; each stays in until `step`."""
+
+    def __init__(self, max_waiting: int = 64) -> None:
+        self.turns = Turns(max_waiting)
+        self.let_in: list[str] = []
+        self._leave = asyncio.Semaphore(0)
+
+    async def call(self, caller: str) -> None:
+        async with self.turns.turn(caller):
+            self.let_in.append(caller)
+            await self._leave.acquire()
+
+    async def wait(self, *callers: str) -> list[asyncio.Task[None]]:
+        """Their calls, which have come so far as they can."""
+        tasks = [asyncio.create_task(self.call(caller)) for caller in callers]
+        await self.settle()
+        return tasks
+
+    async def step(self) -> None:
+        self._leave.release()
+        await self.settle()
+
+    async def settle(self) -> None:
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+
+async def test_who_asks_once_does_not_wait_for_all_that_another_asks_for() -> None:
+    site = Site()
+    calls = await site.wait(*["viewer"] * 8, "victim")
+
+    assert site.let_in == ["viewer"]
+    for _ in calls:
+        await site.step()
+
+    assert site.let_in[:3] == ["viewer", "viewer", "victim"]
+    assert site.let_in[3:] == ["viewer"] * 6
+
+
+async def test_callers_take_turns() -> None:
+    site = Site()
+    calls = await site.wait("a", *"aaabbc")
+    for _ in calls:
+        await site.step()
+
+    assert "".join(site.let_in) == "aabcaba"
+
+
+async def test_who_gives_up_is_passed_over_wherever_he_stands() -> None:
+    site = Site()
+    first, waiting, next_, last = await site.wait("a", "b", "c", "d")
+
+    waiting.cancel()
+    first.cancel()
+    await site.settle()
+    assert site.let_in == ["a", "c"]
+    next_.cancel()
+    last.cancel()
+    await site.settle()
+
+    await site.wait("e")
+    assert site.let_in[-1] == "e"
+    assert not site.turns._waiting
+
+
+async def test_more_than_may_wait_are_refused() -> None:
+    site = Site(max_waiting=2)
+    await site.wait("a", "b", "c")
+
+    with pytest.raises(ServerBusy):
+        await site.call("d")
+    await site.step()
+    await site.wait("d")
+    await site.step()
+    await site.step()
+
+    assert site.let_in == ["a", "b", "c", "d"]
