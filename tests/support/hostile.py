@@ -44,6 +44,8 @@ from support.http2 import (
 IDLE_CONNECTIONS = 10_000
 _GET = "/yandex.cloud.operation.OperationService/Get"
 _WATCH = "/opservice.v1.OperationRecordService/Watch"
+_LIST = "/opservice.v1.OperationRecordService/List"
+_REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 _HELLO = PREFACE + frame(SETTINGS)
 _CANCEL = (8).to_bytes(4, "big")
 _NICEST = 19
@@ -313,6 +315,31 @@ async def _idle(target: Target) -> None:
     await target.hold(IDLE_CONNECTIONS, _HELLO)
 
 
+def _inflated_requests() -> Iterator[bytes]:
+    """Small on the wire, large once decompressed, and larger once decoded."""
+    yield _HELLO
+    for stream in range(1, 20, 2):
+        path, request = random.choice(messages.inflated())
+        yield request_headers(stream, path, {"grpc-encoding": b"gzip"})
+        yield frame(DATA, END_STREAM, stream, grpc_message(request, flag=1))
+
+
+def _reflection_streams() -> Iterator[bytes]:
+    """As many streams as a connection may have, with questions in each."""
+    yield _HELLO
+    question = grpc_message(b"\x22\x1e" + b"opservice.v1.ProducerService\0\0")
+    for stream in range(1, 200, 2):
+        yield request_headers(stream, _REFLECTION)
+        yield frame(DATA, 0, stream, question * 10)
+
+
+async def _lists(target: Target) -> None:
+    """More at once than are read at once, again and again."""
+    await asyncio.gather(
+        *[target.call(lambda: (_LIST, b"\x0a\x01-\x10\xe8\x07")) for _ in range(16)]
+    )
+
+
 async def _malformed(target: Target) -> None:
     await asyncio.gather(*[target.call(messages.malformed) for _ in range(8)])
 
@@ -333,6 +360,9 @@ ATTACKS: dict[str, Attack] = {
     "broken gRPC frames": _poured(_broken_grpc_frames),
     "malformed requests": _malformed,
     "compressed bombs": _poured(_compressed_bomb),
+    "inflated requests": _poured(_inflated_requests),
+    "reflection streams": _poured(_reflection_streams),
+    "lists": _lists,
     "large headers": _poured(_large_headers),
     "rapid resets": _poured(_rapid_resets),
     "slow readers": _slow_readers,

@@ -150,6 +150,20 @@ def compressed_bomb() -> Iterator[bytes]:
         yield frame(DATA, END_STREAM if last else 0, 1, body[start : start + LARGEST_FRAME])
 
 
+@cache
+def inflated() -> list[tuple[str, bytes]]:
+    """Methods, and 4 KiB for each that are 4 MiB of tiny fields once they are decompressed."""
+    unknown = gzip.compress(b"\xf8\x3f\x01" * 1_300_000)
+    detail = b"\x1a\x00"
+    details = detail * 1_900_000
+    size, rest = b"", len(details)
+    while rest > 0x7F:
+        size, rest = size + bytes([rest & 0x7F | 0x80]), rest >> 7
+    failure = gzip.compress(b"\x0a\x01x\x1a" + size + bytes([rest]) + details)
+    health, endpoints = "/grpc.health.v1.Health/Check", _METHODS[12]
+    return [(health, unknown), (endpoints, unknown), (_FAIL, failure)]
+
+
 async def large_operation(channel: grpc.aio.Channel) -> bytes:
     """A request for an operation whose answer is large; the operation is started for it."""
     payload = Any(type_url="type.googleapis.com/google.protobuf.Empty", value=bytes(LARGE))
