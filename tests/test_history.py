@@ -103,6 +103,7 @@ GOOD = {
         watch(5, ENDED),
         watch(5, answer="unknown"),
     ],
+    "a stream that repeats": [*LIFE, watch(1.6, RUNNING, RUNNING, ENDED)],
     "a Get that is not found before the Start has returned": [
         call("Start", 1, RUNNING, lasts=3, metadata="m0"),
         refused("Get", 2, NOT_FOUND),
@@ -195,7 +196,7 @@ BAD: dict[str, tuple[str, list[Event]]] = {
         "a stream went back",
         [*LIFE, watch(1.6, RENEWED, RUNNING, ENDED)],
     ),
-    "a stream that repeats": ("a stream went back", [*LIFE, watch(1.6, RUNNING, RUNNING, ENDED)]),
+    "a stream that repeats its end": ("a stream went back", [*LIFE, watch(5, ENDED, ENDED)]),
     "a stream that ends too soon": (
         "a stream ended before the operation",
         [START, watch(2, RUNNING)],

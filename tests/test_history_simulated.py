@@ -82,6 +82,8 @@ class Simulation:
         for state, since, lag in zip(self.states[first:], self._since[first:], lags, strict=False):
             at = max(moment, since, seen[-1].at if seen else 0) + lag
             seen.append(Sight(at, state))
+            if not state.done:  # as when it is quiet: sent once more
+                seen.append(Sight(at + lag, state))
         ended = bool(seen) and seen[-1].state.done
         returned_at = seen[-1].at if seen else moment
         answer = "ok" if ended else "unknown"

@@ -66,6 +66,7 @@ def test_a_duration_of_a_century_is_named(name: str) -> None:
         ({"tls_client_ca": Path("a")}, "--tls-client-ca needs --tls-cert and --tls-key"),
         ({"retention": parse_duration("366d")}, "--retention is longer than --max-retention"),
         ({"max_message_bytes": 1 << 20}, "--max-message-bytes must hold two payloads"),
+        ({"watch_repeat": parse_duration("99ms")}, "--watch-repeat must be at least 100ms, or 0s"),
         ({"listen": "localhost"}, "'localhost' is no address: expected HOST:PORT"),
         ({"listen": "localhost", "advertise": "h:1"}, "'localhost' is no address"),
         ({"advertise": "host:port"}, "'host:port' is no address"),

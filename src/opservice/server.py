@@ -304,7 +304,7 @@ def _add_services(
         ProducerService(store, Limits.of(settings)), server
     )
     operation_record_service_pb2_grpc.add_OperationRecordServiceServicer_to_server(
-        OperationRecordService(store, settings.max_wait), server
+        OperationRecordService(store, settings.max_wait, settings.watch_repeat), server
     )
     add_operations(server, Operations(store, settings.max_wait))
     own = dict.fromkeys(OWN_ENDPOINTS, settings.advertise or address)

@@ -286,6 +286,14 @@ class Settings:
         least=SECOND // 1000,
         most=DAY,
     )
+    watch_repeat: int = _setting(
+        "duration",
+        30 * SECOND,
+        "A Watch that has had nothing to send for so long sends its record again, unchanged, so that proxies"
+        " do not end it; 0s is never.",
+        least=0,
+        most=DAY,
+    )
     log_level: str = _setting(
         "choice",
         "info",
@@ -319,6 +327,8 @@ class Settings:
         self._check_authentication()
         if self.retention > self.max_retention:
             raise StartupError("--retention is longer than --max-retention")
+        if 0 < self.watch_repeat < SECOND // 10:
+            raise StartupError("--watch-repeat must be at least 100ms, or 0s for never")
         if self.max_message_bytes < 2 * self.max_payload_bytes:
             raise StartupError(
                 "--max-message-bytes must hold two payloads: it is less than twice"

@@ -1,6 +1,7 @@
 """opservice.v1.OperationRecordService: Get, Watch, Wait and Delete."""
 
 from collections.abc import Callable
+from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
@@ -17,7 +18,7 @@ from opservice._proto.opservice.v1.operation_record_pb2 import (
     Progress,
 )
 from support.client import TOKEN, Client, packed, refusal_from, refused
-from support.server import PATIENCE, ServerProcess
+from support.server import PATIENCE, ServerProcess, serving
 
 
 def get(client: Client, operation_id: str) -> OperationRecord:
@@ -165,3 +166,34 @@ def test_a_watch_of_what_expires_meanwhile_ends_with_not_found_or_its_end(client
     else:
         assert last is not None
         assert last.operation.done
+
+
+def test_a_quiet_watch_repeats_its_record_until_there_is_news(
+    database_url: str, tmp_path: Path
+) -> None:
+    with serving(tmp_path, database_url, watch_repeat="100ms") as server:
+        id_ = server.client.started()
+        arrived = watch(server.client, id_)
+        first = _first(arrived)
+
+        assert [_first(arrived) for _ in range(3)] == [first] * 3
+
+        server.client.complete(id_)
+        last = first
+        while last.revision == 1:
+            last = _first(arrived)
+        assert last.operation.done
+        assert arrived.get(timeout=PATIENCE) is None
+
+
+def test_a_watch_that_is_not_to_repeat_sends_each_state_once(
+    database_url: str, tmp_path: Path
+) -> None:
+    with serving(tmp_path, database_url, watch_repeat="0s") as server:
+        id_ = server.client.started()
+        arrived = watch(server.client, id_)
+        first = _first(arrived)
+        server.client.complete(id_)
+
+        assert [first.revision, _first(arrived).revision] == [1, 2]
+        assert arrived.get(timeout=PATIENCE) is None

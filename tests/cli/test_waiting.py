@@ -14,6 +14,9 @@ from google.rpc.status_pb2 import Status
 from cli.conftest import Run
 from cli.processes import running
 from opservice._proto.opservice.v1.operation_record_pb2 import CancelPolicy, Progress
+from opservice._proto.opservice.v1.operation_record_service_pb2 import (
+    WatchOperationRecordRequest,
+)
 from support.client import TOKEN, Client
 from support.server import PATIENCE, ServerProcess, eventually, serving
 
@@ -147,6 +150,22 @@ def test_watch_prints_each_state_as_a_line(server: ServerProcess, client: Client
         ["running", "1/2", "steps", "one"],
         ["failed", "INTERNAL:", "oh"],
     ]
+
+
+def test_watch_prints_a_state_once_though_the_server_repeats_it(tmp_path: Path) -> None:
+    database = f"sqlite:///{tmp_path}/a.db"
+    with serving(tmp_path, database, watch_repeat="100ms") as server:
+        id_ = server.client.started()
+        with running(server, "watch", id_, "--format", "json") as watch:
+            assert watch.stdout is not None
+            lines = [watch.stdout.readline()]
+            repeated = server.client.records.Watch(WatchOperationRecordRequest(operation_id=id_))
+            assert [next(repeated).revision for _ in range(5)] == [1] * 5
+            server.client.complete(id_)
+            lines += watch.stdout.readlines()
+            assert watch.wait(PATIENCE) == 0
+
+    assert [json.loads(line)["revision"] for line in lines] == ["1", "2"]
 
 
 @pytest.mark.parametrize("format_", ["json", "yaml"])

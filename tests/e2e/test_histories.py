@@ -20,7 +20,11 @@ from support.postgres import PostgresServer
 from support.proxy import CommitLosingProxy, Loss
 from support.server import eventually, serving
 
-SETTINGS: dict[str, Any] = {"housekeeping_interval": "100ms", "cancel_grace": "500ms"}
+SETTINGS: dict[str, Any] = {
+    "housekeeping_interval": "100ms",
+    "cancel_grace": "500ms",
+    "watch_repeat": "100ms",
+}
 SHOWN = 5
 
 _TERMINATE_ONE = """

@@ -8,12 +8,17 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
+import grpc
 import pytest
 from google.rpc.code_pb2 import Code
 
 from cli.processes import running
 from client.kinds import KINDS, Steps, WorkLike
 from opservice._proto.opservice.v1.operation_record_pb2 import CancelPolicy
+from opservice._proto.opservice.v1.operation_record_service_pb2 import (
+    WatchOperationRecordRequest,
+)
+from support.client import Client
 from support.nginx import Nginx, nginx
 from support.server import PATIENCE, ServerProcess, eventually, serving
 
@@ -77,6 +82,23 @@ def test_resets_end_nothing(server: ServerProcess, tmp_path: Path) -> None:
             return min(watched, proxy.calls(WATCH, CLIENT)) >= 2 and waited >= 6
 
         follow(server, proxy, meanwhile=lambda: eventually(were_reset), reconnect="2s")
+
+
+def test_a_quiet_watch_is_not_cut(tmp_path: Path) -> None:
+    """Also that of a client that does not go on after it."""
+    database = f"sqlite:///{tmp_path}/operations.db"
+    with (
+        serving(tmp_path, database, watch_repeat="200ms") as server,
+        nginx(tmp_path, server.address, "grpc_read_timeout 2s") as proxy,
+        grpc.insecure_channel(proxy.address) as channel,
+    ):
+        id_ = server.client.started()
+        records = Client(channel).records.Watch(WatchOperationRecordRequest(operation_id=id_))
+        revisions = [next(records).revision for _ in range(15)]  # takes 3 seconds
+        server.client.complete(id_)
+
+        assert revisions == [1] * 15
+        assert [record.revision for record in records][-1] == 2
 
 
 @pytest.mark.slow

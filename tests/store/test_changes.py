@@ -391,7 +391,7 @@ async def test_who_ends_the_follower_that_he_was_given_ends_the_follow_with_his_
     async with opened(database_url, NEVER) as store:
         id_ = await started(store)
         attached: list[Follower] = []
-        records = store.follow(id_, attached.append)
+        records = store.follow(id_, attach=attached.append)
         first = await soon(anext(records))
         waiting_for_news = asyncio.ensure_future(anext(records))
         await asyncio.sleep(0)
@@ -409,14 +409,16 @@ async def test_a_follow_that_is_ended_before_it_began_shows_nothing(database_url
         id_ = await started(store)
 
         with pytest.raises(Unauthenticated):
-            await soon(anext(store.follow(id_, lambda follower: follower.end(Unauthenticated()))))
+            await soon(
+                anext(store.follow(id_, attach=lambda follower: follower.end(Unauthenticated())))
+            )
 
 
 async def test_a_follow_that_is_ended_leaves_nothing_behind(database_url: str) -> None:
     async with opened(database_url, NEVER) as store:
         id_ = await started(store)
         attached: list[Follower] = []
-        records = store.follow(id_, attached.append)
+        records = store.follow(id_, attach=attached.append)
         await soon(anext(records))
         attached[0].end(Unauthenticated())
 

@@ -195,7 +195,8 @@ def _nothing_goes_back(operation: _Operation) -> Found:
         if event.seen and known and event.seen[0].state.modified_at < known[0]:
             yield Violation("a state went back", (known[1], event))
         for older, newer in pairwise(event.seen):
-            if newer.state.modified_at <= older.state.modified_at:
+            # A Watch repeats what it sent last, unless that was the end.
+            if newer.state.modified_at < older.state.modified_at or older.state.done:
                 yield Violation("a stream went back", (event,))
         if event.call == "Watch" and event.answer == "ok":
             if not (event.seen and event.seen[-1].state.done):

@@ -84,16 +84,18 @@ class GuardedStore:
         caller.outcome = await self._store.apply(command)
         return caller.outcome
 
-    async def follow(self, operation_id: str) -> AsyncGenerator[Record]:
+    async def follow(
+        self, operation_id: str, repeat_after: float | None = None
+    ) -> AsyncGenerator[Record]:
         """Ends with an error once the caller may not see the operation any more."""
         caller, authenticator = current_caller(), self._authenticator
         if caller is None or authenticator is None:
             following = None
-            records = self._store.follow(operation_id)
+            records = self._store.follow(operation_id, repeat_after)
         else:
             following = _Following(caller, authenticator)
             self._following.add(following)
-            records = self._store.follow(operation_id, following.begin)
+            records = self._store.follow(operation_id, repeat_after, following.begin)
         try:
             async with aclosing(records):
                 async for record in records:

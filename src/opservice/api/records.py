@@ -24,15 +24,17 @@ from opservice.api.convert import record_to_pb
 from opservice.api.guard import GuardedStore
 from opservice.api.listing import converted, list_page
 from opservice.api.validation import valid_id, wait_time
-from opservice.operation import Delete
+from opservice.operation import SECOND, Delete
 
 
 class OperationRecordService(OperationRecordServiceServicer):
-    """`max_wait` is microseconds."""
+    """`max_wait` and `watch_repeat` are microseconds."""
 
-    def __init__(self, store: GuardedStore, max_wait: int) -> None:
+    def __init__(self, store: GuardedStore, max_wait: int, watch_repeat: int) -> None:
+        """With a `watch_repeat` of 0 a Watch never repeats its record."""
         self._store = store
         self._max_wait = max_wait
+        self._watch_repeat = watch_repeat / SECOND or None
 
     async def Get(
         self,
@@ -46,7 +48,8 @@ class OperationRecordService(OperationRecordServiceServicer):
         request: WatchOperationRecordRequest,
         context: ServicerContext[WatchOperationRecordRequest, OperationRecord],
     ) -> AsyncIterator[OperationRecord]:
-        async with aclosing(self._store.follow(valid_id(request.operation_id))) as records:
+        following = self._store.follow(valid_id(request.operation_id), self._watch_repeat)
+        async with aclosing(following) as records:
             async for record in records:
                 yield record_to_pb(record)
 

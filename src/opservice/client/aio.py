@@ -349,11 +349,15 @@ class Work:
 
     async def _watch_until_ended(self) -> None:
         """Learns of a Cancel as soon as it happens; the next renewal would tell as well."""
+        revision = 0
         while not self.cancelled.is_set():
             asked = 0.0
             try:
                 async with aclosing(self._connection.watch(self.id)) as records:
                     async for record in records:
+                        if record.revision <= revision:
+                            continue  # the server repeats what is old, so that the stream is not quiet
+                        revision = record.revision
                         self.operation = record.operation
                         self._ended = self._ended or record.operation.done
                         if record.operation.done or record.HasField("cancel_requested_at"):

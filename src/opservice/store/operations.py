@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -106,23 +107,30 @@ class OperationStore:
         return await self._sweeps.submit(sweep)
 
     async def follow(
-        self, operation_id: str, attach: Callable[[Follower], None] | None = None
+        self,
+        operation_id: str,
+        repeat_after: float | None = None,
+        attach: Callable[[Follower], None] | None = None,
     ) -> AsyncGenerator[Record]:
         """The operation as it is, then as it becomes, until it is done.
 
-        States may be skipped, but `revision` only grows. `attach` is given the follower, by which others may
-        end this. Raises OperationNotFound, also when it is deleted meanwhile, a StoreError, ServerStopping,
-        or what the follower was ended with.
+        States may be skipped, but `revision` never goes back; it stays the same only where the last state is
+        repeated, because there was no other for `repeat_after` seconds. `attach` is given the follower, by
+        which others may end this. Raises OperationNotFound, also when it is deleted meanwhile, a StoreError,
+        ServerStopping, or what the follower was ended with.
         """
         with self._changes.subscribe(operation_id) as follower:
             if attach is not None:
                 attach(follower)
             follower.tell(await self.get(operation_id))
+            record = await follower.next()
             while True:
-                record = await follower.next()
                 yield record
                 if record.done:
                     return
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(repeat_after):
+                        record = await follower.next()
 
     def stop_following(self) -> None:
         """Ends every `follow`, so that clients go on with another replica."""

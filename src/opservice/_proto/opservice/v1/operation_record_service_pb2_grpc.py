@@ -104,7 +104,8 @@ class OperationRecordServiceServicer(object):
     def Watch(self, request, context):
         """Sends the record as it is, then again as it changes, and ends with the record that is done. Changes
         that follow each other quickly may arrive as one, so revisions may skip but never go back; the last
-        one is never missed. After a broken connection just call again.
+        one is never missed. When nothing has changed for a while (30 seconds by default), the same record, with the
+        same revision, is sent again, lest a proxy end a quiet stream: skip it. After a broken connection just call again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -54,7 +54,8 @@ class OperationRecordServiceStub:
     Watch: _grpc.UnaryStreamMultiCallable[_operation_record_service_pb2.WatchOperationRecordRequest, _operation_record_pb2.OperationRecord]
     """Sends the record as it is, then again as it changes, and ends with the record that is done. Changes
     that follow each other quickly may arrive as one, so revisions may skip but never go back; the last
-    one is never missed. After a broken connection just call again.
+    one is never missed. When nothing has changed for a while (30 seconds by default), the same record, with the
+    same revision, is sent again, lest a proxy end a quiet stream: skip it. After a broken connection just call again.
     """
     Delete: _grpc.UnaryUnaryMultiCallable[_operation_record_service_pb2.DeleteOperationRecordRequest, _empty_pb2.Empty]
     """Deletes the record of an operation that is done. Delete never cancels: on a running operation it
@@ -85,7 +86,8 @@ class OperationRecordServiceAsyncStub(OperationRecordServiceStub):
     Watch: _aio.UnaryStreamMultiCallable[_operation_record_service_pb2.WatchOperationRecordRequest, _operation_record_pb2.OperationRecord]  # type: ignore[assignment]
     """Sends the record as it is, then again as it changes, and ends with the record that is done. Changes
     that follow each other quickly may arrive as one, so revisions may skip but never go back; the last
-    one is never missed. After a broken connection just call again.
+    one is never missed. When nothing has changed for a while (30 seconds by default), the same record, with the
+    same revision, is sent again, lest a proxy end a quiet stream: skip it. After a broken connection just call again.
     """
     Delete: _aio.UnaryUnaryMultiCallable[_operation_record_service_pb2.DeleteOperationRecordRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes the record of an operation that is done. Delete never cancels: on a running operation it
@@ -137,7 +139,8 @@ class OperationRecordServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_operation_record_pb2.OperationRecord], _abc.AsyncIterator[_operation_record_pb2.OperationRecord]]:
         """Sends the record as it is, then again as it changes, and ends with the record that is done. Changes
         that follow each other quickly may arrive as one, so revisions may skip but never go back; the last
-        one is never missed. After a broken connection just call again.
+        one is never missed. When nothing has changed for a while (30 seconds by default), the same record, with the
+        same revision, is sent again, lest a proxy end a quiet stream: skip it. After a broken connection just call again.
         """
 
     @_abc_1.abstractmethod
