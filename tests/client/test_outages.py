@@ -17,16 +17,18 @@ from grpc import StatusCode
 
 from client.conftest import SETTINGS, Connect, ended
 from client.cutting import CuttingProxy
-from client.kinds import Kind, Steps, WorkLike, returning
+from client.kinds import Body, Kind, Steps, WorkLike, raising, returning
 from opservice._proto.opservice.demo.v1.container_registry_pb2 import ScanResult
 from opservice._proto.opservice.v1.operation_record_service_pb2 import GetOperationRecordRequest
-from opservice.client import CancelPolicy, Progress
+from opservice.client import CancelPolicy, Failed, Progress
 from support.client import refused, unpacked
+from support.fixtures import execute
 from support.server import ServerProcess, eventually, serving
 
 pytestmark = pytest.mark.slow
 
 RESULT = ScanResult(id="s1")
+FAILED = Failed(StatusCode.ALREADY_EXISTS, "it is taken")
 LONG = timedelta(seconds=60)
 
 # Starting servers takes most of the time here, and the producer does not see the database.
@@ -88,6 +90,30 @@ def test_a_result_waits_for_a_server_that_is_away(
     own_server.start()
 
     assert unpacked(ended(own_server, work.id).response, ScanResult) == RESULT
+
+
+@on_sqlite
+@pytest.mark.parametrize("body", [returning(RESULT), raising(FAILED)], ids=["Complete", "Fail"])
+def test_a_result_is_sent_again_after_an_internal_error(
+    connect: Connect, own_server: ServerProcess, body: Body
+) -> None:
+    producer = connect(own_server.address)
+    work = producer.start()
+    execute(own_server.database, "ALTER TABLE operations RENAME TO taken_away")
+    producer.run(work, body)
+    eventually(
+        lambda: (
+            calls_logged(own_server, "Complete", code="INTERNAL")
+            or calls_logged(own_server, "Fail", code="INTERNAL")
+        )
+    )
+    execute(own_server.database, "ALTER TABLE taken_away RENAME TO operations")
+
+    operation = ended(own_server, work.id)
+    if operation.HasField("error"):
+        assert operation.error == FAILED.status
+    else:
+        assert unpacked(operation.response, ScanResult) == RESULT
 
 
 @on_sqlite

@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from opservice.client.retries import is_transient, retry_delay
+from opservice.client.retries import is_transient, is_transient_for_results, retry_delay
 
 OURS = ErrorInfo(domain="opservice", reason="ANY")
 THEIRS = ErrorInfo(domain="elsewhere", reason="ANY")
@@ -67,3 +67,9 @@ def test_details_that_cannot_be_read_are_none() -> None:
 
     assert is_transient(raised)
     assert retry_delay(raised) == 0.0
+
+
+def test_a_result_is_also_sent_again_after_the_servers_own_internal_error() -> None:
+    assert is_transient_for_results(error(CODES.INTERNAL, OURS))
+    assert is_transient_for_results(error(CODES.UNAVAILABLE))
+    assert not is_transient_for_results(error(CODES.FAILED_PRECONDITION, OURS))

@@ -56,7 +56,12 @@ from opservice.client.requests import (
     pack,
     start_request,
 )
-from opservice.client.retries import is_malformed, is_transient, retry_delay
+from opservice.client.retries import (
+    is_malformed,
+    is_transient,
+    is_transient_for_results,
+    retry_delay,
+)
 
 __all__ = ["Producer", "StartOptions", "Work", "idempotency_key"]
 
@@ -341,11 +346,15 @@ class Work:
             fail = FailRequest(
                 operation_id=id_, lease_token=token, error=outcome, metadata=metadata
             )
-            return self._connection.call(producer.Fail, fail, give_up_after)
+            return self._connection.call(
+                producer.Fail, fail, give_up_after, is_transient_for_results
+            )
         complete = CompleteRequest(
             operation_id=id_, lease_token=token, response=outcome, metadata=metadata
         )
-        return self._connection.call(producer.Complete, complete, give_up_after)
+        return self._connection.call(
+            producer.Complete, complete, give_up_after, is_transient_for_results
+        )
 
     async def _watch_until_ended(self) -> None:
         """Learns of a Cancel as soon as it happens; the next renewal would tell as well."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
@@ -51,13 +51,6 @@ _CHANNEL_OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
 ]
-
-
-def _try_again(error: Exception) -> bool | float:
-    """Whether to, or after how many seconds at least when the server says so."""
-    if not isinstance(error, grpc.aio.AioRpcError) or not is_transient(error):
-        return False
-    return retry_delay(error) or True
 
 
 def _channel(target: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
@@ -123,11 +116,19 @@ class Connection:
         method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
         request: Request,
         give_up_after: timedelta,
+        transient: Callable[[grpc.RpcError], bool] = is_transient,
     ) -> Response:
         """Raises AioRpcError: the server's refusal at once, a transient error after this long."""
+
+        def try_again(error: Exception) -> bool | float:
+            """Whether to, or after how many seconds at least when the server says so."""
+            if not isinstance(error, grpc.aio.AioRpcError) or not transient(error):
+                return False
+            return retry_delay(error) or True
+
         attempt_seconds = min(_ATTEMPT_SECONDS, give_up_after.total_seconds())
         async for attempt in stamina.retry_context(
-            on=_try_again,
+            on=try_again,
             attempts=None,
             timeout=give_up_after,
             wait_initial=_FIRST_WAIT_SECONDS,

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-_ERROR_DOMAIN = "opservice"
+ERROR_DOMAIN = "opservice"
 _STATUS_DETAILS = "grpc-status-details-bin"
 _LONGEST_DELAY_SECONDS = 60.0
 
@@ -36,9 +36,14 @@ def is_transient(error: grpc.RpcError) -> bool:
     """Whether the same call may be answered otherwise later."""
     info, retry = ErrorInfo(), RetryInfo()
     details = _details(error)
-    if _read(details, info) and info.domain == _ERROR_DOMAIN:
+    if _read(details, info) and info.domain == ERROR_DOMAIN:
         return _read(details, retry)
     return error.code() in _TRANSIENT and not is_malformed(error)
+
+
+def is_transient_for_results(error: grpc.RpcError) -> bool:
+    """The same for Complete and Fail, whose result would be lost: also after the server's own INTERNAL."""
+    return is_transient(error) or error.code() == grpc.StatusCode.INTERNAL
 
 
 def retry_delay(error: grpc.RpcError) -> float:
