@@ -298,13 +298,19 @@ def _add_services(
     health: HealthService,
 ) -> None:
     operation_service_pb2_grpc.add_OperationServiceServicer_to_server(
-        OperationService(store), server
+        OperationService(store, hide_error=settings.hide_error_until_done), server
     )
     producer_service_pb2_grpc.add_ProducerServiceServicer_to_server(
         ProducerService(store, Limits.of(settings)), server
     )
     operation_record_service_pb2_grpc.add_OperationRecordServiceServicer_to_server(
-        OperationRecordService(store, settings.max_wait, settings.watch_repeat), server
+        OperationRecordService(
+            store,
+            max_wait=settings.max_wait,
+            watch_repeat=settings.watch_repeat,
+            hide_error=settings.hide_error_until_done,
+        ),
+        server,
     )
     add_operations(server, Operations(store, settings.max_wait))
     own = dict.fromkeys(OWN_ENDPOINTS, settings.advertise or address)

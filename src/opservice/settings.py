@@ -294,6 +294,12 @@ class Settings:
         least=0,
         most=DAY,
     )
+    hide_error_until_done: bool = _setting(
+        "flag",
+        False,
+        "Show the error of an operation that is being cancelled only once it is done, for clients that take"
+        " an error for the end, as Yandex's SDK for Node does.",
+    )
     log_level: str = _setting(
         "choice",
         "info",

@@ -1,6 +1,9 @@
 """yandex.cloud.operation.OperationService: every row of its semantics, through a real channel."""
 
+from pathlib import Path
+
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.code_pb2 import Code
@@ -13,9 +16,16 @@ from opservice._proto.opservice.demo.v1.container_registry_pb2 import (
     Registry,
 )
 from opservice._proto.opservice.v1.operation_record_pb2 import CancelPolicy
+from opservice._proto.opservice.v1.operation_record_service_pb2 import (
+    GetOperationRecordRequest,
+    ListOperationRecordsRequest,
+    WaitOperationRecordRequest,
+    WatchOperationRecordRequest,
+)
 from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
 from opservice._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
-from support.client import Client, packed, refused, unpacked
+from support.client import TOKEN, Client, packed, refused, unpacked
+from support.server import serving
 
 METADATA = packed(CreateRegistryMetadata(registry_id="crp1"))
 RESPONSE = packed(Registry(id="crp1", name="images", labels={"team": "a", "tier": "b"}))
@@ -201,6 +211,34 @@ def test_success_may_still_win_over_a_cooperative_cancel(client: Client) -> None
     operation = client.get(id_)
     assert operation.done
     assert operation.WhichOneof("result") == "response"
+
+
+def test_the_error_of_a_cooperative_cancel_may_be_hidden_until_it_is_done(
+    database_url: str, tmp_path: Path
+) -> None:
+    with serving(tmp_path, database_url, hide_error_until_done=True) as server:
+        client = server.client
+        id_ = client.started(cancel_policy=CancelPolicy.COOPERATIVE, lease_token=TOKEN, parent="p")
+        cancelled = client.cancel(id_)
+        record = client.records.Get(GetOperationRecordRequest(operation_id=id_))
+
+        assert not cancelled.done
+        assert not cancelled.HasField("error")
+        assert record.HasField("cancel_requested_at")
+        assert record.operation == cancelled == client.get(id_)
+        wait = WaitOperationRecordRequest(operation_id=id_, timeout=Duration())
+        watch = WatchOperationRecordRequest(operation_id=id_)
+        listed = client.records.List(ListOperationRecordsRequest(parent="p"))
+        assert client.records.Wait(wait) == record
+        assert next(client.records.Watch(watch)) == record
+        assert list(listed.operation_records) == [record]
+
+        producers = client.renew(id_, lease_token=TOKEN)  # its answers keep it
+        assert producers.cancel_requested
+        assert producers.operation.error.code == Code.CANCELLED
+        client.fail(id_, producers.operation.error, lease_token=TOKEN)
+
+        assert client.get(id_).error == producers.operation.error
 
 
 def test_the_producer_ends_a_cooperative_cancel_with_its_own_error(client: Client) -> None:

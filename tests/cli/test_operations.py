@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from cli.conftest import Run
 from opservice._proto.opservice.v1.operation_record_pb2 import CancelPolicy, Progress
 from opservice._proto.opservice.v1.producer_service_pb2 import StartRequest
 from support.client import Client, packed
+from support.server import serving
 
 
 @pytest.fixture
@@ -176,6 +178,19 @@ def test_cancel_says_what_became_of_each(run: Run, client: Client) -> None:
     assert result.stdout == f"{ids[0]}  cancelled\n{ids[1]}  cancelling\n"
     assert client.get(ids[0]).error.code == Code.CANCELLED
     assert result.exit_code == 0
+
+
+def test_what_is_being_cancelled_is_shown_so_though_its_error_is_hidden(
+    run: Run, tmp_path: Path
+) -> None:
+    database = f"sqlite:///{tmp_path}/a.db"
+    with serving(tmp_path, database, hide_error_until_done=True) as server:
+        at = ("--server", server.address)
+        id_ = server.client.started(cancel_policy=CancelPolicy.COOPERATIVE)
+
+        assert run("cancel", id_, *at).stdout == f"{id_}  cancelling\n"
+        assert "Status       cancelling\n" in run("get", id_, *at).stdout
+        assert f"{id_}  cancelling" in run("list", "--all-parents", *at).stdout
 
 
 def test_cancel_of_what_cannot_be_cancelled_is_refused(run: Run, client: Client) -> None:

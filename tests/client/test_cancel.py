@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from google.rpc.code_pb2 import Code
 from google.rpc.error_details_pb2 import ErrorInfo
 
-from client.conftest import ended
+from client.conftest import Connect, ended
 from client.kinds import Kind, Steps, WorkLike
 from opservice._proto.opservice.demo.v1.container_registry_pb2 import ScanResult
 from opservice.client import CancelPolicy
 from support.client import unpacked
-from support.server import ServerProcess, eventually
+from support.server import ServerProcess, eventually, serving
 
 COOPERATIVE = CancelPolicy.COOPERATIVE
 RESULT = ScanResult(id="s1")
@@ -53,6 +54,23 @@ def test_a_block_that_lets_the_cancel_pass_ends_as_cancelled(
 
     assert error.code == Code.CANCELLED
     assert server.client.get(work.id).error == error
+
+
+def test_work_ends_as_cancelled_where_the_server_hides_that_until_then(
+    connect: Connect, tmp_path: Path
+) -> None:
+    database = f"sqlite:///{tmp_path}/operations.db"
+    with serving(tmp_path, database, hide_error_until_done=True) as server:
+        producer = connect(server.address)
+        work = producer.start(cancel_policy=COOPERATIVE)
+        producer.run(work, until_cancelled_then_raises)
+        server.client.cancel(work.id)
+
+        error = ended(server, work.id).error
+        producer.close()
+
+    assert error.code == Code.CANCELLED
+    assert unpacked(error.details[0], ErrorInfo).reason == "OPERATION_CANCELLED"
 
 
 def test_a_result_given_after_a_cooperative_cancel_still_wins(

@@ -62,7 +62,8 @@ _NAME_EXPECTED = (
 )
 
 
-def operation_to_pb(record: Record) -> Operation:
+def operation_to_pb(record: Record, *, hide_error: bool = False) -> Operation:
+    """With `hide_error` it has no error until it is done."""
     operation = Operation(
         id=record.id,
         description=record.description,
@@ -74,7 +75,8 @@ def operation_to_pb(record: Record) -> Operation:
     if record.metadata is not None:
         operation.metadata.MergeFromString(record.metadata)
     if record.error is not None:
-        operation.error.MergeFromString(record.error)
+        if record.done or not hide_error:
+            operation.error.MergeFromString(record.error)
     elif record.response is not None:
         operation.response.MergeFromString(record.response)
     return operation
@@ -113,9 +115,9 @@ def parent_from_pb(name: str) -> str:
     return "" if name == _COLLECTION else name.removesuffix(f"/{_COLLECTION}") or name
 
 
-def record_to_pb(record: Record) -> record_pb.OperationRecord:
+def record_to_pb(record: Record, *, hide_error: bool = False) -> record_pb.OperationRecord:
     return record_pb.OperationRecord(
-        operation=operation_to_pb(record),
+        operation=operation_to_pb(record, hide_error=hide_error),
         parent=record.parent,
         method=record.method,
         cancel_policy=record_pb.CancelPolicy.ValueType(record.cancel_policy),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 from grpc.aio import ServicerContext
 
@@ -26,10 +27,13 @@ _MAX_POLL_SECONDS = 10
 
 
 class OperationService(OperationServiceServicer):
-    """`clock` returns seconds since the epoch."""
+    """`clock` returns seconds since the epoch. With `hide_error` an error is shown once it is done."""
 
-    def __init__(self, store: GuardedStore, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, store: GuardedStore, *, hide_error: bool, clock: Callable[[], float] = time.time
+    ) -> None:
         self._store = store
+        self._to_pb = partial(operation_to_pb, hide_error=hide_error)
         self._clock = clock
 
     async def Get(
@@ -40,7 +44,7 @@ class OperationService(OperationServiceServicer):
         record = await self._store.get(valid_id(request.operation_id))
         if not record.done:
             await context.send_initial_metadata(((POLL_INTERVAL, self._poll_seconds(record)),))
-        return operation_to_pb(record)
+        return self._to_pb(record)
 
     async def Cancel(
         self,
@@ -48,7 +52,7 @@ class OperationService(OperationServiceServicer):
         context: ServicerContext[CancelOperationRequest, Operation],
     ) -> Operation:
         outcome = await self._store.apply(Cancel(valid_id(request.operation_id), CANCELLED))
-        return operation_to_pb(outcome.record)
+        return self._to_pb(outcome.record)
 
     def _poll_seconds(self, record: Record) -> str:
         """The older an operation, the less is lost by asking seldom. Yandex Go SDKs obey this."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from functools import partial
 
 from google.protobuf.empty_pb2 import Empty
 from grpc.aio import ServicerContext
@@ -30,8 +31,13 @@ from opservice.operation import SECOND, Delete
 class OperationRecordService(OperationRecordServiceServicer):
     """`max_wait` and `watch_repeat` are microseconds."""
 
-    def __init__(self, store: GuardedStore, max_wait: int, watch_repeat: int) -> None:
-        """With a `watch_repeat` of 0 a Watch never repeats its record."""
+    def __init__(
+        self, store: GuardedStore, *, max_wait: int, watch_repeat: int, hide_error: bool
+    ) -> None:
+        """With a `watch_repeat` of 0 a Watch never repeats its record; with `hide_error` an operation has no
+        error until it is done.
+        """
+        self._to_pb = partial(record_to_pb, hide_error=hide_error)
         self._store = store
         self._max_wait = max_wait
         self._watch_repeat = watch_repeat / SECOND or None
@@ -41,7 +47,7 @@ class OperationRecordService(OperationRecordServiceServicer):
         request: GetOperationRecordRequest,
         context: ServicerContext[GetOperationRecordRequest, OperationRecord],
     ) -> OperationRecord:
-        return record_to_pb(await self._store.get(valid_id(request.operation_id)))
+        return self._to_pb(await self._store.get(valid_id(request.operation_id)))
 
     async def Watch(
         self,
@@ -51,7 +57,7 @@ class OperationRecordService(OperationRecordServiceServicer):
         following = self._store.follow(valid_id(request.operation_id), self._watch_repeat)
         async with aclosing(following) as records:
             async for record in records:
-                yield record_to_pb(record)
+                yield self._to_pb(record)
 
     async def Wait(
         self,
@@ -61,7 +67,7 @@ class OperationRecordService(OperationRecordServiceServicer):
         id_ = valid_id(request.operation_id)
         timeout = request.timeout if request.HasField("timeout") else None
         at_most = wait_time(timeout, self._max_wait, context.time_remaining())
-        return record_to_pb(await self._store.wait(id_, at_most))
+        return self._to_pb(await self._store.wait(id_, at_most))
 
     async def List(
         self,
@@ -76,7 +82,7 @@ class OperationRecordService(OperationRecordServiceServicer):
             filter_=request.filter,
         )
         return ListOperationRecordsResponse(
-            operation_records=await converted(page.records, record_to_pb),
+            operation_records=await converted(page.records, self._to_pb),
             next_page_token=page.next_page_token,
         )
 

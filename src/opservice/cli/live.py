@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Column
 
 from opservice._proto.opservice.v1.operation_record_pb2 import OperationRecord
-from opservice.cli.tables import progress_of, state_of
+from opservice.cli.tables import progress_of, state_of_record
 from opservice.plain import plain
 
 
@@ -56,7 +56,7 @@ class Bars:
             completed=done,
             total=total or None,
             description="  ".join(filter(None, (progress_of(record), what))),
-            state=state_of(record.operation),
+            state=state_of_record(record),
         )
 
 

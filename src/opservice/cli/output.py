@@ -61,10 +61,10 @@ class Output:
             print_text(record.operation.id)
 
     def operations(self, operations: Sequence[Operation], *, many: bool) -> None:
-        """What a call made of them: a line each."""
+        """What Cancel, Complete or Fail made of them: a line each."""
         if self.format == "table":
             for operation in operations:
-                print_line(operation)
+                print_line(operation, cancelling=True)  # unless it is done
         elif many:
             self._print_array(self._operation(operation) for operation in operations)
         else:

@@ -37,12 +37,17 @@ _LABEL_WIDTH = 13
 _AGE_UNITS = (("d", 86_400), ("h", 3_600), ("m", 60))
 
 
-def state_of(operation: Operation) -> State:
+def state_of(operation: Operation, *, cancelling: bool = False) -> State:
+    """A server may hide the error until it is done: then `cancelling` says that Cancel was called."""
     if not operation.done:
-        return "cancelling" if operation.HasField("error") else "running"
+        return "cancelling" if cancelling or operation.HasField("error") else "running"
     if not operation.HasField("error"):
         return "done"
     return "cancelled" if operation.error.code == Code.CANCELLED else "failed"
+
+
+def state_of_record(record: OperationRecord) -> State:
+    return state_of(record.operation, cancelling=record.HasField("cancel_requested_at"))
 
 
 def progress_of(record: OperationRecord) -> str:
@@ -66,7 +71,7 @@ def print_table(records: Iterable[OperationRecord], *, header: bool = True) -> N
         operation = record.operation
         table.add_row(
             Text(plain(operation.id)),
-            _state_text(operation),
+            _state_text(state_of_record(record)),
             Text(_age(operation.created_at)),
             *(
                 Text(text, no_wrap=True, overflow="ellipsis")
@@ -96,7 +101,7 @@ def print_card(record: OperationRecord, shown: dict[str, Any]) -> None:
             card.append("\n")
 
     add("ID", plain(operation.id))
-    add("Status", _state_text(operation))
+    add("Status", _state_text(state_of_record(record)))
     add("Error", _error_line(operation.error) if operation.HasField("error") else "")
     add("Progress", "" if operation.done else progress_of(record))
     add("Description", plain(operation.description))
@@ -114,16 +119,18 @@ def print_card(record: OperationRecord, shown: dict[str, Any]) -> None:
     _console().print(card, end="", soft_wrap=True)
 
 
-def print_line(operation: Operation) -> None:
+def print_line(operation: Operation, *, cancelling: bool = False) -> None:
     """Its id and its state."""
-    line = Text(plain(operation.id) + "  ").append_text(_state_text(operation))
+    line = Text(plain(operation.id) + "  ").append_text(
+        _state_text(state_of(operation, cancelling=cancelling))
+    )
     _console().print(line, soft_wrap=True)
 
 
 def print_event(record: OperationRecord) -> None:
     """One state of an operation that is being watched."""
     line = Text(_time(record.operation.modified_at) + "  ")
-    line.append_text(_state_text(record.operation))
+    line.append_text(_state_text(state_of_record(record)))
     progress = progress_of(record)
     line.append("  " + progress if progress else "")
     _console().print(line, soft_wrap=True)
@@ -160,8 +167,7 @@ def _console() -> Console:
     )
 
 
-def _state_text(operation: Operation) -> Text:
-    state = state_of(operation)
+def _state_text(state: State) -> Text:
     return Text(state, _STYLES[state])
 
 

@@ -36,6 +36,7 @@ from google.protobuf.any_pb2 import Any as AnyPayload
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 from google.rpc.code_pb2 import Code
+from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 
 from opservice._proto.opservice.v1.operation_record_pb2 import Progress
@@ -57,6 +58,7 @@ from opservice.client.requests import (
     start_request,
 )
 from opservice.client.retries import (
+    ERROR_DOMAIN,
     is_malformed,
     is_transient,
     is_transient_for_results,
@@ -77,6 +79,8 @@ _REPORT_SECONDS = 0.5
 _WATCH_AGAIN_SECONDS = 2.0
 
 _STOPPED = Status(code=Code.ABORTED, message="The service was stopped")
+_CANCELLED = Status(code=Code.CANCELLED, message="The operation was cancelled")
+_CANCELLED.details.add().Pack(ErrorInfo(reason="OPERATION_CANCELLED", domain=ERROR_DOMAIN))
 _REFUSED = Status(code=Code.INTERNAL, message="The result cannot be stored")
 _MEANS_ENDED = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND)
 
@@ -370,6 +374,9 @@ class Work:
                         self.operation = record.operation
                         self._ended = self._ended or record.operation.done
                         if record.operation.done or record.HasField("cancel_requested_at"):
+                            if not (record.operation.done or record.operation.HasField("error")):
+                                # The server hides it until done: so that it is the same then.
+                                self.operation.error.CopyFrom(_CANCELLED)
                             self._set_cancelled()
                             return
             except grpc.aio.AioRpcError as error:
