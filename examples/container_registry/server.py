@@ -10,9 +10,17 @@ from datetime import timedelta
 from pathlib import Path
 
 import grpc
+from grpc_health.v1 import health
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
+from grpc_reflection.v1alpha import reflection
+from yandex.cloud.containerregistry.v1 import image_service_pb2 as image_pb
 from yandex.cloud.containerregistry.v1 import image_service_pb2_grpc as image_grpc
+from yandex.cloud.containerregistry.v1 import registry_service_pb2 as registry_pb
 from yandex.cloud.containerregistry.v1 import registry_service_pb2_grpc as registry_grpc
+from yandex.cloud.containerregistry.v1 import scanner_service_pb2 as scanner_pb
 from yandex.cloud.containerregistry.v1 import scanner_service_pb2_grpc as scanner_grpc
+from yandex.cloud.operation import operation_service_pb2 as operation_pb
 
 from opservice.client import forward_operations_aio
 from opservice.client.aio import Producer
@@ -46,6 +54,7 @@ async def serve(options: argparse.Namespace) -> None:
     image_grpc.add_ImageServiceServicer_to_server(ImageService(api), server)  # type: ignore[abstract]
     scanner_grpc.add_ScannerServiceServicer_to_server(ScannerService(api), server)  # type: ignore[abstract]
     forward_operations_aio(server, channel)  # Yandex Go clients poll operations here
+    probes = await _add_health_and_reflection(server)
     if options.tls_cert:
         pair = options.tls_key.read_bytes(), options.tls_cert.read_bytes()
         port = server.add_secure_port(options.listen, grpc.ssl_server_credentials([pair]))
@@ -54,9 +63,32 @@ async def serve(options: argparse.Namespace) -> None:
     await server.start()
     print(f"container-registry serving on {options.listen.rpartition(':')[0]}:{port}", flush=True)
     await stop.wait()
+    await probes.enter_graceful_shutdown()  # NOT_SERVING: no new calls come here
     await server.stop(options.drain)
     await producer.close(timedelta(seconds=options.drain))  # what is left fails with ABORTED
     await channel.close()
+
+
+async def _add_health_and_reflection(server: grpc.aio.Server) -> health.aio.HealthServicer:
+    """For load balancers and grpcurl. Reflection is v1alpha, which clients fall back to: grpcio has no v1."""
+    services = [
+        service.full_name
+        for file in (
+            registry_pb.DESCRIPTOR,
+            image_pb.DESCRIPTOR,
+            scanner_pb.DESCRIPTOR,
+            operation_pb.DESCRIPTOR,
+        )
+        for service in file.services_by_name.values()
+    ]
+    servicer = health.aio.HealthServicer()
+    for name in ("", *services):
+        await servicer.set(name, HealthCheckResponse.SERVING)
+    add_HealthServicer_to_server(servicer, server)
+    reflection.enable_server_reflection(
+        [*services, health.SERVICE_NAME, reflection.SERVICE_NAME], server
+    )
+    return servicer
 
 
 def main() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -41,7 +44,7 @@ from examples.conftest import EXAMPLES, ProgramProcess, Setup, User, free_port, 
 from opservice._proto.opservice.v1.operation_record_pb2 import OperationRecord
 from opservice._proto.opservice.v1.operation_record_service_pb2 import GetOperationRecordRequest
 from support.client import packed, refused, unpacked
-from support.server import eventually
+from support.server import PATIENCE, eventually
 from support.tools import require_tool
 
 # The SDK's own waiter is made of a class that the SDK has deprecated.
@@ -353,3 +356,24 @@ def test_the_readmes_commands_print_what_it_says(tmp_path: Path) -> None:
         return re.sub(r"\b(cr[rpd])[0-9a-v]{17}\b", r"\1", output)
 
     assert without_ids(printed) == without_ids(expected)
+
+
+def test_grpcurl_calls_the_example_by_its_reflection(brisk: Setup) -> None:
+    grpcurl = require_tool("grpcurl", "go install github.com/fullstorydev/grpcurl/cmd/grpcurl")
+    caller = ["-cacert", str(brisk.authority.certificate), "-H", "authorization: Bearer alice"]
+
+    def run(data: dict[str, str], call: str) -> dict[str, Any]:
+        command = [grpcurl, *caller, "-d", json.dumps(data), brisk.address, call]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+        assert done.returncode == 0, done.stderr
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+    service = "yandex.cloud.containerregistry.v1.RegistryService"
+    operation = run({"folderId": "b1g", "name": "by-grpcurl"}, f"{service}/Create")
+
+    assert operation["metadata"]["@type"].endswith(
+        f"/{CreateRegistryMetadata.DESCRIPTOR.full_name}"
+    )
+    for name in ("", service, "yandex.cloud.operation.OperationService"):
+        assert run({"service": name}, "grpc.health.v1.Health/Check") == {"status": "SERVING"}
