@@ -27,7 +27,8 @@
     │   └── OperationRunning
     ├── StoreError                 the database could not serve the request
     │   ├── StoreUnavailable       for now: try again
-    │   │   └── StoreBusy
+    │   │   ├── StoreBusy
+    │   │   └── StoreFileLost
     │   └── StoreFull
     ├── ServerBusy                 more is in progress, or unread, than the server takes on
     ├── ServerStopping             a stream ends because the server does
@@ -198,6 +199,10 @@ class StoreUnavailable(StoreError):
 
 class StoreBusy(StoreUnavailable):
     """Another transaction has held the operation for too long."""
+
+
+class StoreFileLost(StoreUnavailable):
+    """The server has lost its database file, and must be restarted."""
 
 
 class StoreFull(StoreError):

@@ -121,6 +121,8 @@ async def run(
         database, Repository(), settings.poll_interval, notify=not settings.no_notify
     )
     health = HealthService(_SERVICES)
+    loop = asyncio.get_running_loop()
+    database.when_lost(lambda: loop.call_soon_threadsafe(health.stop))
     server = grpc.aio.server(options=server_options(settings, share_port=share_port))
     try:
         address = _bind(server, settings.listen, security.credentials)

@@ -1,4 +1,4 @@
-"""grpc.health.v1.Health: serving until the server stops, for all services alike.
+"""grpc.health.v1.Health: serving until the server stops or loses its database file, for all services alike.
 
 grpcio-health-checking's own asyncio servicer never ends a Watch, so every shutdown would last as long
 as it may; and of two who watch, the second is forgotten when the first leaves.

@@ -14,6 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from opservice.errors import StartupError, StoreBusy, StoreError, StoreFull, StoreUnavailable
 from opservice.store.drivers import postgresql, sqlite
+from opservice.store.drivers.sqlite_file import SqliteFiles
 from opservice.store.urls import DatabaseUrl, parse_database_url
 
 Result = TypeVar("Result")
@@ -45,6 +46,8 @@ class Database:
     reader: Engine
     connect_arguments: dict[str, Any] = field(default_factory=dict, repr=False)
     """What psycopg is given for a connection, those of the engines and others."""
+    files: SqliteFiles | None = None
+    """Of SQLite: what tells whether they are still those that were opened."""
 
     @property
     def is_sqlite(self) -> bool:
@@ -84,12 +87,15 @@ class Database:
         conditional statements that find out by reading whether they took effect before (those of
         the repository are).
 
-        Raises StoreUnavailable, StoreFull, or StoreError for what nobody expected.
+        Raises StoreUnavailable (StoreFileLost when SQLite's file is not there any more), StoreFull, or
+        StoreError for what nobody expected.
         """
 
         def transaction() -> Result:
             with self.writer.connect() as connection, connection.begin():
-                return work(connection)
+                result = work(connection)
+            self._check_files()  # before anybody is told that it is durable
+            return result
 
         return self._run(transaction)
 
@@ -100,6 +106,7 @@ class Database:
         """
 
         def statement() -> Result:
+            self._check_files()
             with self.reader.connect() as connection:
                 return work(connection)
 
@@ -131,6 +138,22 @@ class Database:
     def close(self) -> None:
         self.writer.dispose()
         self.reader.dispose()
+        if self.files is not None:
+            self.files.closed()
+
+    def refuse_if_lost(self) -> None:
+        """Raises StoreFileLost when it was noticed that SQLite's file is gone; costs next to nothing."""
+        if self.files is not None:
+            self.files.refuse_if_lost()
+
+    def when_lost(self, tell: Callable[[], object]) -> None:
+        """Has `tell` called, on whatever thread, when it is noticed that SQLite's file is gone."""
+        if self.files is not None:
+            self.files.when_lost = tell
+
+    def _check_files(self) -> None:
+        if self.files is not None:
+            self.files.check()
 
     def warnings(self) -> list[str]:
         """What an operator should know of how far this database keeps its promises."""
@@ -145,6 +168,7 @@ class Database:
     def _run(self, attempt: Callable[[], Result]) -> Result:
         retries, reconnected = 0, False
         while True:
+            self.refuse_if_lost()
             try:
                 return attempt()
             except DBAPIError as error:
@@ -205,6 +229,7 @@ def open_database(url: str, *, readers: int = 4) -> Database:
     """
     parsed = parse_database_url(url)
     if parsed.is_sqlite:
-        return Database(parsed, *sqlite.engines(parsed.file, readers))
+        writer, reader, files = sqlite.engines(parsed.file, readers)
+        return Database(parsed, writer, reader, files=files)
     arguments = postgresql.connect_arguments(parsed.parameters)
     return Database(parsed, *postgresql.engines(arguments, readers), arguments)

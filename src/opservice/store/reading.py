@@ -44,6 +44,7 @@ class Reads:
 
     async def get(self, operation_id: str) -> Record:
         """The operation, as of some moment after the call. Raises OperationNotFound or a StoreError."""
+        self._database.refuse_if_lost()
         record = self._memory.get(operation_id)
         if record is not None:
             return record

@@ -13,6 +13,7 @@ from sqlalchemy import URL, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
 from opservice.errors import StartupError
+from opservice.store.drivers.sqlite_file import SqliteFiles
 
 try:
     import pysqlite3.dbapi2 as dbapi
@@ -28,8 +29,8 @@ CACHE_KIB = 65_536
 _LOCK_WAIT_SECONDS = 5  # for the whole of SQLite
 
 
-def engines(file: str, readers: int) -> tuple[Engine, Engine]:
-    """A writer and a reader, which connect to nothing yet.
+def engines(file: str, readers: int) -> tuple[Engine, Engine, SqliteFiles]:
+    """A writer and a reader, which connect to nothing yet, and the files that they will open.
 
     Raises StartupError when there can be no database in that place.
     """
@@ -39,6 +40,7 @@ def engines(file: str, readers: int) -> tuple[Engine, Engine]:
         raise StartupError(f"the database cannot be used: {error.strerror}: {file}") from error
     url = URL.create("sqlite", database=file)
     module: ModuleType = dbapi
+    files = SqliteFiles(file)
 
     def engine(pool_size: int) -> Engine:
         made = create_engine(
@@ -50,12 +52,13 @@ def engines(file: str, readers: int) -> tuple[Engine, Engine]:
             hide_parameters=True,  # payloads do not belong in a log
         )
         event.listen(made, "connect", _prepare)
+        event.listen(made, "connect", lambda _connection, _record: files.connected())
         return made
 
     writer = engine(1)
     # pysqlite's own BEGIN is deferred, and a deferred transaction that comes to write loses updates.
     event.listen(writer, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
-    return writer, engine(readers)
+    return writer, engine(readers), files
 
 
 def _check_place(file: Path) -> None:
@@ -96,6 +99,7 @@ def _prepare(connection: Any, _record: object) -> None:
         f"journal_size_limit={64 << 20}",
     ):
         connection.execute(f"PRAGMA {pragma}")
+    connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()  # opens the files beside it
 
 
 def _switch_to_wal(connection: Any) -> None:
