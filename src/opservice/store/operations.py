@@ -9,15 +9,8 @@ from functools import partial
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection
 
-from opservice.errors import (
-    OperationNotFound,
-    OpserviceError,
-    StoreBusy,
-    StoreError,
-    StoreUnavailable,
-)
+from opservice.errors import OperationNotFound, StoreError
 from opservice.filters import ListQuery
 from opservice.operation import (
     SECOND,
@@ -26,7 +19,6 @@ from opservice.operation import (
     DeleteExpired,
     Outcome,
     Record,
-    Renew,
     Sweep,
     Swept,
 )
@@ -38,6 +30,7 @@ from opservice.store.listing import Listed, read_page
 from opservice.store.reading import Reads
 from opservice.store.repository import Repository
 from opservice.store.turns import Turns
+from opservice.store.writing import Writer
 
 log = structlog.stdlib.get_logger("opservice.store")
 
@@ -61,7 +54,7 @@ class OperationStore:
         self._repository = repository
         self._reads = Reads(database, repository)
         self._writes: Batcher[Command, Outcome] = Batcher(
-            "store-write", self._write, after=self._after_write
+            "store-write", Writer(database, repository).write, after=self._after_write
         )
         self._sweeps: Batcher[Sweep, Swept] = Batcher(
             "store-sweep", self._sweep, after=self._after_sweep
@@ -184,38 +177,6 @@ class OperationStore:
         if isinstance(result, Swept) and result.ids and not isinstance(sweep, DeleteExpired):
             self._changes.hint(result.ids)
             self._send_hint(*result.ids)
-
-    def _write(self, commands: Sequence[Command]) -> Sequence[Outcome | Exception]:
-        before: list[Outcome | OpserviceError] = []
-
-        def apply(connection: Connection) -> list[Outcome | OpserviceError]:
-            outcomes = self._repository.apply(connection, commands)
-            # After a commit of which nothing is known: what this has deleted is not there to be found.
-            for index, first in enumerate(before):
-                if not (isinstance(first, Outcome) and isinstance(outcomes[index], OpserviceError)):
-                    continue
-                if isinstance(commands[index], Delete):
-                    outcomes[index] = first
-                elif isinstance(commands[index], Renew):
-                    # It may have happened before the operation was ended, in this batch or by others.
-                    outcomes[index] = StoreUnavailable()
-            before[:] = outcomes
-            return outcomes
-
-        try:
-            return self._database.write(apply)
-        except StoreError as error:
-            for_a_command = type(error) in (StoreError, StoreBusy)
-            if len(commands) == 1 or not for_a_command:
-                raise
-        # One of them is at fault: each for itself, so that the others do not suffer from it.
-        outcomes: list[Outcome | Exception] = []
-        for command in commands:
-            try:
-                outcomes += self._write([command])
-            except StoreError as error:
-                outcomes.append(error)
-        return outcomes
 
     def _sweep(self, sweeps: Sequence[Sweep]) -> list[Swept | Exception]:
         swept: list[Swept | Exception] = []

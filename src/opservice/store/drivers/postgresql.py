@@ -106,6 +106,11 @@ async def through_pooler_async(connection: AsyncConnection) -> bool:
     return row is None or row[0] != connection.info.backend_pid
 
 
+def limit_lock_waits(connection: Connection, milliseconds: int) -> None:
+    """Until the end of the transaction no statement waits longer for a lock."""
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = {milliseconds}")
+
+
 def missing_limits(connection: Connection) -> str | None:
     """What to do when the server's time limits are not in force on a connection; else None."""
     limits = ", ".join(f"current_setting('{name}')" for name in TIME_LIMITS)

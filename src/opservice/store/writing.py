@@ -1,0 +1,158 @@
+"""Batches of commands, each in one transaction; a command that fails or waits fails alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+from opservice.errors import (
+    OperationNotFound,
+    OpserviceError,
+    StoreBusy,
+    StoreError,
+    StoreUnavailable,
+)
+from opservice.operation import Command, Delete, Outcome, Renew
+from opservice.store.drivers import postgresql
+from opservice.store.engine import Database, store_error
+from opservice.store.repository import Repository
+
+HELD_SECONDS = 1.0
+"""How long an id is remembered after its row was found locked by somebody else."""
+
+_WARY_MILLISECONDS = 100
+"""The wait for a lock while any id is remembered: others may be locked as well."""
+_HELD_MILLISECONDS = 10
+"""The wait for a lock of a command that is known to have to wait, or that is tried by itself."""
+_MANY_HELD = 50
+"""After so many ids whose locks were waited for, a batch waits for 1 ms each."""
+
+
+class Writer:
+    """Applies batches, one at a time. It belongs to one thread."""
+
+    def __init__(
+        self,
+        database: Database,
+        repository: Repository,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._database = database
+        self._repository = repository
+        self._clock = clock
+        self._held: dict[str, float] = {}
+        """The ids that were locked lately, with the time until which that is remembered."""
+
+    def write(self, commands: Sequence[Command]) -> list[Outcome | Exception]:
+        """Applies the commands in one transaction; an outcome for each, in order.
+
+        When that fails because of one of them, or one waits too long for a lock, it is done once more, with
+        every command by itself within the transaction and short waits; then only the guilty ones fail.
+        Commands for operations that were locked within the last second are tried so at once, after the
+        others.
+
+        Raises StoreUnavailable or StoreFull, which concern them all.
+        """
+        before: list[Outcome | Exception] = []
+        self._forget_held()
+        apart = {index for index, command in enumerate(commands) if command.id in self._held}
+        try:
+            outcomes = self._write(commands, apart, before)
+        except Exception as error:
+            if isinstance(error, StoreError) and type(error) not in (StoreError, StoreBusy):
+                raise
+            outcomes = self._write(commands, set(range(len(commands))), before)
+        self._remember_held(commands, outcomes)
+        return outcomes
+
+    def _write(
+        self, commands: Sequence[Command], apart: set[int], before: list[Outcome | Exception]
+    ) -> list[Outcome | Exception]:
+        """One transaction, in which the commands with these indexes are applied each by itself.
+
+        `before` has the outcomes of an earlier one of which it is not known whether it was committed.
+        """
+        together = [index for index in range(len(commands)) if index not in apart]
+
+        def apply(connection: Connection) -> list[Outcome | Exception]:
+            if self._held:
+                self._wait_at_most(connection, _WARY_MILLISECONDS)
+            applied: dict[int, Outcome | Exception] = dict(
+                zip(
+                    together,
+                    self._repository.apply(connection, [commands[index] for index in together]),
+                    strict=True,
+                )
+            )
+            if apart:
+                applied |= self._apply_apart(connection, {i: commands[i] for i in apart})
+            outcomes = [applied[index] for index in range(len(commands))]
+            for index, first in enumerate(before):
+                outcomes[index] = _after_unknown_commit(commands[index], first, outcomes[index])
+            before[:] = outcomes
+            return outcomes
+
+        return self._database.write(apply)
+
+    def _apply_apart(
+        self, connection: Connection, commands: dict[int, Command]
+    ) -> dict[int, Outcome | Exception]:
+        """Applies each command by itself, within the transaction, by the order of their ids."""
+        outcomes: dict[int, Outcome | Exception] = {}
+        locked: set[str] = set()
+        self._wait_at_most(connection, _HELD_MILLISECONDS)
+        for index in sorted(commands, key=lambda i: (commands[i].id, i)):
+            command = commands[index]
+            if command.id in locked:
+                outcomes[index] = StoreBusy()
+                continue
+            try:
+                with connection.begin_nested():
+                    (outcomes[index],) = self._repository.apply(connection, [command])
+            except Exception as error:
+                failed = store_error(error) if isinstance(error, DBAPIError) else StoreError()
+                if type(failed) not in (StoreError, StoreBusy):
+                    raise
+                failed.__cause__ = error
+                outcomes[index] = failed
+                if type(failed) is StoreBusy:
+                    locked.add(command.id)
+                    if len(locked) == _MANY_HELD:
+                        self._wait_at_most(connection, 1)
+        return outcomes
+
+    def _wait_at_most(self, connection: Connection, milliseconds: int) -> None:
+        """Limits the waits for locks in the transaction; on SQLite it has the only lock already."""
+        if not self._database.is_sqlite:
+            postgresql.limit_lock_waits(connection, milliseconds)
+
+    def _forget_held(self) -> None:
+        now = self._clock()
+        self._held = {id_: until for id_, until in self._held.items() if until > now}
+
+    def _remember_held(
+        self, commands: Sequence[Command], outcomes: Sequence[Outcome | Exception]
+    ) -> None:
+        until = self._clock() + HELD_SECONDS
+        for command, outcome in zip(commands, outcomes, strict=True):
+            if isinstance(outcome, StoreBusy):
+                self._held[command.id] = until
+            else:
+                self._held.pop(command.id, None)
+
+
+def _after_unknown_commit(
+    command: Command, first: Outcome | Exception, second: Outcome | Exception
+) -> Outcome | Exception:
+    """The outcome of a command that was applied again, because the first time may not have been committed."""
+    if not (isinstance(first, Outcome) and isinstance(second, OpserviceError)):
+        return second
+    if isinstance(command, Delete) and isinstance(second, OperationNotFound):
+        return first  # what this has deleted is not there to be found
+    if isinstance(command, Renew):
+        # It may have happened before the operation was ended, in this batch or by others.
+        return StoreUnavailable()
+    return second
