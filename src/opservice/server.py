@@ -15,7 +15,7 @@ import structlog
 from google.longrunning import operations_proto_pb2
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.descriptor_pool import DescriptorPool
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from opservice import __version__
 from opservice._proto.opservice.demo.v1 import container_registry_pb2
@@ -38,7 +38,7 @@ from opservice.api.calls import Methods
 from opservice.api.convert import LEASE_EXPIRED, TIMED_OUT
 from opservice.api.endpoints import OWN_ENDPOINTS, ApiEndpointService
 from opservice.api.guard import GuardedStore
-from opservice.api.health import HealthService
+from opservice.api.health import HealthService, add_health
 from opservice.api.longrunning import Operations, add_operations
 from opservice.api.operations import OperationService
 from opservice.api.producer import ProducerService
@@ -319,7 +319,7 @@ def _add_services(
     api_endpoint_service_pb2_grpc.add_ApiEndpointServiceServicer_to_server(
         ApiEndpointService(own | settings.endpoints()), server
     )
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    add_health(server, health)
 
 
 def _sweeps(settings: Settings) -> list[Sweep]:

@@ -57,3 +57,14 @@ def test_one_who_stops_watching_takes_nothing_from_the_others(client: Client) ->
     assert call(client, "Check", "").status == HealthCheckResponse.SERVING
     assert staying.is_active()
     staying.cancel()
+
+
+def test_a_method_of_a_newer_library_is_not_served(client: Client) -> None:
+    listing: Any = client.channel.unary_unary(
+        "/grpc.health.v1.Health/List", request_serializer=HealthCheckRequest.SerializeToString
+    )
+
+    with refused() as refusal:
+        listing(HealthCheckRequest())
+
+    assert refusal.code == StatusCode.UNIMPLEMENTED

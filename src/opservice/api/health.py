@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 
-from grpc.aio import ServicerContext
+import grpc
+from grpc.aio import Server, ServicerContext
+from grpc_health.v1.health import SERVICE_NAME
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
-from grpc_health.v1.health_pb2_grpc import HealthServicer
 
+from opservice.api.methods import methods_of
 from opservice.errors import ServiceUnknown
 
 
-class HealthService(HealthServicer):
+class HealthService:
     """Knows the services that it is given, and "" for the server as a whole."""
 
     def __init__(self, services: Iterable[str]) -> None:
@@ -52,3 +54,20 @@ class HealthService(HealthServicer):
         if self._stopping.is_set():
             return HealthCheckResponse(status=HealthCheckResponse.NOT_SERVING)
         return HealthCheckResponse(status=HealthCheckResponse.SERVING)
+
+
+def add_health(server: Server, health: HealthService) -> None:
+    """Serves the methods of Health that are in the table; newer versions of the library have more."""
+    kinds = {
+        "Check": grpc.unary_unary_rpc_method_handler,
+        "Watch": grpc.unary_stream_rpc_method_handler,
+    }
+    handlers = {
+        name: kinds[name](
+            getattr(health, name),
+            HealthCheckRequest.FromString,
+            HealthCheckResponse.SerializeToString,
+        )
+        for name in methods_of(SERVICE_NAME)
+    }
+    server.add_registered_method_handlers(SERVICE_NAME, handlers)

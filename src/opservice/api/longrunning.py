@@ -28,6 +28,7 @@ from opservice.api.convert import (
 )
 from opservice.api.guard import GuardedStore
 from opservice.api.listing import converted, list_page
+from opservice.api.methods import methods_of
 from opservice.api.validation import wait_time
 from opservice.errors import OperationNotFound
 from opservice.operation import Cancel, Delete
@@ -114,14 +115,18 @@ class Operations:
 
 
 def add_operations(server: Server, operations: Operations) -> None:
-    """Serves these as registered methods, which the code that Google publishes does not know of."""
+    """Serves these as registered methods, which the code that Google publishes does not know of.
+
+    Only those that are in the table: newer versions of the library may have more.
+    """
+    methods = map(_SERVICE.methods_by_name.__getitem__, methods_of(_SERVICE.full_name))
     handlers = {
         method.name: grpc.unary_unary_rpc_method_handler(
             getattr(operations, method.name),
             GetMessageClass(method.input_type).FromString,
             GetMessageClass(method.output_type).SerializeToString,
         )
-        for method in _SERVICE.methods
+        for method in methods
     }
     server.add_registered_method_handlers(_SERVICE.full_name, handlers)
 

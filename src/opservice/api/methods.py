@@ -84,3 +84,12 @@ METHODS = {
     for name, method in methods.items()
 }
 """By what gRPC calls a method."""
+
+
+def methods_of(service: str) -> list[str]:
+    """The names of the methods that are served of a service.
+
+    A library's service may have more in a version of the library that is newer than this table: these
+    are not served.
+    """
+    return list(_SERVICES[service])
