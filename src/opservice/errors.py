@@ -32,6 +32,7 @@
     │   └── StoreFull
     ├── ServerBusy                 more is in progress, or unread, than the server takes on
     ├── ServerStopping             a stream ends because the server does
+    ├── BackupFailed               no backup was made; the message is for the operator
     └── StartupError               the server refuses to start; the message is for the operator
 
 The docstring of an exception is its default message.
@@ -215,6 +216,10 @@ class ServerBusy(OpserviceError):
 
 class ServerStopping(OpserviceError):
     """The server is being stopped: ask again."""
+
+
+class BackupFailed(OpserviceError):
+    """No backup was made."""
 
 
 class StartupError(OpserviceError):

@@ -20,6 +20,9 @@ from opservice.store.operations import OperationStore
 SWEEP_LIMIT = 200
 """Rows a sweep changes at once: bounds how long it keeps other writers waiting."""
 
+CHECKPOINT_SECONDS = 30
+"""How much of what was done last a copy of an SQLite file without its log may lack."""
+
 log = structlog.stdlib.get_logger("opservice.housekeeping")
 audit = structlog.stdlib.get_logger(AUDIT_LOGGER)
 
@@ -50,6 +53,16 @@ async def keep_house(
         if not more_is_due:
             # Replicas that were started together should not sweep together for ever.
             await asyncio.sleep(interval / SECOND * random.uniform(0.75, 1))
+
+
+async def keep_checkpointing(store: OperationStore, seconds: float) -> None:
+    """Every `seconds` puts what SQLite has in its log (-wal) into the database file, until cancelled."""
+    while True:
+        await asyncio.sleep(seconds * random.uniform(0.75, 1))
+        try:
+            await store.checkpoint()
+        except StoreError as error:
+            log.warning("checkpoint failed", cause=str(error.__cause__ or error))
 
 
 async def _sweep(store: OperationStore, sweep: Sweep) -> bool:

@@ -48,7 +48,7 @@ from opservice.api.validation import Limits
 from opservice.demo import run_demo
 from opservice.errors import StartupError, StoreUnavailable
 from opservice.files import Reloader, read_files
-from opservice.housekeeping import SWEEP_LIMIT, keep_house
+from opservice.housekeeping import CHECKPOINT_SECONDS, SWEEP_LIMIT, keep_checkpointing, keep_house
 from opservice.operation import (
     SECOND,
     DeleteExpired,
@@ -147,6 +147,8 @@ async def run(
                 )
             )
         ]
+        if database.is_sqlite:
+            background.append(asyncio.create_task(keep_checkpointing(store, CHECKPOINT_SECONDS)))
         if security.keys is not None:
             background.append(asyncio.create_task(security.keys.keep_fresh()))
         transport = "plaintext" if security.credentials is None else "TLS"

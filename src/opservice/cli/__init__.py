@@ -19,6 +19,7 @@ from opservice.errors import OpserviceError, StoreError
 _COMMANDS = {
     "serve": "serve",
     "migrate": "serve",
+    "backup": "backup",
     "token": "token",
     "health": "health",
     "get": "operations",

@@ -48,7 +48,7 @@ def _settings_options(command: Command) -> Command:
     return command
 
 
-def _refuse_password(database: str) -> None:
+def refuse_password(database: str) -> None:
     """Raises UsageError when a password was given on the command line, StartupError for what is no URL."""
     source = click.get_current_context().get_parameter_source("database")
     if source is not ParameterSource.COMMANDLINE:
@@ -62,7 +62,7 @@ def _refuse_password(database: str) -> None:
         )
 
 
-_DATABASE = next(setting for setting in fields(Settings) if setting.name == "database")
+database_option = _option(next(each for each in fields(Settings) if each.name == "database"))
 
 
 @click.command("serve")
@@ -77,7 +77,7 @@ def serve_command(**arguments: Any) -> None:
     opservice serve --listen 0.0.0.0:443 --tls-cert server.pem --tls-key server.key
     OPSERVICE_DATABASE=postgresql://... opservice serve --migrate
     """
-    _refuse_password(arguments["database"])
+    refuse_password(arguments["database"])
     settings = Settings(**arguments)
     # Only now: they take most of a second, which --help and wrong usage need not wait for.
     import uvloop
@@ -93,14 +93,14 @@ def serve_command(**arguments: Any) -> None:
 
 
 @click.command("migrate")
-@_option(_DATABASE)
+@database_option
 def migrate_command(database: str) -> None:
     """Bring a database's schema up to date. Safe to repeat, and to run from several places.
 
     \b
     OPSERVICE_DATABASE=postgresql://... opservice migrate
     """
-    _refuse_password(database)
+    refuse_password(database)
     from opservice.store.engine import open_database
     from opservice.store.migrations import migrate
 

@@ -120,6 +120,15 @@ class Database:
         connection.exec_driver_sql(f"PRAGMA cache_size=-{sqlite.CACHE_KIB}")
         return connection
 
+    def checkpoint(self) -> None:
+        """Has SQLite copy what is in its log (-wal) into the database file, as far as readers let it.
+
+        SQLite does so by itself only at each 4 MiB, and when the last connection is closed. Nobody is kept
+        waiting. Nothing on PostgreSQL, which does it by itself. Raises as `read` does.
+        """
+        if self.is_sqlite:
+            self.read(lambda c: c.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)").one())
+
     def through_pooler(self) -> bool:
         """Whether something between the server and PostgreSQL shares connections out. Raises as `read`."""
         return not self.is_sqlite and self.read(

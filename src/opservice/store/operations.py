@@ -99,6 +99,10 @@ class OperationStore:
         """Applies a sweep, in a transaction of its own. Raises a StoreError."""
         return await self._sweeps.submit(sweep)
 
+    async def checkpoint(self) -> None:
+        """Puts what SQLite has in its log into the database file. Raises a StoreError."""
+        await self._asides.submit(self._database.checkpoint)
+
     async def follow(
         self,
         operation_id: str,

@@ -20,6 +20,15 @@ try:
 except ImportError:  # no wheel for this platform
     dbapi = sqlite3
 
+__all__ = [
+    "CACHE_KIB",
+    "FIRST_SOUND_VERSION",
+    "dbapi",
+    "engines",
+    "lasting_fault",
+    "warnings",
+]
+
 FIRST_SOUND_VERSION = (3, 51, 3)
 """SQLite before this can corrupt a WAL database under concurrent connections."""
 

@@ -1,0 +1,40 @@
+"""`opservice backup`: a copy of the database while the server runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from opservice.cli.serve import database_option, refuse_password
+from opservice.errors import BackupFailed
+
+
+@click.command("backup")
+@database_option
+@click.option("--force", is_flag=True, help="Overwrite FILE if it exists.")
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+def backup_command(database: str, force: bool, file: Path) -> None:
+    """Copy an SQLite database to FILE while the server runs.
+
+    The copy has all that was acknowledged before the command began. It is checked, and FILE is written
+    whole or not at all. docs/databases.md says how to restore it. A PostgreSQL database is backed up by
+    PostgreSQL's own tools.
+
+    \b
+    opservice backup backup.db
+    opservice backup --database sqlite:////data/opservice.db --force /backups/opservice.db
+    """
+    refuse_password(database)
+    from opservice.store.backup import back_up
+    from opservice.store.urls import parse_database_url
+
+    url = parse_database_url(database)
+    if not url.is_sqlite:
+        raise BackupFailed(
+            "a PostgreSQL database is backed up by PostgreSQL's own tools: pg_dump, or pg_basebackup with an"
+            " archive of the WAL"
+        )
+    made = back_up(Path(url.file), file, overwrite=force)
+    mib = made.bytes / (1 << 20)
+    click.echo(f"Backed up {made.operations} operations ({mib:.1f} MiB) to {file}")
