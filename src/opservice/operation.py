@@ -197,7 +197,7 @@ class Outcome:
     """What a command came to.
 
     `record` is the operation after it (of Delete: before it); `changed` is false when the command
-    was a repeat. `owned` is for Start: this caller, not an earlier one, is the producer.
+    was a repeat. `owned` is for Start: its lease token is the operation's, so this caller is the producer.
     """
 
     record: Record

@@ -115,9 +115,8 @@ class Model:
     def _repeat(self, command: Start, record: Record) -> Outcome | type[Exception]:
         if command.request_hash != record.request_hash:
             return IdempotencyKeyReused
-        token = command.lease_token_hash
         keyed = command.request_hash is not None
-        owned = not keyed or (token is not None and token == record.lease_token_hash)
+        owned = not keyed or command.lease_token_hash == record.lease_token_hash
         return Outcome(record, changed=False, owned=owned)
 
     def _held(self, command: Renew | Complete | Fail, record: Record) -> Outcome | type[Exception]:

@@ -146,10 +146,19 @@ def test_a_repeat_with_another_token_gets_the_operation_unowned(ops: Ops) -> Non
     assert repeat == replace(first, changed=False, owned=False)
 
 
-def test_a_repeat_without_a_token_is_not_owned(ops: Ops) -> None:
+def test_a_repeat_of_a_start_without_a_token_is_owned(ops: Ops) -> None:
     ops.apply(keyed(token=None))
 
-    assert not ops.apply(keyed(token=None)).owned
+    assert ops.apply(keyed(token=None)).owned
+
+
+@pytest.mark.parametrize(("first", "second"), [(TOKEN, None), (None, TOKEN)])
+def test_a_repeat_with_a_token_where_there_was_none_or_without_the_one_there_was_is_not_owned(
+    ops: Ops, first: bytes | None, second: bytes | None
+) -> None:
+    ops.apply(keyed(token=first))
+
+    assert not ops.apply(keyed(token=second)).owned
 
 
 def test_a_repeat_changes_nothing(ops: Ops, clock: Clock) -> None:

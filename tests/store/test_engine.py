@@ -112,6 +112,19 @@ def test_a_postgresql_that_refuses_for_good_is_not_called_unavailable(
         assert SECRET not in "".join(traceback.format_exception(refused.value))
 
 
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_database_that_does_not_hold_every_text_is_refused(
+    postgres: PostgresServer, encoding: str
+) -> None:
+    name = f"encoded_{encoding.lower()}"
+    postgres.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}'")
+    with (
+        closing(open_database(postgres.url(name))) as opened,
+        pytest.raises(StartupError, match=f"its encoding is {encoding}.*ENCODING 'UTF8'"),
+    ):
+        opened.check_connections()
+
+
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
 def test_postgresql_is_reached_by_each_of_its_schemes(
     postgres: PostgresServer, scheme: str

@@ -72,16 +72,18 @@ def unlucky(
 
 @LOSSES
 @pytest.mark.parametrize("request_hash", [None, b"request"], ids=["random id", "derived id"])
+@pytest.mark.parametrize("token", [None, TOKEN], ids=["no token", "token"])
 def test_a_start_whose_commit_is_lost_starts_one_operation_that_its_caller_owns(
     unlucky: Database,
     database: Database,
     proxy: CommitLosingProxy,
     loss: Loss,
     request_hash: bytes | None,
+    token: bytes | None,
 ) -> None:
     id_ = derive_id("ops", "caller", "", "key") if request_hash else new_id()
     proxy.lose_next(loss)
-    outcome = apply_one(unlucky, Start(id_, DAY, lease_token_hash=TOKEN, request_hash=request_hash))
+    outcome = apply_one(unlucky, Start(id_, DAY, lease_token_hash=token, request_hash=request_hash))
     assert proxy.lost == 1
     assert outcome.owned
     assert outcome.changed == (loss == "request")

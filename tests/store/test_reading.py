@@ -14,7 +14,7 @@ from opservice.operation import DAY, Complete, Delete, Record, Start, new_id
 from opservice.store.engine import Database, open_database
 from opservice.store.loop_reads import SqliteReads
 from opservice.store.operations import OperationStore
-from opservice.store.reading import DoneRecords, Reads
+from opservice.store.reading import MEMORY_SECONDS, DoneRecords, Reads
 from opservice.store.repository import Repository
 from opservice.store.schema import operations
 from store.conftest import Ops
@@ -162,3 +162,15 @@ def test_memory_does_not_outlast_the_retention(ops: Ops, expires_at: int, kept: 
     memory.put(record)
 
     assert (memory.get(record.id) is record) == kept
+
+
+def test_memory_ends_by_a_clock_that_nobody_sets(ops: Ops, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = replace(ops.start(), done=True, expires_at=FAR)
+    now = 1000.0
+    memory = DoneRecords(10_000, lambda: now)
+    memory.put(record)
+    monkeypatch.setattr("time.time", lambda: 0.0)  # the machine's clock is set back
+
+    assert memory.get(record.id) is record
+    now += MEMORY_SECONDS + 1
+    assert memory.get(record.id) is None

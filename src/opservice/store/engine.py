@@ -56,13 +56,13 @@ class Database:
     def check_connections(self) -> None:
         """Connects as reader and as writer.
 
-        Raises StartupError for what trying again would not mend, and when the time limits that the server
-        relies on are not in force; StoreUnavailable for the rest.
+        Raises StartupError for what trying again would not mend, for an encoding that does not hold every
+        text, and when time limits that the server relies on are not in force; StoreUnavailable for the rest.
         """
         for engine in (self.reader, self.writer):
             try:
                 with engine.connect() as connection:
-                    fault = None if self.is_sqlite else postgresql.missing_limits(connection)
+                    fault = None if self.is_sqlite else postgresql.unfit(connection)
                 if fault is not None:
                     raise StartupError(f"the database {self.url.shown} cannot be used: {fault}")
             except DBAPIError as error:

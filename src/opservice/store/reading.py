@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from opservice.errors import OperationNotFound, StoreUnavailable
 from opservice.operation import SECOND, Record
@@ -92,8 +92,10 @@ class Reads:
 class DoneRecords:
     """Done operations in memory: they never change. The least recently used make room."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock` returns seconds, and is never set: by the wall clock a record might stay for hours."""
         self._max_bytes = max_bytes
+        self._clock = clock
         self._bytes = 0
         self._kept: OrderedDict[str, tuple[Record, float]] = OrderedDict()
 
@@ -102,8 +104,7 @@ class DoneRecords:
         if kept is None:
             return None
         record, until = kept
-        now = time.time()
-        if now > until:
+        if self._clock() > until:
             self.drop(operation_id)
             return None
         self._kept.move_to_end(operation_id)
@@ -113,8 +114,9 @@ class DoneRecords:
         if record.id in self._kept:
             return
         assert record.expires_at is not None
-        until = min(time.time() + MEMORY_SECONDS, record.expires_at / SECOND)
-        self._kept[record.id] = record, until
+        # A wall clock that is wrong makes this longer or shorter, but never longer than MEMORY_SECONDS.
+        left = record.expires_at / SECOND - time.time()
+        self._kept[record.id] = record, self._clock() + min(MEMORY_SECONDS, left)
         self._bytes += _size(record)
         while self._bytes > self._max_bytes:
             _, (oldest, _) = self._kept.popitem(last=False)

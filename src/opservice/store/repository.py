@@ -402,9 +402,9 @@ def _repeated_start(command: Start, existing: Record) -> Outcome:
     if command.request_hash is None:
         # A random id is this command's alone: it is being applied again after an unknown commit.
         return Outcome(existing, changed=False)
-    # Without a token nobody can show that it was he who started it.
-    token = command.lease_token_hash
-    owned = token is not None and token == existing.lease_token_hash
+    # Without tokens nobody can be told apart. Somebody must do the work of a Start whose answer was lost, so
+    # whoever repeats it owns it.
+    owned = command.lease_token_hash == existing.lease_token_hash
     return Outcome(existing, changed=False, owned=owned)
 
 

@@ -25,6 +25,7 @@ TIME_LIMITS = {
 _DEFAULTS: Mapping[str, str | int] = {
     "connect_timeout": _CONNECT_SECONDS,
     "application_name": "opservice",
+    "client_encoding": "UTF8",  # whatever PGCLIENTENCODING, or the database's own encoding, is
     # Of several hosts, or behind a name that moves: the primary, never a standby.
     "target_session_attrs": "read-write",
     "keepalives_idle": 10,
@@ -111,7 +112,26 @@ def limit_lock_waits(connection: Connection, milliseconds: int) -> None:
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = {milliseconds}")
 
 
-def missing_limits(connection: Connection) -> str | None:
+def unfit(connection: Connection) -> str | None:
+    """Why the server must not use the database of this connection, and what to do; else None."""
+    return _wrong_encoding(connection) or _missing_limits(connection)
+
+
+def _wrong_encoding(connection: Connection) -> str | None:
+    """What to do when the database cannot hold every text; else None.
+
+    Of a batch with text that it cannot hold nothing would be written, and what is in it is up to callers.
+    """
+    encoding = connection.exec_driver_sql("SHOW server_encoding").scalar_one()
+    if encoding == "UTF8":
+        return None
+    return (
+        f"its encoding is {encoding}, which does not hold every text: make a new one by CREATE DATABASE …"
+        " ENCODING 'UTF8' TEMPLATE template0"
+    )
+
+
+def _missing_limits(connection: Connection) -> str | None:
     """What to do when the server's time limits are not in force on a connection; else None."""
     limits = ", ".join(f"current_setting('{name}')" for name in TIME_LIMITS)
     query = f"SELECT quote_ident(session_user), quote_ident(current_database()), {limits}"

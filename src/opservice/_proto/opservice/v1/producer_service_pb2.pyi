@@ -123,7 +123,8 @@ class StartResponse(_message.Message):
     OWNED_FIELD_NUMBER: _builtins.int
     owned: _builtins.bool
     """Whether the request's lease token is the one that started the operation. False means that another
-    attempt owns it: hand out the operation, but leave the work alone.
+    attempt owns it: hand out the operation, but leave the work alone. Without lease tokens attempts cannot be
+    told apart, so each repeat owns the operation: give a token where two may start the same work.
     """
     @_builtins.property
     def operation(self) -> _operation_pb2.Operation:
