@@ -18,6 +18,7 @@ from opservice.settings import (
     format_value,
     is_loopback,
     parse_duration,
+    socket_path,
     split_address,
 )
 
@@ -286,3 +287,29 @@ def test_names_on_the_command_line_and_in_the_environment() -> None:
     assert flag(setting) == "--max-payload-bytes"
     assert environment_variable(setting) == "OPSERVICE_MAX_PAYLOAD_BYTES"
     assert format_value(setting, 1024) == "1024"
+
+
+def test_a_unix_socket_is_local_and_needs_no_authentication() -> None:
+    settings = Settings(listen="unix:/run/opservice/a.sock", unix_socket_mode="660")
+
+    assert settings.is_local
+    assert socket_path(settings.listen) == Path("/run/opservice/a.sock")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"listen": "unix:"}, "expected unix:PATH"),
+        ({"listen": "unix://host/a.sock"}, "expected unix:PATH"),
+        ({"listen": "unix:a%20b"}, "expected unix:PATH"),
+        ({"listen": "unix:a\n"}, "expected unix:PATH"),
+        ({"listen": "unix:/" + "a" * 107}, "more than 107"),
+        ({"listen": "unix:/a.sock", "workers": 2}, "--workers"),
+        ({"unix_socket_mode": "rw"}, "--unix-socket-mode"),
+        ({"unix_socket_mode": "0999"}, "--unix-socket-mode"),
+        ({"unix_socket_mode": "4600"}, "--unix-socket-mode"),
+    ],
+)
+def test_a_unix_socket_that_cannot_be_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(StartupError, match=message):
+        Settings(**settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from opservice.api.auth import Authenticator, JwtRules
 from opservice.files import Files, Reading
 from opservice.keys import KeySource
-from opservice.settings import Settings, is_loopback, split_address
+from opservice.settings import Settings
 from opservice.tls import CurrentCredentials
 
 
@@ -55,8 +55,7 @@ class Security:
 
     def warnings(self) -> list[str]:
         """What an operator should know of who gets in."""
-        host, _ = split_address(self._settings.listen)
-        if is_loopback(host):
+        if self._settings.is_local:
             return []
         if self.authenticator is None:
             return [

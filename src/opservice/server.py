@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any, cast
 
 import grpc
@@ -58,12 +59,13 @@ from opservice.operation import (
     Sweep,
 )
 from opservice.security import Security
-from opservice.settings import Settings, split_address
+from opservice.settings import Settings, socket_path, split_address
 from opservice.store.engine import Database, open_database
 from opservice.store.migrations import check_schema, migrate
 from opservice.store.operations import OperationStore
 from opservice.store.repository import Repository
 from opservice.tls import CurrentCredentials
+from opservice.unix_socket import bound
 
 _FILES: Sequence[FileDescriptor] = (
     operation_service_pb2.DESCRIPTOR,
@@ -124,8 +126,9 @@ async def run(
     loop = asyncio.get_running_loop()
     database.when_lost(lambda: loop.call_soon_threadsafe(health.stop))
     server = grpc.aio.server(options=server_options(settings, share_port=share_port))
+    listening = ExitStack()
     try:
-        address = _bind(server, settings.listen, security.credentials)
+        address = _listen(server, settings, security.credentials, listening)
         admission = Admission(settings, security.authenticator)
         methods = Methods(settings.max_calls, settings.max_unsent_bytes, admission)
         guarded = GuardedStore(store, security.authenticator)
@@ -153,7 +156,7 @@ async def run(
             background.append(asyncio.create_task(security.keys.keep_fresh()))
         transport = "plaintext" if security.credentials is None else "TLS"
         shown = database.url.shown
-        if not settings.advertise and split_address(settings.listen)[0] in _WILDCARDS:
+        if not settings.advertise and address.rpartition(":")[0] in _WILDCARDS:
             log.warning(
                 "set --advertise: SDKs that look for services here would be told", address=address
             )
@@ -176,6 +179,7 @@ async def run(
         log.info("stopped")
     finally:
         await server.stop(None)
+        listening.close()
         await _close(store)
 
 
@@ -275,17 +279,36 @@ def _connections(most: int) -> int:
     return most if files == resource.RLIM_INFINITY else max(1, min(most, files - _OTHER_FILES))
 
 
+def _listen(
+    server: grpc.aio.Server,
+    settings: Settings,
+    credentials: CurrentCredentials | None,
+    listening: ExitStack,
+) -> str:
+    """Binds, until `listening` ends. Returns the address with the port that it got."""
+    path = socket_path(settings.listen)
+    if path is None:
+        return _bind(server, settings.listen, credentials)
+    mode = int(settings.unix_socket_mode, 8)
+    listening.enter_context(
+        bound(path, mode, lambda: _add_port(server, settings.listen, credentials))
+    )
+    return settings.listen
+
+
 def _bind(server: grpc.aio.Server, listen: str, credentials: CurrentCredentials | None) -> str:
     """Binds, and returns the address with the port that it got."""
     host, _ = split_address(listen)
     try:
-        if credentials is None:
-            port = server.add_insecure_port(listen)
-        else:
-            port = server.add_secure_port(listen, credentials.of_grpc)
+        return f"{host}:{_add_port(server, listen, credentials)}"
     except RuntimeError as error:
         raise cannot_listen(listen) from error
-    return f"{host}:{port}"
+
+
+def _add_port(server: grpc.aio.Server, listen: str, credentials: CurrentCredentials | None) -> int:
+    if credentials is None:
+        return server.add_insecure_port(listen)
+    return server.add_secure_port(listen, credentials.of_grpc)
 
 
 def cannot_listen(listen: str) -> StartupError:
@@ -338,6 +361,9 @@ def _grpcurl(settings: Settings, address: str) -> str:
     security = "-plaintext" if settings.tls_cert is None else f"-cacert {settings.tls_cert}"
     if settings.authenticates:
         security += ' -H "authorization: Bearer $TOKEN"'
+    path = socket_path(address)
+    if path is not None:
+        address = f"-unix {path}"
     service = operation_service_pb2.DESCRIPTOR.services_by_name["OperationService"].full_name
     request = '\'{{"operation_id": "{id}"}}\''
     return f"grpcurl {security} -d {request} {address} {service}/{{method}}"

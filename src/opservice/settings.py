@@ -37,7 +37,14 @@ def _setting(kind: Kind, default: Any, meaning: str, **more: Any) -> Any:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     listen: str = _setting(
-        "text", "127.0.0.1:50051", "Address to serve on, HOST:PORT; port 0 picks a free one."
+        "text",
+        "127.0.0.1:50051",
+        "Address to serve on, HOST:PORT or unix:PATH; port 0 picks a free one.",
+    )
+    unix_socket_mode: str = _setting(
+        "text",
+        "0600",
+        "Mode of the socket of --listen unix:PATH, octal: who may connect must be able to write to it.",
     )
     database: str = _setting(
         "text",
@@ -72,7 +79,7 @@ class Settings:
         "flag",
         False,
         "Let everybody who can connect do everything, also from other machines: without this, and without"
-        " authentication, the server listens on loopback only.",
+        " authentication, the server listens on loopback or a Unix socket only.",
     )
     tokens: Path | None = _setting(
         "file", None, "Static tokens (YAML), hashed; `opservice token` makes them."
@@ -340,7 +347,9 @@ class Settings:
                 "--max-message-bytes must hold two payloads: it is less than twice"
                 " --max-payload-bytes"
             )
-        split_address(self.advertise or self.listen)
+        self._check_listen()
+        if self.advertise:
+            split_address(self.advertise)
         self.endpoints()
 
     @property
@@ -348,6 +357,24 @@ class Settings:
         """Whether callers are asked who they are."""
         by_certificate = self.tls_client_ca is not None and self.policy is not None
         return self.tokens is not None or bool(self.jwks) or by_certificate
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine reaches the server."""
+        return socket_path(self.listen) is not None or is_loopback(split_address(self.listen)[0])
+
+    def _check_listen(self) -> None:
+        """Raises StartupError when it cannot be listened there."""
+        if not re.fullmatch(r"0?[0-7]{3}", self.unix_socket_mode):
+            raise StartupError(
+                f"--unix-socket-mode is {self.unix_socket_mode!r}: expected three octal digits, such as 0660"
+            )
+        if socket_path(self.listen) is None:
+            split_address(self.listen)
+        elif self.workers > 1:
+            raise StartupError(
+                "--workers needs a port: processes cannot share the socket of --listen unix:PATH"
+            )
 
     def _check_authentication(self) -> None:
         """Raises StartupError when it is not clear who may do what."""
@@ -372,8 +399,7 @@ class Settings:
             )
         if self.allow_anonymous and self.authenticates:
             raise StartupError("--allow-anonymous contradicts --tokens, --jwks and --policy")
-        host, _ = split_address(self.listen)
-        if not (self.authenticates or self.allow_anonymous or is_loopback(host)):
+        if not (self.authenticates or self.allow_anonymous or self.is_local):
             raise StartupError(
                 f"--listen {self.listen} is open to other machines, and callers are not asked who they are:"
                 " give --tokens, --jwks, or --tls-client-ca with --policy; or --allow-anonymous to let"
@@ -460,6 +486,24 @@ def _check_proxy(url: str) -> None:
         scheme = ""
     if scheme != "http":  # not shown: it may hold a password
         raise StartupError("--jwks-proxy: expected http://HOST:PORT")
+
+
+_MAX_SOCKET_PATH = 107  # bytes; the kernel's limit
+
+
+def socket_path(address: str) -> Path | None:
+    """The path of unix:PATH, None when it is another address. Raises StartupError for a path that is none."""
+    scheme, _, path = address.partition(":")
+    if scheme != "unix":
+        return None
+    # gRPC reads it as a URI, where others have a meaning.
+    if not re.fullmatch(r"(?!//)[\w./+@,=~-]+", path, re.ASCII):
+        raise StartupError(
+            f"{address!r} is no address: expected unix:PATH, of letters, digits and . / _ + @ , = ~ -"
+        )
+    if len(path) > _MAX_SOCKET_PATH:
+        raise StartupError(f"{address!r}: the path has more than {_MAX_SOCKET_PATH} characters")
+    return Path(path)
 
 
 def split_address(address: str) -> tuple[str, int]:

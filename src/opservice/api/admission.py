@@ -189,7 +189,7 @@ class Admission:
 
 
 def address_of(context: Context) -> str:
-    """Without the port: `peer:ipv4:10.0.0.7`."""
+    """Without the port: `peer:ipv4:10.0.0.7`; all callers on a Unix socket are `peer:unix`."""
     return f"peer:{context.peer().rpartition(':')[0]}"
 
 

@@ -37,6 +37,7 @@ _OPTIONS = [
         envvar="OPSERVICE_SERVER",
         show_envvar=True,
         metavar="HOST:PORT",
+        help="The server; unix:PATH for its Unix socket.",
     ),
     click.option("--tls", is_flag=True, help="Speak TLS, and trust what this system trusts."),
     click.option(
@@ -192,6 +193,8 @@ def read_secret(file: Path) -> str:
 
 
 def _is_loopback(server: str) -> bool:
+    if server.startswith("unix:"):
+        return True
     host = server.rpartition(":")[0].strip("[]")
     with suppress(ValueError):
         return ip_address(host).is_loopback

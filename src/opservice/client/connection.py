@@ -63,6 +63,8 @@ def _channel(target: str, credentials: grpc.ChannelCredentials | None) -> grpc.a
 
 def _is_loopback(target: str) -> bool:
     """Of a target as gRPC takes it, such as HOST:PORT or dns:///HOST:PORT."""
+    if target.startswith("unix:"):
+        return True
     host = target.rpartition("/")[2].rpartition(":")[0].strip("[]")
     with suppress(ValueError):
         return ip_address(host).is_loopback
