@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import ssl
 from collections.abc import Callable
-from contextlib import suppress
-from ipaddress import ip_address
 from os import environ
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +14,7 @@ import grpc
 
 from opservice.cli.connection import Connection
 from opservice.cli.parameters import Duration
+from opservice.client.targets import is_loopback
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -100,7 +99,7 @@ def server_options(timeout: str | None = "10s") -> Callable[[Command], Command]:
             if tls or tls_ca or tls_cert or tls_key:
                 credentials = _credentials(tls_ca, tls_cert, tls_key)
             token = _token(token_file)
-            if token and credentials is None and not _is_loopback(server):
+            if token and credentials is None and not is_loopback(server):
                 raise click.UsageError(
                     f"a token is not sent to {server} in plaintext: use --tls or --tls-ca"
                 )
@@ -132,7 +131,7 @@ def _channel(
     server: str, credentials: grpc.ChannelCredentials | None, server_name: str | None
 ) -> grpc.Channel:
     options: list[tuple[str, Any]] = list(_CHANNEL_OPTIONS)
-    if _is_loopback(server):
+    if is_loopback(server):
         # A proxy, which gRPC takes from the environment, would see the token on its way to this machine.
         options.append(("grpc.enable_http_proxy", 0))
     if credentials is None:
@@ -190,12 +189,3 @@ def read_secret(file: Path) -> str:
         return file.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise click.UsageError(f"cannot read {file}: {error}") from error
-
-
-def _is_loopback(server: str) -> bool:
-    if server.startswith("unix:"):
-        return True
-    host = server.rpartition(":")[0].strip("[]")
-    with suppress(ValueError):
-        return ip_address(host).is_loopback
-    return host == "localhost"

@@ -9,10 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import suppress
 from datetime import timedelta
 from functools import partial
-from ipaddress import ip_address
 from typing import TypeVar
 
 import grpc
@@ -29,6 +27,7 @@ from opservice._proto.opservice.v1.operation_record_service_pb2_grpc import (
 from opservice._proto.opservice.v1.producer_service_pb2_grpc import ProducerServiceStub
 from opservice._proto.yandex.cloud.operation.operation_service_pb2_grpc import OperationServiceStub
 from opservice.client.retries import is_transient, retry_delay
+from opservice.client.targets import is_loopback
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
@@ -55,20 +54,10 @@ _CHANNEL_OPTIONS = [
 
 def _channel(target: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
     # A proxy, which gRPC takes from the environment, would see the token on its way to this machine.
-    options = [*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", int(not _is_loopback(target)))]
+    options = [*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", int(not is_loopback(target)))]
     if credentials is None:
         return grpc.aio.insecure_channel(target, options)
     return grpc.aio.secure_channel(target, credentials, options)
-
-
-def _is_loopback(target: str) -> bool:
-    """Of a target as gRPC takes it, such as HOST:PORT or dns:///HOST:PORT."""
-    if target.startswith("unix:"):
-        return True
-    host = target.rpartition("/")[2].rpartition(":")[0].strip("[]")
-    with suppress(ValueError):
-        return ip_address(host).is_loopback
-    return host == "localhost"
 
 
 class Connection:
