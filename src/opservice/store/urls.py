@@ -88,6 +88,7 @@ _WRITABLE: Final = frozenset({"any", "primary", "read-write"})
 
 _FORMS = "sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
 _ENCODING = "/ ? # @ : % in a user, password or name are written %2F %3F %23 %40 %3A %25"
+_UNNAMED = "a parameter after a password, in which & is written %26,"
 _PREFIX = "the database URL"
 
 
@@ -181,7 +182,8 @@ def _parse_postgresql(rest: str) -> DatabaseUrl:
     if path:
         parameters["dbname"] = _decode(path)
     for assignment in query.split("&") if question and query else ():
-        name, value = _parse_parameter(assignment)
+        # What follows a secret may be a part of it, with an & that was not encoded.
+        name, value = _parse_parameter(assignment, shown=SECRETS.isdisjoint(parameters))
         if name in parameters:
             raise StartupError(f"{_PREFIX} gives {name} twice")
         parameters[name] = value
@@ -212,13 +214,14 @@ def _parse_addresses(addresses: str) -> dict[str, str | int | None]:
     return found
 
 
-def _parse_parameter(assignment: str) -> tuple[str, str | int | None]:
+def _parse_parameter(assignment: str, *, shown: bool) -> tuple[str, str | int | None]:
     encoded, equals, rest = assignment.partition("=")
     name = _decode(encoded)
+    said = _name(name) if shown else _UNNAMED
     if not equals:
-        raise StartupError(f"{_PREFIX} does not parse: expected {_name(name)} as NAME=VALUE")
+        raise StartupError(f"{_PREFIX} does not parse: expected {said} as NAME=VALUE")
     if "+" in rest:
-        raise StartupError(f"{_PREFIX}: in {_name(name)} write a space as %20, and + as %2B")
+        raise StartupError(f"{_PREFIX}: in {said} write a space as %20, and + as %2B")
     value = _decode(rest)
     if name in _NOT_OURS:
         raise StartupError(f"{_PREFIX} has {name}, which cannot be set: {_NOT_OURS[name]}")
@@ -230,7 +233,7 @@ def _parse_parameter(assignment: str) -> tuple[str, str | int | None]:
         return name, int(value)
     if name in _TEXTS or name in SECRETS:
         return name, value
-    raise StartupError(f"{_PREFIX} has {_name(name)}, which is not known")
+    raise StartupError(f"{_PREFIX} has {said}, which is not known")
 
 
 def _check_hosts(parameters: Mapping[str, str | int | None]) -> None:
