@@ -190,6 +190,9 @@ NOT_YAML = {
     "a number without an end": (b"everyone: " + b"9" * 5000, ""),
     "a subject twice": (b"subjects:\n  {alice: [],\n   alice: [admin:*]}", " at line 2"),
     "everyone twice": (b"everyone: []\nsubjects:\neveryone: [admin:*]", " at line 1"),
+    "a truth that is none": (f"everyone: !!bool {SECRET}".encode(), ""),
+    "a tagged time that is none": (f"everyone: !!timestamp {SECRET}".encode(), ""),
+    "a number without digits": (b"everyone: !!int ''", ""),
     "two subjects of a token": (b"- subject: alice\n  subject: bob", " at line 1"),
 }
 

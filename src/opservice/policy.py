@@ -165,12 +165,24 @@ class _Loader(_FastLoader):
         return mapping
 
 
+# PyYAML lets some of what tags of values lead to pass, such as `!!bool x` and `!!timestamp x`.
+_NOT_YAML = (
+    yaml.YAMLError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    RecursionError,
+)
+
+
 def _read(path: Path) -> Any:
     try:
         return yaml.load(path.read_text(), _Loader)  # noqa: S506 - it is a safe one
     except OSError as error:
         raise StartupError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+    except _NOT_YAML as error:
         # Not what it says but where: it would quote the file.
         mark = getattr(error, "problem_mark", None)
         where = "" if mark is None else f" at line {mark.line + 1}"
