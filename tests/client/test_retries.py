@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+from datetime import timedelta
+from typing import Any, NoReturn, cast
+
 import grpc
 import pytest
 from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
+from opservice._proto.opservice.v1.producer_service_pb2 import RenewRequest
+from opservice.client.connection import Connection
 from opservice.client.retries import is_transient, is_transient_for_results, retry_delay
 
 OURS = ErrorInfo(domain="opservice", reason="ANY")
@@ -73,3 +79,24 @@ def test_a_result_is_also_sent_again_after_the_servers_own_internal_error() -> N
     assert is_transient_for_results(error(CODES.INTERNAL, OURS))
     assert is_transient_for_results(error(CODES.UNAVAILABLE))
     assert not is_transient_for_results(error(CODES.FAILED_PRECONDITION, OURS))
+
+
+async def test_a_call_gives_up_in_time_whatever_delay_the_server_asks_for() -> None:
+    asked = 0
+
+    async def refuse(*_: object, **__: object) -> NoReturn:
+        nonlocal asked
+        asked += 1
+        raise error(CODES.RESOURCE_EXHAUSTED, OURS, retry(60))
+
+    connection = Connection("127.0.0.1:1", None, ())
+    try:
+        async with asyncio.timeout(30):
+            with pytest.raises(grpc.aio.AioRpcError):
+                await connection.call(
+                    cast("Any", refuse), RenewRequest(), timedelta(milliseconds=500)
+                )
+    finally:
+        await connection.close()
+    # The last time when the time was up.
+    assert asked == 2

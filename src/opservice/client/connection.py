@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from datetime import timedelta
 from functools import partial
@@ -112,11 +113,13 @@ class Connection:
         """Raises AioRpcError: the server's refusal at once, a transient error after this long."""
 
         def try_again(error: Exception) -> bool | float:
-            """Whether to, or after how many seconds at least when the server says so."""
+            """Whether to, or after how many seconds when the server says so, but no later than the end."""
             if not isinstance(error, grpc.aio.AioRpcError) or not transient(error):
                 return False
-            return retry_delay(error) or True
+            left = max(0.0, gives_up_at - time.monotonic())
+            return min(retry_delay(error), left) or True
 
+        gives_up_at = time.monotonic() + give_up_after.total_seconds()
         attempt_seconds = min(_ATTEMPT_SECONDS, give_up_after.total_seconds())
         async for attempt in stamina.retry_context(
             on=try_again,
