@@ -11,6 +11,7 @@ import pytest
 
 from opservice._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
 from opservice.api.audit import LINES_A_SECOND
+from opservice.api.calls import MAX_HEADERS
 from support.client import Client, Refusal, refusal_from
 from support.identities import Issuer, calling_with, with_another_signature
 from support.server import ServerProcess, eventually, serving
@@ -78,12 +79,42 @@ def test_beyond_a_number_of_lines_a_second_refusals_are_summed_up(site: Site) ->
 
     site.refusals("no-token-at-all", calls)
 
+    all_are_told(site.server, before, calls)
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "code"),
+    [
+        ("/yandex.cloud.iam.v1.IamTokenService/Create", 0, grpc.StatusCode.UNIMPLEMENTED),
+        (
+            "/yandex.cloud.operation.OperationService/Get",
+            MAX_HEADERS,
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+        ),
+    ],
+)
+def test_what_is_refused_before_it_is_read_is_summed_up_too(
+    site: Site, method: str, headers: int, code: grpc.StatusCode
+) -> None:
+    before = len(lines(site.server)), summed(site.server)
+    calls = 20 * LINES_A_SECOND
+    ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = site.server.client.channel.unary_unary(method)
+    metadata = tuple((f"x-{number}", "") for number in range(headers))
+    asked = [ask.future(b"", metadata=metadata) for _ in range(calls)]
+
+    assert {each.code() for each in asked} == {code}
+    all_are_told(site.server, before, calls)
+
+
+def all_are_told(server: ServerProcess, before: tuple[int, int], calls: int) -> None:
+    """Each call by a line of its own or in a sum, and some in one."""
+
     def all_told() -> bool:
-        told = len(lines(site.server)) - before[0]
-        return told + summed(site.server) - before[1] == calls
+        told = len(lines(server)) - before[0]
+        return told + summed(server) - before[1] == calls
 
     assert eventually(all_told)
-    assert summed(site.server) > before[1]
+    assert summed(server) > before[1]
 
 
 def lines(server: ServerProcess) -> list[dict[str, object]]:

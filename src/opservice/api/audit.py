@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from opservice.api.auth import Caller
 from opservice.errors import (
+    IamNotServed,
     KeysUnavailable,
     LimitReached,
     MalformedRequest,
@@ -20,10 +21,19 @@ from opservice.errors import (
     PermissionDenied,
     RequestTooLarge,
     ServerBusy,
+    TooManyHeaders,
     Unauthenticated,
 )
 from opservice.operation import Start
 
+_CAUSED_BY_ANYBODY = (
+    Unauthenticated,
+    LimitReached,
+    RequestTooLarge,
+    MalformedRequest,
+    TooManyHeaders,
+    IamNotServed,
+)
 LINES_A_SECOND = 50
 """Of refusals of one address."""
 _SUMMED_SECONDS = 1
@@ -52,9 +62,7 @@ class Sums:
 
     def tells(self, address: str, error: Exception) -> bool:
         """Whether the error is to have a line of its own; if not, it is counted."""
-        if not isinstance(
-            error, Unauthenticated | LimitReached | RequestTooLarge | MalformedRequest
-        ):
+        if not isinstance(error, _CAUSED_BY_ANYBODY):
             return True
         if self._ends is None:
             loop = asyncio.get_running_loop()

@@ -79,11 +79,14 @@ class Methods(grpc.GenericRpcHandler):
         self._in_progress = _InProgress()
         self._sums = Sums(_sum_up)
         self._served: dict[str, _Served] = {}
-        self._busy = _Refusing(ServerBusy(), self._in_progress)
-        self._iam = _Refusing(IamNotServed(), self._in_progress).calls_of(f"{_IAM}*")
-        self._too_many_headers = _Refusing(
-            TooManyHeaders(f"A call may have {MAX_HEADERS} headers at most"), self._in_progress
+        self._busy = self._refusing(ServerBusy())
+        self._iam = self._refusing(IamNotServed()).calls_of(f"{_IAM}*")
+        self._too_many_headers = self._refusing(
+            TooManyHeaders(f"A call may have {MAX_HEADERS} headers at most")
         )
+
+    def _refusing(self, error: OpserviceError) -> _Refusing:
+        return _Refusing(error, self._in_progress, self._sums)
 
     def add_registered_method_handlers(self, service: str, handlers: dict[str, Handler]) -> None:
         for name, handler in handlers.items():
@@ -134,9 +137,10 @@ class _Refusing:
     So such calls have no request id. Most of what they cost beyond gRPC is their line in the audit log.
     """
 
-    def __init__(self, error: OpserviceError, in_progress: _InProgress) -> None:
+    def __init__(self, error: OpserviceError, in_progress: _InProgress, sums: Sums) -> None:
         self._error = error
         self._in_progress = in_progress
+        self._sums = sums
         self._code, self._message, (self._details, _) = _answer(error, "")
         self._refused, self._told_at = 0, 0.0
 
@@ -144,7 +148,8 @@ class _Refusing:
         told = {"method": path, "code": self._code.name, **described(self._error)}
 
         async def refuse(_requests: object, context: Context) -> None:
-            audit.info("call", **told, peer=context.peer())
+            if self._sums.tells(address_of(context), self._error):
+                audit.info("call", **told, peer=context.peer())
             self._refused += 1
             self._warn()
             context.set_code(self._code)
