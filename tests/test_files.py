@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Semaphore
+from threading import Semaphore, Thread
+from typing import TextIO
 
 import pytest
 from structlog.testing import capture_logs
@@ -18,7 +21,7 @@ from opservice.identity import parse_grant
 from opservice.policy import Policy
 from opservice.settings import Settings
 from support.certificates import Authority, Pair
-from support.server import PATIENCE
+from support.server import PATIENCE, eventually
 
 HASH = "0123456789abcdef" * 4
 KEPT = "SIGHUP: what was read before stays in use"
@@ -276,3 +279,24 @@ async def test_however_often_it_is_asked_for_during_a_reading_one_follows(
     await until(lambda: len(taken) == 2)
     assert reads.begun == 3
     assert list(taken[-1].files.policy.subjects) == ["reading-3"]
+
+
+def test_a_file_that_hangs_does_not_keep_garbage_from_being_collected(tmp_path: Path) -> None:
+    pipe = tmp_path / "tokens.yaml"
+    os.mkfifo(pipe)
+    reading = Thread(target=read_again, args=(Settings(tokens=pipe), Files()))
+    reading.start()
+    # Can be opened so only once somebody reads it, who then waits for what is written.
+    with eventually(lambda: opened_for_writing(pipe)) as file:
+        enabled = gc.isenabled()
+        file.write("[]")
+    reading.join()
+
+    assert enabled
+
+
+def opened_for_writing(pipe: Path) -> TextIO | None:
+    try:
+        return os.fdopen(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK), "w")
+    except OSError:
+        return None

@@ -90,12 +90,12 @@ def _counts(what: str, new: Mapping[str, Any], before: Mapping[str, Any]) -> dic
 
 def read_again(settings: Settings, before: Files) -> Reading:
     """What SIGHUP asks for. What cannot be used stays as it was before. May block."""
+    new = Files(
+        _again("TLS files", lambda: server_credentials(settings), before.credentials),
+        _again("tokens", lambda: _read_tokens(settings), before.tokens),
+        _again("policy", lambda: _read_policy(settings), before.policy),
+    )
     with no_garbage_collection():
-        new = Files(
-            _again("TLS files", lambda: server_credentials(settings), before.credentials),
-            _again("tokens", lambda: _read_tokens(settings), before.tokens),
-            _again("policy", lambda: _read_policy(settings), before.policy),
-        )
         return Reading.of(new, before)
 
 

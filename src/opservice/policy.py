@@ -34,6 +34,7 @@ from yaml.resolver import Resolver
 
 from opservice.errors import StartupError
 from opservice.identity import MAX_GRANTS, MAX_SUBJECT, Grant, parse_grant
+from opservice.threads import no_garbage_collection
 
 if yaml.__with_libyaml__:
     from yaml._yaml import CParser
@@ -82,18 +83,20 @@ def valid_subject(value: object) -> bool:
 
 def read_policy(path: Path) -> Policy:
     """Raises StartupError, which says what is wrong and where."""
-    content = _read(path)
+    text = _read(path)
     try:
-        return _policy(content)
+        with no_garbage_collection():
+            return _policy(_load(path, text))
     except ValueError as error:
         raise StartupError(f"the policy {path} cannot be used: {error}") from error
 
 
 def read_tokens(path: Path) -> StaticTokens:
     """Raises StartupError, which says what is wrong and where."""
-    content = _read(path)
+    text = _read(path)
     try:
-        return _static_tokens(content)
+        with no_garbage_collection():
+            return _static_tokens(_load(path, text))
     except ValueError as error:
         raise StartupError(f"the tokens {path} cannot be used: {error}") from error
 
@@ -177,11 +180,19 @@ _NOT_YAML = (
 )
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> str:
+    """May block for as long as the file system does."""
     try:
-        return yaml.load(path.read_text(), _Loader)  # noqa: S506 - it is a safe one
+        return path.read_text()
     except OSError as error:
         raise StartupError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError:
+        raise StartupError(f"{path} is not YAML") from None
+
+
+def _load(path: Path, text: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - it is a safe one
     except _NOT_YAML as error:
         # Not what it says but where: it would quote the file.
         mark = getattr(error, "problem_mark", None)
