@@ -8,17 +8,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
-from random import SystemRandom
+from random import Random, SystemRandom
 from typing import Any
 
 import pytest
 
 from conftest import Backend
 from support.chaos import Chaos, Disturb, run_chaos
-from support.history import check
+from support.disturbances import Disturber, Postgres, lose_commit
 from support.postgres import PostgresServer
-from support.proxy import CommitLosingProxy, Loss
-from support.server import eventually, serving
+from support.proxy import CommitLosingProxy
+from support.server import serving
 
 SETTINGS: dict[str, Any] = {
     "housekeeping_interval": "100ms",
@@ -26,6 +26,7 @@ SETTINGS: dict[str, Any] = {
     "watch_repeat": "100ms",
 }
 SHOWN = 5
+GRACE = 3  # seconds, where leases are kept
 
 _TERMINATE_ONE = """
     SELECT pg_terminate_backend(pid) FROM (
@@ -40,6 +41,7 @@ class Shaky:
 
     url: str
     disturb: Disturb | None = None
+    postgres: Postgres | None = None
 
 
 @pytest.fixture
@@ -51,18 +53,17 @@ def shaky(backend: Backend, database_url: str, request: pytest.FixtureRequest) -
     postgres: PostgresServer = request.getfixturevalue("postgres")
     terminate = _TERMINATE_ONE.format(database_url.rpartition("/")[2])
     with CommitLosingProxy(postgres.port) as proxy:
-
-        def lose(loss: Loss) -> None:
-            lost = proxy.lost
-            proxy.lose_next(loss)
-            eventually(lambda: proxy.lost > lost)
-
         turns: Iterator[Disturb] = cycle(
-            [lambda: lose("answer"), lambda: postgres.execute(terminate), lambda: lose("request")]
+            [
+                lambda: lose_commit(proxy, "answer"),
+                lambda: postgres.execute(terminate),
+                lambda: lose_commit(proxy, "request"),
+            ]
         )
         url = database_url.replace(f":{postgres.port}/", f":{proxy.port}/")
-        yield Shaky(url, lambda: next(turns)())
-        assert proxy.lost > 1
+        name = database_url.rpartition("/")[2]
+        yield Shaky(url, lambda: next(turns)(), Postgres(postgres, name, proxy))
+        assert proxy.lost
 
 
 def assert_correct(
@@ -71,10 +72,12 @@ def assert_correct(
     settings: Sequence[dict[str, Any]],
     *,
     seconds: float,
-    kills: int,
+    kills: int = 0,
+    pauses: bool = False,
 ) -> Chaos:
     """Runs a server with each of the settings on one database, and clients on all of them.
 
+    With `pauses` everything that a Disturber does is done, and leases are kept and left.
     CHAOS_SEED=number has the clients, the cuts and the kills choose as they did in another run; what
     meets what is up to the machine.
     """
@@ -84,11 +87,15 @@ def assert_correct(
             stack.enter_context(serving(directory, shaky.url, **{**SETTINGS, **each}))
             for each in settings
         ]
-        chaos = run_chaos(replicas, seed=seed, seconds=seconds, kills=kills, disturb=shaky.disturb)
+        how: dict[str, Any] = {"kills": kills, "disturb": shaky.disturb}
+        if pauses:
+            how = {"disturber": Disturber(replicas, Random(seed), shaky.postgres), "holders": 6}
+        chaos = run_chaos(replicas, seed=seed, seconds=seconds, **how)
 
-    found = check(chaos.events)
+    found = chaos.check(GRACE)
     written = directory / "history"
-    written.write_text("".join(f"{event}\n" for event in chaos.events))
+    lines = [*chaos.leases, *chaos.disturbances, *chaos.events]
+    written.write_text("".join(f"{line}\n" for line in lines))
     told = "\n\n".join(map(str, found[:SHOWN]))
     assert not found, f"{len(found)} violations, CHAOS_SEED={seed}, all in {written}:\n{told}"
     return chaos
@@ -112,7 +119,7 @@ def assert_eventful(chaos: Chaos, least: int = 5) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "kills"), [(10, 1), pytest.param(40, 8, marks=pytest.mark.slow)]
+    ("seconds", "kills"), [(10, 1), pytest.param(30, 6, marks=pytest.mark.slow)]
 )
 def test_two_replicas_answer_as_one_correct_server_would(
     tmp_path: Path, shaky: Shaky, seconds: float, kills: int
@@ -134,7 +141,13 @@ def test_replicas_that_only_poll_for_changes_answer_as_one_correct_server_would(
 
 
 @pytest.mark.slow
-def test_workers_answer_as_one_correct_server_would(tmp_path: Path, shaky: Shaky) -> None:
-    chaos = assert_correct(tmp_path, shaky, [{"workers": 2}, {"workers": 2}], seconds=20, kills=3)
+def test_paused_workers_answer_as_one_correct_server_would_and_end_only_the_leases_that_are_left(
+    tmp_path: Path, shaky: Shaky
+) -> None:
+    workers = {"workers": 2, "restart_grace": f"{GRACE}s"}
+
+    chaos = assert_correct(tmp_path, shaky, [workers, workers], seconds=40, pauses=True)
 
     assert_eventful(chaos)
+    assert "ABORTED" in chaos.ends
+    assert len({each.kind for each in chaos.disturbances}) > 2

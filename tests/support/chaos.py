@@ -15,8 +15,19 @@ import grpc
 
 from opservice._proto.opservice.v1.operation_record_service_pb2 import GetOperationRecordRequest
 from support.client import Client
-from support.history import Event, Sight
-from support.random_clients import FOLLOWER, WORKER, Pool, RandomClient, refusal_to_fields, state_of
+from support.disturbances import Disturber
+from support.history import Event, Sight, Violation, check
+from support.holders import Holder
+from support.lease_rules import Disturbance, Lease, check_leases
+from support.random_clients import (
+    FOLLOWER,
+    WORKER,
+    Act,
+    Pool,
+    RandomClient,
+    refusal_to_fields,
+    state_of,
+)
 from support.relay import Relay
 from support.server import ServerProcess
 
@@ -27,6 +38,11 @@ _OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 100),
 ]
 
+_OFTEN, _SELDOM = (0.1, 0.3), (0.3, 1.5)
+"""Seconds between cuts."""
+_AWAIT_LEASES = 45.0
+"""Seconds: longer than `check_leases` allows."""
+
 Disturb = Callable[[], object]
 
 
@@ -36,6 +52,22 @@ class Chaos:
 
     events: list[Event]
     cuts: int
+    leases: list[Lease]
+    disturbances: list[Disturbance]
+    replicas: int
+    calm_since: float
+
+    def check(self, grace: float) -> list[Violation]:
+        """All rules; `grace` is the restart grace of the servers, in seconds."""
+        return check(self.events) + check_leases(
+            self.events,
+            self.leases,
+            self.disturbances,
+            replicas=self.replicas,
+            grace=grace,
+            calm_since=self.calm_since,
+            clock=time.time() - time.monotonic(),
+        )
 
     @property
     def calls(self) -> Counter[tuple[str, str]]:
@@ -59,23 +91,32 @@ def run_chaos(
     *,
     seed: int,
     seconds: float,
-    kills: int,
+    kills: int = 0,
     disturb: Disturb | None = None,
+    disturber: Disturber | None = None,
     workers: int = 8,
     followers: int = 4,
+    holders: int = 0,
+    name: str = "",
 ) -> Chaos:
     """Runs clients for some seconds, then reads everything through every replica.
 
-    Meanwhile connections are cut every 0.1 to 0.3 s, and one replica after the other is killed and
-    started again, `kills` times in all. `disturb` is called about every half second, on a thread.
+    Meanwhile connections are cut every 0.1 to 0.3 s (with a disturber, 0.3 to 1.5 s), and one replica
+    after the other is killed and started again, `kills` times in all. `disturb` is called about every half
+    second, on a thread. `disturber` does whatever it does. The names of all clients, keys and tokens begin
+    with `name`, which must be another for each run on one database.
     """
-    pool = Pool()
+    pool = Pool(name)
+    acts = [WORKER] * workers + [FOLLOWER] * followers
     cuts = asyncio.run(
-        _chaos(replicas, pool, Random(seed), seconds, kills, disturb, workers, followers)
+        _chaos(replicas, pool, Random(seed), seconds, kills, disturb, disturber, acts, holders)
     )
+    calm_since = time.monotonic()
+    _await_leases(replicas[0], pool)
     for number, replica in enumerate(replicas, 1):
         _read_everything(replica, f"last-reader-{number}", pool)
-    return Chaos(pool.events, cuts)
+    done = [] if disturber is None else disturber.done
+    return Chaos(pool.events, cuts, pool.leases, done, len(replicas), calm_since)
 
 
 async def _chaos(
@@ -85,36 +126,43 @@ async def _chaos(
     seconds: float,
     kills: int,
     disturb: Disturb | None,
-    workers: int,
-    followers: int,
+    disturber: Disturber | None,
+    acts: Sequence[Sequence[Act]],
+    holders: int,
 ) -> int:
-    acts = [WORKER] * workers + [FOLLOWER] * followers
     async with AsyncExitStack() as stack:
         relays = [await stack.enter_async_context(Relay(each.address)) for each in replicas]
-        clients = []
-        for number, its_acts in enumerate(acts, 1):
+        clients: list[RandomClient] = []
+        for number, its_acts in enumerate([*acts, *[None] * holders], 1):
             roads = []
             for relay in relays:
                 channel = grpc.aio.insecure_channel(relay.address, _OPTIONS)
                 roads.append(Client(cast("grpc.Channel", await stack.enter_async_context(channel))))
             own = Random(random.random())
-            clients.append(RandomClient(f"c{number}", roads, pool, own, its_acts))
+            if its_acts is None:
+                clients.append(Holder(f"h{number}", roads, pool, own, []))
+            else:
+                clients.append(RandomClient(f"c{number}", roads, pool, own, its_acts))
         until = time.monotonic() + seconds
         trouble = [
-            _cut(relays, Random(random.random()), until),
+            _cut(relays, Random(random.random()), until, _SELDOM if disturber else _OFTEN),
             _kill(replicas, Random(random.random()), seconds, kills),
         ]
         if disturb is not None:
             trouble.append(_disturb(disturb, Random(random.random()), until))
+        if disturber is not None:
+            trouble.append(disturber.run(until))
         async with asyncio.TaskGroup() as group:
             for each in (*trouble, *(client.run(until) for client in clients)):
                 group.create_task(each)
         return sum(relay.cuts for relay in relays)
 
 
-async def _cut(relays: Sequence[Relay], random: Random, until: float) -> None:
+async def _cut(
+    relays: Sequence[Relay], random: Random, until: float, pace: tuple[float, float]
+) -> None:
     while time.monotonic() < until:
-        await asyncio.sleep(random.uniform(0.1, 0.3))
+        await asyncio.sleep(random.uniform(*pace))
         relay = random.choice(relays)
         if random.random() < 0.5:
             relay.lose_answers()
@@ -137,6 +185,17 @@ async def _disturb(disturb: Disturb, random: Random, until: float) -> None:
     while time.monotonic() < until:
         await asyncio.sleep(random.uniform(0.3, 0.7))
         await asyncio.to_thread(disturb)
+
+
+def _await_leases(replica: ServerProcess, pool: Pool) -> None:
+    """Until they have ended; after a generous time no more: `check_leases` says which have not."""
+    running = {lease.operation_id for lease in pool.leases}
+    deadline = time.monotonic() + _AWAIT_LEASES
+    while running and time.monotonic() < deadline:
+        for id_ in list(running):
+            if replica.client.get(id_).done:
+                running.discard(id_)
+        time.sleep(0.1)
 
 
 def _read_everything(replica: ServerProcess, name: str, pool: Pool) -> None:

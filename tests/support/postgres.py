@@ -81,6 +81,11 @@ class PostgresServer:
             else:
                 return
 
+    def processes(self) -> list[int]:
+        """All of the cluster, the one that starts the others first."""
+        assert self._process is not None
+        return [self._process.pid, *_children(self._process.pid)]
+
     def stop(self) -> None:
         """At once, breaking connections, but cleanly."""
         self._end(signal.SIGINT)
@@ -88,7 +93,7 @@ class PostgresServer:
     def kill(self) -> None:
         """As a crash would: nobody has time to write anything."""
         assert self._process is not None
-        children = _children(self._process.pid)
+        _, *children = self.processes()
         self._process.kill()
         for pid in children:
             with suppress(ProcessLookupError):

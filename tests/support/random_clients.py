@@ -32,10 +32,10 @@ from opservice._proto.yandex.cloud.operation.operation_service_pb2 import (
 )
 from support.client import Client, packed, unpacked
 from support.history import DONE, Call, Event, Sight, State
+from support.lease_rules import LAPSED, Lease
 
 CANCELLED = "CANCELLED OPERATION_CANCELLED"
 TIMED_OUT = "DEADLINE_EXCEEDED OPERATION_TIMEOUT"
-LAPSED = "ABORTED LEASE_EXPIRED"
 
 _OPERATIONS = 24
 """So many are in play at a time."""
@@ -63,9 +63,17 @@ class Known:
 class Pool:
     """What the clients share: the operations in play, and the history."""
 
+    name: str = ""
+    """The names of its clients, and so its keys and tokens, begin with it."""
     events: list[Event] = field(default_factory=list)
     operations: list[Known] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
+    leases: list[Lease] = field(default_factory=list)
+
+    @property
+    def parent(self) -> str:
+        """Of all operations of the pool."""
+        return f"pools/{self.name}" if self.name else ""
 
     @property
     def short(self) -> bool:
@@ -82,7 +90,7 @@ class RandomClient:
     def __init__(
         self, name: str, replicas: Sequence[Client], pool: Pool, random: Random, acts: Sequence[Act]
     ) -> None:
-        self.name = name
+        self.name = f"{pool.name}{name}"
         self._replicas = replicas
         self._pool = pool
         self._random = random
@@ -117,6 +125,7 @@ class RandomClient:
         token = f"the token of {self._marker('t')}"
         # Whoever starts under the same key asks for the same.
         request, ends = start_request(Random(key or token), key, token)
+        request.parent = self._pool.parent
         while True:
             event = await self._ask(
                 "Start",
@@ -165,7 +174,7 @@ class RandomClient:
         request = producer_pb.RenewRequest(
             operation_id=known.id,
             lease_token=known.token,
-            metadata=_text(metadata),
+            metadata=text(metadata),
             progress=Progress(done=self._count),
         )
         await self._ask(
@@ -188,8 +197,8 @@ class RandomClient:
         request = producer_pb.CompleteRequest(
             operation_id=known.id,
             lease_token=known.token,
-            response=_text(result),
-            metadata=_text(metadata),
+            response=text(result),
+            metadata=text(metadata),
         )
         await self._end(
             "Complete",
@@ -234,14 +243,18 @@ class RandomClient:
         known: Known | str,
         method: Callable[[Client], Callable[..., Any]],
         request: Any,
+        client: Client | None = None,
+        patience: float | None = None,
         **writes: Any,
     ) -> Event:
-        ask = method(self._random.choice(self._replicas))
-        # Now and then too short for an answer.
-        timeout = self._random.uniform(0, 0.01) if self._random.random() < 0.03 else _DEADLINE
+        """Of a random replica, unless told of which; for so many seconds, unless told for how many."""
+        ask = method(client or self._random.choice(self._replicas))
+        if patience is None:
+            # Now and then too short for an answer.
+            patience = self._random.uniform(0, 0.01) if self._random.random() < 0.03 else _DEADLINE
         invoked_at = time.monotonic()
         try:
-            answer: Answer = await ask(request, timeout=timeout)
+            answer: Answer = await ask(request, timeout=patience)
         except grpc.aio.AioRpcError as error:
             told = refusal_to_fields(error)
         else:
@@ -283,7 +296,7 @@ def start_request(
 ) -> tuple[producer_pb.StartRequest, tuple[str, ...]]:
     """And the results that it allows the server to give the operation."""
     request = producer_pb.StartRequest(
-        metadata=_text(f"s.{key or token}"),
+        metadata=text(f"s.{key or token}"),
         cancel_policy=random.choice([CancelPolicy.IMMEDIATE, CancelPolicy.COOPERATIVE]),
         lease_token=token,
         idempotency_key=key,
@@ -337,5 +350,5 @@ def _reason(details: Iterable[AnyPb]) -> str:
     return next((unpacked(info, ErrorInfo).reason for info in infos), "")
 
 
-def _text(value: str) -> AnyPb:
+def text(value: str) -> AnyPb:
     return packed(StringValue(value=value))
