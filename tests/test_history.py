@@ -7,7 +7,19 @@ from typing import Any
 
 import pytest
 
-from support.history import DONE, NOT_FOUND, Answer, Call, Event, Sight, State, check
+from support.history import (
+    DONE,
+    NOT_FOUND,
+    WRONG_TOKEN,
+    Answer,
+    Call,
+    Event,
+    Sight,
+    State,
+    check,
+)
+from support.history import RUNNING as REFUSED_RUNNING
+from support.listing_rules import Listing, check_listings
 
 CANCELLED = "CANCELLED"
 RUNNING = State(10, metadata="m0", revision=1)
@@ -42,6 +54,11 @@ RENEW = call("Renew", 2, RENEWED, metadata="m1")
 COMPLETE = call("Complete", 3, ENDED, attempts=("r1",), ends=True)
 LIFE = [START, RENEW, COMPLETE]
 CANCEL = call("Cancel", 3, replace(ENDED, result=CANCELLED), attempts=(CANCELLED,), ends=True)
+UNKEYED = replace(START, key="")
+DELETE = call("Delete", 4)
+"""OK, as an Empty."""
+REBORN = State(60, metadata="m0", born=55, revision=1)
+RESTART = replace(START, invoked_at=6, returned_at=6.5, seen=(Sight(6.5, REBORN),), token="t2")
 CANCELLING = State(20, result=CANCELLED, metadata="m0", revision=2)
 
 GOOD = {
@@ -120,6 +137,29 @@ GOOD = {
         call("Get", 2.1, RENEWED),
         call("Cancel", 3, replace(ENDED, result=CANCELLED), attempts=(CANCELLED,), ends=True),
     ],
+    "a Delete": [*LIFE, DELETE, refused("Get", 5, NOT_FOUND)],
+    "a Delete while it runs": [START, refused("Delete", 2, REFUSED_RUNNING), RENEW, COMPLETE],
+    "a Delete in doubt": [*LIFE, unknown("Delete", 4), call("Get", 5, ENDED)],
+    "a Delete in doubt that happened": [
+        *LIFE,
+        unknown("Delete", 4, lasts=9),
+        refused("Get", 5, NOT_FOUND),
+    ],
+    "a Get from memory after a Delete": [UNKEYED, RENEW, COMPLETE, DELETE, call("Get", 9, ENDED)],
+    "another operation under the key of one that was deleted": [
+        *LIFE,
+        DELETE,
+        RESTART,
+        call("Get", 7, REBORN),
+        refused("Renew", 8, WRONG_TOKEN, metadata="m5"),
+        refused("Delete", 8, REFUSED_RUNNING),
+    ],
+    "what google.longrunning tells": [
+        *LIFE,
+        call("LongrunningGet", 2.6, glimpse=State(0, metadata="m1")),
+        call("LongrunningGet", 4, glimpse=State(0, done=True, result="r1", metadata="m1")),
+    ],
+    "a list of what was never answered": [call("List", 2, RUNNING)],
     "public states between records": [
         *LIFE,
         call("Get", 2.6, replace(RENEWED, revision=None)),
@@ -318,6 +358,70 @@ BAD: dict[str, tuple[str, list[Event]]] = {
         "an operation has two owners, or none",
         [START, replace(START, owned=False)],
     ),
+    "an operation that was deleted and is back": (
+        "an operation was there after it was deleted",
+        [*LIFE, DELETE, call("Get", 5, ENDED)],
+    ),
+    "an operation that memory keeps too long": (
+        "an operation was there after it was deleted",
+        [UNKEYED, RENEW, COMPLETE, DELETE, call("Get", 11, ENDED)],
+    ),
+    "an operation that google.longrunning keeps too long": (
+        "an operation was there after it was deleted",
+        [
+            *[UNKEYED, RENEW, COMPLETE, DELETE],
+            call("LongrunningGet", 11, glimpse=State(0, done=True, result="r1")),
+        ],
+    ),
+    "a list of what was deleted": (
+        "an operation was there after it was deleted",
+        [UNKEYED, RENEW, COMPLETE, DELETE, call("List", 5, ENDED)],
+    ),
+    "a Start that leads to what was deleted": (
+        "an operation was there after it was deleted",
+        [*LIFE, DELETE, call("Start", 5, ENDED, key="k", token="t2")],
+    ),
+    "the first life after the second": (
+        "an operation was there after it was deleted",
+        [*LIFE, DELETE, RESTART, call("GetRecord", 7, ENDED)],
+    ),
+    "a stale read of the second life": (
+        "a state went back",
+        [
+            *[*LIFE, DELETE, RESTART],
+            call("Get", 7, replace(REBORN, modified_at=70, done=True, result="r2")),
+            unknown("Complete", 6.6, attempts=("r2",)),
+            call("Get", 8, REBORN),
+        ],
+    ),
+    "a Delete that is refused though it was done": (
+        "a Delete was refused after it was done",
+        [UNKEYED, RENEW, COMPLETE, refused("Delete", 4, REFUSED_RUNNING)],
+    ),
+    "a wrong token that was right": (
+        "a refusal for which there is no reason",
+        [START, refused("Renew", 2, WRONG_TOKEN)],
+    ),
+    "google.longrunning is stale": (
+        "a state went back",
+        [*LIFE, call("LongrunningGet", 4, glimpse=State(0, metadata="m1"))],
+    ),
+    "google.longrunning has another result": (
+        "two terminal results",
+        [*LIFE, call("LongrunningWait", 4, glimpse=State(0, done=True, result="r2"))],
+    ),
+    "google.longrunning sees an end that was none": (
+        "it was running after it was done",
+        [
+            START,
+            call("LongrunningGet", 2, glimpse=State(0, done=True, result="r1")),
+            call("GetRecord", 3, RUNNING),
+        ],
+    ),
+    "two owners of the second life": (
+        "an operation has two owners, or none",
+        [*LIFE, DELETE, RESTART, replace(RESTART, token="t3")],
+    ),
     "no owner": ("an operation has no owner", [replace(START, owned=False)]),
 }
 
@@ -325,6 +429,39 @@ BAD: dict[str, tuple[str, list[Event]]] = {
 @pytest.mark.parametrize(("message", "history"), BAD.values(), ids=BAD)
 def test_a_bad_history_is_found(message: str, history: list[Event]) -> None:
     assert message in {violation.message for violation in check(history)}
+
+
+IT = ("ops1", 0)
+LISTINGS: dict[str, tuple[str, list[Event], Listing]] = {
+    "it holds what was there": ("", LIFE, Listing(4, 5, (IT,), since=-1)),
+    "it lacks what was there": ("lacks", LIFE, Listing(4, 5, (), since=-1)),
+    "it lacks what came meanwhile": ("", LIFE, Listing(1.2, 5, (), since=-1)),
+    "it lacks what was deleted meanwhile": ("", [*LIFE, DELETE], Listing(3.6, 5, (), since=-1)),
+    "it lacks what was deleted later": ("lacks", [*LIFE, DELETE], Listing(3.6, 3.8, (), since=-1)),
+    "it lacks what is older than asked for": ("", LIFE, Listing(4, 5, (), since=10)),
+    "it lacks what is done": ("lacks", LIFE, Listing(4, 5, (), since=-1, done=True)),
+    "it lacks what is running no more": ("", LIFE, Listing(4, 5, (), since=-1, done=False)),
+    "it lacks what was running throughout": (
+        "lacks",
+        [START, RENEW],
+        Listing(1.6, 1.9, (), since=-1, done=False),
+    ),
+    "it lacks what was not done from the beginning": (
+        "",
+        LIFE,
+        Listing(3.1, 5, (), since=-1, done=True),
+    ),
+    "it has it twice": ("twice", LIFE, Listing(4, 5, (IT, IT), since=-1)),
+}
+
+
+@pytest.mark.parametrize(("message", "history", "listing"), LISTINGS.values(), ids=LISTINGS)
+def test_a_list_holds_what_was_there_throughout(
+    message: str, history: list[Event], listing: Listing
+) -> None:
+    found = check_listings(history, [listing])
+
+    assert [message in each.message for each in found] == [True] * bool(message)
 
 
 def test_a_violation_shows_the_calls_that_contradict_each_other() -> None:

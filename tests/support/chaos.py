@@ -19,6 +19,7 @@ from support.disturbances import Disturber
 from support.history import Event, Sight, Violation, check
 from support.holders import Holder
 from support.lease_rules import Disturbance, Lease, check_leases
+from support.listing_rules import Listing, check_listings
 from support.random_clients import (
     FOLLOWER,
     WORKER,
@@ -52,6 +53,7 @@ class Chaos:
 
     events: list[Event]
     cuts: int
+    listings: list[Listing]
     leases: list[Lease]
     disturbances: list[Disturbance]
     replicas: int
@@ -59,7 +61,8 @@ class Chaos:
 
     def check(self, grace: float) -> list[Violation]:
         """All rules; `grace` is the restart grace of the servers, in seconds."""
-        return check(self.events) + check_leases(
+        found = check(self.events) + check_listings(self.events, self.listings)
+        return found + check_leases(
             self.events,
             self.leases,
             self.disturbances,
@@ -116,7 +119,7 @@ def run_chaos(
     for number, replica in enumerate(replicas, 1):
         _read_everything(replica, f"last-reader-{number}", pool)
     done = [] if disturber is None else disturber.done
-    return Chaos(pool.events, cuts, pool.leases, done, len(replicas), calm_since)
+    return Chaos(pool.events, cuts, pool.listings, pool.leases, done, len(replicas), calm_since)
 
 
 async def _chaos(

@@ -44,12 +44,13 @@ class Disturber:
     done: list[Disturbance] = field(default_factory=list)
 
     async def run(self, until: float) -> None:
-        """All kinds in a random order, then again; each is over before `until`."""
-        kinds = [self._pause_all, self._pause_replica, self._pause_worker, self._kill]
+        """What is worst, all other kinds in a random order, and so on; each is over before `until`."""
+        worst, kinds = [self._pause_all], [self._pause_replica, self._pause_worker, self._kill]
         if self.postgres is not None:
-            kinds += [self._pause_database, self._lose_commits, self._end_connections]
+            worst += [self._pause_database]
+            kinds += [self._lose_commits, self._end_connections]
         while True:
-            for kind in self.random.sample(kinds, len(kinds)):
+            for kind in [*worst, *self.random.sample(kinds, len(kinds))]:
                 calm = self.random.uniform(0.5, 3.5)
                 if time.monotonic() + calm + self.pause[1] > until:
                     return

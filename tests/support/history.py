@@ -11,17 +11,27 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import Literal
 
 Call = Literal[
-    "Start", "Get", "GetRecord", "Wait", "Watch", "Renew", "Cancel", "Complete", "Fail"
+    "Start", "Get", "GetRecord", "Wait", "Watch", "Renew", "Cancel", "Complete", "Fail", "Delete", "List",
+    "LongrunningGet", "LongrunningWait", "LongrunningCancel", "LongrunningDelete",
 ]  # fmt: skip
 Answer = Literal["ok", "refused", "unknown"]
 
 DONE = "OPERATION_DONE"
 NOT_FOUND = "OPERATION_NOT_FOUND"
+RUNNING = "OPERATION_RUNNING"
+WRONG_TOKEN = "LEASE_TOKEN_MISMATCH"
+
+DELETES = frozenset({"Delete", "LongrunningDelete"})
+MEMORY_SECONDS = 5.0
+"""So long after a Delete another process may answer from memory for a done operation without a key."""
+_MEMORY_MARGIN = 0.5
+_FROM_MEMORY = frozenset({"Get", "GetRecord", "Wait", "Watch", "LongrunningGet", "LongrunningWait"})
+_SHOWS_NO_VERSION = DELETES | {"LongrunningGet", "LongrunningWait", "LongrunningCancel"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +45,8 @@ class State:
     metadata: str = ""
     rest: bytes = b""
     """Whatever else the operation holds."""
+    born: int = 0
+    """When it was created: after a Delete a key leads to another operation of the same id."""
     revision: int | None = None
     beside: bytes = b""
     """Whatever the record holds beside the operation."""
@@ -70,6 +82,8 @@ class Event:
     """`unknown`: the call failed in a way that does not say whether it happened."""
     seen: tuple[Sight, ...] = ()
     """What it was told: one state, or those that a Watch sent, also when the stream broke then."""
+    glimpse: State | None = None
+    """What google.longrunning told, which shows no version."""
     refusal: str = ""
     attempts: tuple[str, ...] = ()
     """Results that the operation may come to because of this call."""
@@ -86,7 +100,8 @@ class Event:
         times = f"{self.invoked_at:.6f}..{self.returned_at:.6f}"
         states = " ".join(f"{sight.at:.6f}{sight.state}" for sight in self.seen)
         wrote = " ".join((*self.attempts, self.metadata))
-        said = " ".join(filter(None, (self.answer, self.refusal, states)))
+        glimpse = "" if self.glimpse is None else str(self.glimpse)
+        said = " ".join(filter(None, (self.answer, self.refusal, states, glimpse)))
         return f"{times} {self.client} {self.call}({wrote.strip()}) {self.operation_id}: {said}"
 
 
@@ -118,10 +133,37 @@ def check(events: Iterable[Event]) -> list[Violation]:
         _metadata_is_the_last_written,
         _results_were_asked_for,
         _refusals_are_true,
+        _glimpses_agree,
+        _deleted_is_gone,
     )
-    operations = [_Operation(each) for each in by_operation.values()]
+    operations = [_Operation(each) for its in by_operation.values() for each in _lives(its)]
     found = [each for operation in operations for rule in rules for each in rule(operation)]
     return found + list(_a_key_leads_to_one_operation(events))
+
+
+def _lives(events: list[Event]) -> list[list[Event]]:
+    """The events of each operation that had the id, one after the other.
+
+    What shows no state is taken to have met any of them: it is there as what may have happened.
+    """
+    if not any(event.call == "Start" for event in events):
+        return []  # only lists show it: its Start was never answered, so nobody knows what it wrote
+    births = sorted({sight.state.born for event in events for sight in event.seen})
+    if len(births) < 2:
+        return [events]
+    return [[its for each in events for its in _of_life(each, birth)] for birth in births]
+
+
+def _of_life(event: Event, birth: int) -> list[Event]:
+    if event.glimpse is not None:
+        return []
+    seen = tuple(sight for sight in event.seen if sight.state.born == birth)
+    if seen or event.call in DELETES:
+        return [replace(event, seen=seen)]
+    if event.seen and event.call != "Start":
+        return []
+    # Every Start of a key writes the same.
+    return [replace(event, seen=(), answer="unknown", refusal="", owned=False)]
 
 
 @dataclass(slots=True)
@@ -142,6 +184,11 @@ class _Operation:
         self._times = [sight.at for _, sight in by_time]
         versions = ((sight.state.modified_at, event) for event, sight in by_time)
         self._newest = list(accumulate(versions, _newer))
+
+    @property
+    def keyed(self) -> bool:
+        """After a Delete there may be another operation of the same id, even one that nobody was shown."""
+        return any(event.key for event in self.events)
 
     def newest_before(self, time: float) -> tuple[int, Event] | None:
         """The newest version that somebody had by then, and who."""
@@ -201,7 +248,7 @@ def _nothing_goes_back(operation: _Operation) -> Found:
         if event.call == "Watch" and event.answer == "ok":
             if not (event.seen and event.seen[-1].state.done):
                 yield Violation("a stream ended before the operation", (event,))
-        elif event.answer == "ok" and not event.seen:
+        elif event.answer == "ok" and not event.seen and event.call not in _SHOWS_NO_VERSION:
             yield Violation("an OK shows no state", (event,))
 
 
@@ -298,9 +345,11 @@ def _refusals_are_true(operation: _Operation) -> Found:
     for event in operation.events:
         if event.answer != "refused":
             continue
+        deletes = (each for each in operation.events if each.call in DELETES)
+        deleted = any(each.invoked_at < event.returned_at for each in deletes)
         if event.refusal == NOT_FOUND:
             known = operation.newest_before(event.invoked_at)
-            if known:
+            if known and not deleted:
                 yield Violation("an operation that was there is not found", (known[1], event))
         elif event.refusal == DONE and event.call in ("Renew", "Complete", "Fail"):
             if witness is None or ended is None:
@@ -310,8 +359,52 @@ def _refusals_are_true(operation: _Operation) -> Found:
                 yield Violation("the result of a call that was refused", (event, witness))
             elif able and able[0].invoked_at > event.returned_at:
                 yield Violation("refused before anybody could have ended it", (event, able[0]))
-        else:
+        elif event.refusal == RUNNING and event.call in DELETES:
+            late = witness is not None and witness.returned_at < event.invoked_at
+            if witness is not None and late and not operation.keyed:
+                yield Violation("a Delete was refused after it was done", (witness, event))
+        elif event.refusal != WRONG_TOKEN or not deleted:
             yield Violation("a refusal for which there is no reason", (event,))
+
+
+def _glimpses_agree(operation: _Operation) -> Found:
+    """What google.longrunning tells is what the others tell, though it shows no version."""
+    done = [(event, sight) for event, sight in operation.sights if sight.state.done]
+    first_done = min(done, key=lambda each: each[1].at, default=None)
+    if operation.keyed and any(event.call in DELETES for event in operation.events):
+        return
+    for event in operation.events:
+        glimpse = event.glimpse
+        if glimpse is None:
+            continue
+        if not glimpse.done:
+            if first_done and first_done[1].at < event.invoked_at:
+                yield Violation("a state went back", (first_done[0], event))
+            continue
+        if first_done and first_done[1].state.result != glimpse.result:
+            yield Violation("two terminal results", (first_done[0], event))
+        for other in operation.events:
+            shown = other.seen[0].state if other.seen else other.glimpse
+            if shown and not shown.done and other.invoked_at > event.returned_at:
+                yield Violation("it was running after it was done", (event, other))
+
+
+def _deleted_is_gone(operation: _Operation) -> Found:
+    """Lists included. What was created under the same key since is another operation."""
+    events = operation.events
+    shows = [(event, event.seen[0].state) for event in events if event.seen]
+    if not operation.keyed:
+        shows += [(event, event.glimpse) for event in events if event.glimpse]
+    for delete in events:
+        if delete.call not in DELETES or delete.answer != "ok":
+            continue
+        if operation.newest_before(delete.invoked_at) is None:
+            continue  # what it deleted may have been there before this one
+        for event, shown in shows:
+            remembered = shown.done and not operation.keyed and event.call in _FROM_MEMORY
+            excused = MEMORY_SECONDS + _MEMORY_MARGIN if remembered else 0
+            if event.invoked_at > delete.returned_at + excused:
+                yield Violation("an operation was there after it was deleted", (delete, event))
 
 
 def _a_key_leads_to_one_operation(events: Sequence[Event]) -> Found:
@@ -321,11 +414,22 @@ def _a_key_leads_to_one_operation(events: Sequence[Event]) -> Found:
             by_key[event.key].append(event)
     for starts in by_key.values():
         answered = [event for event in starts if event.answer == "ok"]
+        births = {event.seen[0].state.born for event in answered if event.seen}
         for event in answered:
             if event.operation_id != answered[0].operation_id:
                 yield Violation("one key made two operations", (answered[0], event))
             for other in answered:
+                if _born(other) != _born(event):
+                    continue
                 if event.owned and (other.owned != (other.token == event.token)):
                     yield Violation("an operation has two owners, or none", (event, other))
-        if len(answered) == len(starts) and not any(event.owned for event in starts):
-            yield Violation("an operation has no owner", tuple(starts))
+        if len(answered) < len(starts):
+            continue
+        for birth in births:
+            its = tuple(event for event in starts if _born(event) == birth)
+            if not any(event.owned for event in its):
+                yield Violation("an operation has no owner", its)
+
+
+def _born(start: Event) -> int:
+    return start.seen[0].state.born if start.seen else 0

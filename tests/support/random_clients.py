@@ -10,8 +10,12 @@ from random import Random
 from typing import Any, TypeAlias
 
 import grpc
+from google.longrunning import operations_proto_pb2 as longrunning_pb
+from google.longrunning.operations_pb2_grpc import OperationsStub
 from google.protobuf.any_pb2 import Any as AnyPb
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.timestamp_pb2 import Timestamp
 from google.protobuf.wrappers_pb2 import StringValue
 from google.rpc.code_pb2 import Code
 from google.rpc.error_details_pb2 import ErrorInfo
@@ -33,6 +37,7 @@ from opservice._proto.yandex.cloud.operation.operation_service_pb2 import (
 from support.client import Client, packed, unpacked
 from support.history import DONE, Call, Event, Sight, State
 from support.lease_rules import LAPSED, Lease
+from support.listing_rules import Listing
 
 CANCELLED = "CANCELLED OPERATION_CANCELLED"
 TIMED_OUT = "DEADLINE_EXCEEDED OPERATION_TIMEOUT"
@@ -56,6 +61,7 @@ class Known:
     id: str
     token: str
     immediate: bool
+    key: str = ""
     done: bool = False
 
 
@@ -68,6 +74,9 @@ class Pool:
     events: list[Event] = field(default_factory=list)
     operations: list[Known] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
+    births: list[int] = field(default_factory=list)
+    """When the newest operations were created."""
+    listings: list[Listing] = field(default_factory=list)
     leases: list[Lease] = field(default_factory=list)
 
     @property
@@ -115,13 +124,16 @@ class RandomClient:
             self._pool.retire(known)
 
     async def _start(self, until: float) -> None:
-        """With a key it is repeated until it is answered, as a producer would."""
         keys, key = self._pool.keys, ""
         if self._random.random() < 0.6:
             key = f"key {self.name} {len(keys)}"
             if keys and self._random.random() < 0.3:
                 key = self._random.choice(keys[-5:])
             keys.append(key)
+        await self._start_under(key, until)
+
+    async def _start_under(self, key: str, until: float) -> None:
+        """With a key it is repeated until it is answered, as a producer would."""
         token = f"the token of {self._marker('t')}"
         # Whoever starts under the same key asks for the same.
         request, ends = start_request(Random(key or token), key, token)
@@ -139,7 +151,8 @@ class RandomClient:
             )
             if event.owned:
                 immediate = request.cancel_policy == CancelPolicy.IMMEDIATE
-                self._pool.operations.append(Known(event.operation_id, token, immediate))
+                self._pool.operations.append(Known(event.operation_id, token, immediate, key))
+                self._pool.births.append(event.seen[0].state.born)
             if not key or event.answer != "unknown" or time.monotonic() > until:
                 return
 
@@ -224,6 +237,95 @@ class RandomClient:
             attempts=(f"DATA_LOSS {result}",),
         )
 
+    async def delete(self, known: Known) -> None:
+        """A key is used again then, now and then."""
+        request: Any
+        if self._random.random() < 0.5:
+            request = record_pb.DeleteOperationRecordRequest(operation_id=known.id)
+            event = await self._ask("Delete", known, lambda client: client.records.Delete, request)
+        else:
+            request = longrunning_pb.DeleteOperationRequest(name=self._name(known))
+            event = await self._ask(
+                "LongrunningDelete",
+                known,
+                lambda client: _longrunning(client).DeleteOperation,
+                request,
+            )
+        if event.answer == "ok":
+            known.done = True
+            if known.key and self._random.random() < 0.5:
+                await self._start_under(known.key, time.monotonic() + _DEADLINE)
+
+    async def delete_if_done(self, known: Known) -> None:
+        if known.done or self._random.random() < 0.1:
+            await self.delete(known)
+
+    async def longrunning_get(self, known: Known) -> None:
+        request = longrunning_pb.GetOperationRequest(name=self._name(known))
+        await self._ask(
+            "LongrunningGet", known, lambda client: _longrunning(client).GetOperation, request
+        )
+
+    async def longrunning_wait(self, known: Known) -> None:
+        timeout = Duration(nanos=self._random.randrange(300_000_000))
+        request = longrunning_pb.WaitOperationRequest(name=self._name(known), timeout=timeout)
+        await self._ask(
+            "LongrunningWait", known, lambda client: _longrunning(client).WaitOperation, request
+        )
+
+    async def longrunning_cancel(self, known: Known) -> None:
+        request = longrunning_pb.CancelOperationRequest(name=self._name(known))
+        await self._ask(
+            "LongrunningCancel",
+            known,
+            lambda client: _longrunning(client).CancelOperation,
+            request,
+            attempts=(CANCELLED,),
+        )
+
+    async def list(self, known: Known) -> None:
+        """All pages of the newest operations, or of all; a page that is not answered ends it."""
+        births = self._pool.births[-30:]
+        since = self._random.choice(births) if births and self._random.random() < 0.9 else 0
+        done = self._random.choice([None, False, True])
+        terms = [] if done is None else [f"done = {str(done).lower()}"]
+        if since:
+            moment = Timestamp()
+            moment.FromMicroseconds(since)
+            terms.append(f'created_at > "{moment.ToJsonString()}"')
+        request = record_pb.ListOperationRecordsRequest(
+            parent=self._pool.parent or "",
+            filter=" AND ".join(terms),
+            page_size=self._random.randint(3, 40),
+        )
+        client = self._random.choice(self._replicas)
+        listed: list[tuple[str, int]] = []
+        began = time.monotonic()
+        while True:
+            invoked_at = time.monotonic()
+            try:
+                page = await client.records.List(request, timeout=_DEADLINE)  # type: ignore[misc]  # the stub is of an aio channel
+            except grpc.aio.AioRpcError as error:
+                told = refusal_to_fields(error)
+                await self._record("", call="List", invoked_at=invoked_at, **told)
+                return
+            for record in page.operation_records:
+                state = state_of(record)
+                seen = (Sight(time.monotonic(), state),)
+                await self._record(
+                    record.operation.id, call="List", invoked_at=invoked_at, seen=seen
+                )
+                listed.append((record.operation.id, state.born))
+            if not page.next_page_token:
+                break
+            request.page_token = page.next_page_token
+        self._pool.listings.append(Listing(began, time.monotonic(), tuple(listed), since, done))
+
+    def _name(self, known: Known) -> str:
+        """With the parent or without."""
+        parent = self._random.choice(["", self._pool.parent])
+        return f"{parent}/operations/{known.id}" if parent else f"operations/{known.id}"
+
     async def rival(self, known: Known) -> None:
         """Everything at once."""
         acts = [self.complete, self.fail, self.cancel, self.renew, self.get, self.get_record]
@@ -254,11 +356,11 @@ class RandomClient:
             patience = self._random.uniform(0, 0.01) if self._random.random() < 0.03 else _DEADLINE
         invoked_at = time.monotonic()
         try:
-            answer: Answer = await ask(request, timeout=patience)
+            answer = await ask(request, timeout=patience)
         except grpc.aio.AioRpcError as error:
             told = refusal_to_fields(error)
         else:
-            told = {"seen": (Sight(time.monotonic(), state_of(answer)),)}
+            told = _told(answer)
             if isinstance(answer, producer_pb.StartResponse):
                 known = answer.operation.id
                 told["owned"] = answer.owned
@@ -286,9 +388,14 @@ class RandomClient:
 
 WORKER: Sequence[Act] = [
     *[RandomClient.get, RandomClient.get_record, RandomClient.renew] * 12,
+    *[RandomClient.longrunning_get, RandomClient.delete_if_done] * 4,
     *[RandomClient.cancel, RandomClient.complete, RandomClient.fail, RandomClient.rival],
+    RandomClient.longrunning_cancel,
 ]
-FOLLOWER: Sequence[Act] = [RandomClient.wait, RandomClient.watch]
+FOLLOWER: Sequence[Act] = [
+    *[RandomClient.wait, RandomClient.watch] * 2,
+    *[RandomClient.longrunning_wait, RandomClient.list],
+]
 
 
 def start_request(
@@ -311,23 +418,46 @@ def start_request(
     return request, tuple(ends)
 
 
+def _told(answer: Any) -> dict[str, Any]:
+    if isinstance(answer, longrunning_pb.Operation):
+        return {"glimpse": _glimpse_of(answer)}
+    if isinstance(answer, Empty):
+        return {}
+    return {"seen": (Sight(time.monotonic(), state_of(answer)),)}
+
+
+def _glimpse_of(operation: longrunning_pb.Operation) -> State:
+    return State(
+        modified_at=0,
+        done=operation.done,
+        result=_result_of(operation),
+        metadata=unpacked(operation.metadata, StringValue).value,
+    )
+
+
+def _result_of(operation: Operation | longrunning_pb.Operation) -> str | None:
+    if operation.HasField("response"):
+        return f"response {unpacked(operation.response, StringValue).value}"
+    if operation.HasField("error"):
+        error = operation.error
+        return f"{Code.Name(error.code)} {_reason(error.details) or error.message}"
+    return None
+
+
+def _longrunning(client: Client) -> Any:
+    return OperationsStub(client.channel)  # type: ignore[no-untyped-call] # has no stub
+
+
 def state_of(answer: Answer) -> State:
     """What is equal in two answers is equal in their states."""
     operation = answer if isinstance(answer, Operation) else answer.operation
-    result = None
-    if operation.HasField("response"):
-        result = f"response {unpacked(operation.response, StringValue).value}"
-    elif operation.HasField("error"):
-        error = operation.error
-        why = _reason(error.details) or error.message
-        result = f"{Code.Name(error.code)} {why}"
-    moment = operation.modified_at
     record = answer if isinstance(answer, OperationRecord) else None
     return State(
-        modified_at=moment.seconds * 1_000_000 + moment.nanos // 1000,
+        modified_at=operation.modified_at.ToMicroseconds(),
         done=operation.done,
-        result=result,
+        result=_result_of(operation),
         metadata=unpacked(operation.metadata, StringValue).value,
+        born=operation.created_at.ToMicroseconds(),
         rest=operation.SerializeToString(deterministic=True),
         revision=None if record is None else record.revision,
         beside=b"" if record is None else record.SerializeToString(deterministic=True),
