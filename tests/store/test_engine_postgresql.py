@@ -77,7 +77,7 @@ def test_a_transaction_that_a_deadlock_ended_is_run_again(
     attempts = replicas.race(
         *(partial(update_both, order=order, met=met) for order in ((1, 2), (2, 1)))
     )
-    assert sorted(attempts) == [1, 2]
+    assert max(attempts) > 1  # both, when both sides find the deadlock at the same moment
     assert totals(replicas[0]) == [2, 2]
 
 
