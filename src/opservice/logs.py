@@ -7,12 +7,14 @@ import logging.handlers
 import os
 import sys
 from io import StringIO, TextIOWrapper
+from pathlib import Path
 from typing import TextIO, cast
 
 import structlog
 
 from opservice.errors import StartupError
 from opservice.plain import plain
+from opservice.private_files import check_place, group_id, make_private
 from opservice.settings import Settings
 
 AUDIT_LOGGER = "opservice.audit"
@@ -69,7 +71,8 @@ def configure_logging(settings: Settings, *, worker: int | None = None) -> None:
     audit.setLevel(logging.INFO)
     if settings.audit_log is not None:
         try:
-            to_file = _AuditFile(settings.audit_log)
+            check_place(settings.audit_log)
+            to_file = _AuditFile(settings.audit_log, group_id(settings.file_group))
         except OSError as error:
             raise StartupError(
                 f"cannot write the audit log {settings.audit_log}: {error.strerror}"
@@ -85,12 +88,21 @@ def configure_logging(settings: Settings, *, worker: int | None = None) -> None:
     logging.getLogger("grpc._cython.cygrpc").addFilter(_is_no_peers_doing)
 
 
+_AUDIT_GROUP_MODE = 0o040
+
+
 class _AuditFile(logging.handlers.WatchedFileHandler):
     """For the server's user alone. It is opened anew when something has moved it away."""
 
+    def __init__(self, file: Path, group: int | None) -> None:
+        self._group = group
+        super().__init__(file)
+
     def _open(self) -> TextIOWrapper:
+        make_private(Path(self.baseFilename), self._group, _AUDIT_GROUP_MODE, create=True)
+
         def private(path: str, flags: int) -> int:
-            return os.open(path, flags, 0o600)
+            return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
         # Closed by the handler. Path.open takes no opener.
         opened = open(self.baseFilename, self.mode, encoding="utf-8", opener=private)  # noqa: SIM115
@@ -100,7 +112,7 @@ class _AuditFile(logging.handlers.WatchedFileHandler):
         """What cannot be written is said on standard error: the call goes on."""
         try:
             super().emit(record)
-        except OSError:
+        except (OSError, StartupError):  # when it was opened anew
             self.handleError(record)
 
 

@@ -58,6 +58,7 @@ from opservice.operation import (
     ReachTimeouts,
     Sweep,
 )
+from opservice.private_files import group_id
 from opservice.security import Security
 from opservice.settings import Settings, socket_path, split_address
 from opservice.store.engine import Database, open_database
@@ -218,7 +219,7 @@ def prepare_database(settings: Settings) -> Database:
 
     Raises StartupError or StoreError when it cannot be served from.
     """
-    database = open_database(settings.database)
+    database = open_database(settings.database, group=group_id(settings.file_group))
     try:
         _prepare_schema(database, migrates=database.is_sqlite or settings.migrate)
     except StoreUnavailable:

@@ -120,6 +120,12 @@ class Settings:
     audit_log: Path | None = _setting(
         "file", None, "File for the audit log, as lines of JSON; they stand in the log in any case."
     )
+    file_group: str = _setting(
+        "text",
+        "",
+        "Group that may also read and write the files of SQLite, and read the audit log; without it only the"
+        " server's user may.",
+    )
     advertise: str = _setting(
         "text",
         "",

@@ -27,6 +27,7 @@ from opservice.files import Files, Reading, Reloader, read_files
 from opservice.links import Link
 from opservice.logs import configure_logging
 from opservice.operation import SECOND
+from opservice.private_files import group_id
 from opservice.security import Security
 from opservice.server import (
     CLOSE_SECONDS,
@@ -412,7 +413,7 @@ async def _serve(job: _Job, supervisor: Link) -> None:
     hearing = asyncio.create_task(_hear(supervisor, files, security, stop))
     await run(
         settings,
-        open_database(settings.database),
+        open_database(settings.database, group=group_id(settings.file_group)),
         security,
         build_known_types(settings),
         stop,

@@ -10,10 +10,9 @@ import pytest
 
 from opservice.errors import StoreFileLost
 from opservice.operation import DAY, DeleteExpired, Start, new_id
-from opservice.store.engine import Database, open_database
+from opservice.store.engine import Database
 from opservice.store.operations import OperationStore
 from opservice.store.repository import Repository
-from store.conftest import Ops
 
 Harm = Callable[[Path], object]
 
@@ -127,13 +126,3 @@ def test_a_database_that_was_closed_opens_the_files_that_are_there_then(
     database.close()
     assert not file.with_name(f"{file.name}-wal").exists()
     database.read(lambda _: None)
-
-
-def test_a_link_to_the_database_is_followed(database: Database, file: Path, tmp_path: Path) -> None:
-    link = tmp_path / "link.db"
-    link.symlink_to(file)
-    linked = open_database(f"sqlite:///{link}")
-    ops = Ops(linked, Repository())
-    id_ = ops.start().id
-    assert ops.get(id_).id == id_
-    linked.close()

@@ -62,7 +62,11 @@ def refuse_password(database: str) -> None:
         )
 
 
-database_option = _option(next(each for each in fields(Settings) if each.name == "database"))
+def _option_of(name: str) -> Callable[[Command], Command]:
+    return _option(next(each for each in fields(Settings) if each.name == name))
+
+
+database_option = _option_of("database")
 
 
 @click.command("serve")
@@ -94,17 +98,19 @@ def serve_command(**arguments: Any) -> None:
 
 @click.command("migrate")
 @database_option
-def migrate_command(database: str) -> None:
+@_option_of("file_group")
+def migrate_command(database: str, file_group: str) -> None:
     """Bring a database's schema up to date. Safe to repeat, and to run from several places.
 
     \b
     OPSERVICE_DATABASE=postgresql://... opservice migrate
     """
     refuse_password(database)
+    from opservice.private_files import group_id
     from opservice.store.engine import open_database
     from opservice.store.migrations import migrate
 
-    opened = open_database(database)
+    opened = open_database(database, group=group_id(file_group))
     try:
         opened.check_connections()
         before, after = migrate(opened)

@@ -231,14 +231,14 @@ def _never_connected(error: DBAPIError) -> bool:
     }
 
 
-def open_database(url: str, *, readers: int = 4) -> Database:
-    """Makes the engines for a database URL; connects to nothing yet.
+def open_database(url: str, *, readers: int = 4, group: int | None = None) -> Database:
+    """Makes the engines for a database URL; connects to nothing yet. `group` may use SQLite's files, too.
 
     Raises StartupError when the URL is not one of a durable SQLite file or of PostgreSQL.
     """
     parsed = parse_database_url(url)
     if parsed.is_sqlite:
-        writer, reader, files = sqlite.engines(parsed.file, readers)
+        writer, reader, files = sqlite.engines(parsed.file, readers, group)
         return Database(parsed, writer, reader, files=files)
     arguments = postgresql.connect_arguments(parsed.parameters)
     return Database(parsed, *postgresql.engines(arguments, readers), arguments)

@@ -13,6 +13,8 @@ from sqlalchemy import URL, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
 from opservice.errors import StartupError
+from opservice.private_files import check_place as check_private_place
+from opservice.private_files import make_private
 from opservice.store.drivers.sqlite_file import SqliteFiles
 
 try:
@@ -35,11 +37,18 @@ FIRST_SOUND_VERSION = (3, 51, 3)
 CACHE_KIB = 65_536
 """Of SQLite's pages, where most are read."""
 
+_GROUP_MODE = 0o060
+
 _LOCK_WAIT_SECONDS = 5  # for the whole of SQLite
 
 
-def engines(file: str, readers: int) -> tuple[Engine, Engine, SqliteFiles]:
+def engines(
+    file: str, readers: int, group: int | None = None
+) -> tuple[Engine, Engine, SqliteFiles]:
     """A writer and a reader, which connect to nothing yet, and the files that they will open.
+
+    The file is made when it is not there; it and those beside it are kept from all users but this one and
+    those of the group with this number.
 
     Raises StartupError when there can be no database in that place.
     """
@@ -47,9 +56,18 @@ def engines(file: str, readers: int) -> tuple[Engine, Engine, SqliteFiles]:
         _check_place(Path(file))
     except OSError as error:
         raise StartupError(f"the database cannot be used: {error.strerror}: {file}") from error
+    check_private_place(Path(file))
+    beside = [Path(f"{file}{suffix}") for suffix in ("-wal", "-shm")]
+
+    def keep_private() -> None:
+        for path in beside:
+            make_private(path, group, _GROUP_MODE)
+
+    make_private(Path(file), group, _GROUP_MODE, create=True)
+    keep_private()
     url = URL.create("sqlite", database=file)
     module: ModuleType = dbapi
-    files = SqliteFiles(file)
+    files = SqliteFiles(file, keep_private)
 
     def engine(pool_size: int) -> Engine:
         made = create_engine(

@@ -5,7 +5,6 @@ SQLite goes on writing to a file that no path leads to any more, and whatever is
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,9 +22,10 @@ class SqliteFiles:
     is noticed only while it is empty. Nothing here opens a file: closing it would drop SQLite's locks.
     """
 
-    def __init__(self, file: str) -> None:
-        real = os.path.realpath(file)  # SQLite, too, puts the others beside what a link leads to
-        self._paths = (Path(file), Path(f"{real}-wal"), Path(f"{real}-shm"))
+    def __init__(self, file: str, when_made: Callable[[], None] = lambda: None) -> None:
+        """`when_made` is called when the first connection may have made the files beside the database."""
+        self._when_made = when_made
+        self._paths = (Path(file), Path(f"{file}-wal"), Path(f"{file}-shm"))
         self._opened: list[tuple[int, int]] | None = None
         self.lost = False
         """For good: only a restart opens the files anew."""
@@ -39,6 +39,7 @@ class SqliteFiles:
             return
         try:
             self._opened = [_identity(path) for path in self._paths]
+            self._when_made()
         except OSError as error:
             self._lose(self._paths[0], f"has gone while it was opened ({error.strerror})")
             raise StoreFileLost from error
