@@ -145,14 +145,16 @@ def test_a_lease_may_be_renewed_late_when_there_was_no_server_to_renew_it(
     tmp_path: Path, sqlite_url: str
 ) -> None:
     with serving(tmp_path, sqlite_url, **{**QUICK, "restart_grace": "1h"}) as server:
+        server.client.complete(server.client.started(retention=SECOND))
         timed = server.client.started(timeout=SECOND)
         held = server.client.started(lease=SECOND, lease_token=TOKEN)
         lapses = record(server.client, held).lease_expires_at.ToMicroseconds() / 1e6
         server.kill()
         time.sleep(max(0.0, lapses - time.time()))
         server.start()
-        # Once the timeout has been acted on, so would the lease have been.
-        eventually(lambda: ended(server.client, timed))
+        # Once the expired operation is deleted, the lease would have lapsed too.
+        eventually(lambda: swept(server, "DeleteExpired"))
+        assert not is_done(server.client, timed)
 
         renewed = server.client.renew(held, lease_token=TOKEN)
 

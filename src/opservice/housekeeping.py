@@ -1,7 +1,7 @@
 """What time does to operations: lapsed leases, timeouts, cancel grace, retention.
 
-Every replica does all of it, without a leader: a sweep changes only what is still due when its
-statement runs, by the database's clock, and passes over rows that another replica is changing.
+Every replica does all of it, without a leader: a sweep changes only what was due at a time that was
+read from the database's clock before, and passes over rows that another replica is changing.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import structlog
 
 from opservice.errors import StoreError
+from opservice.grace import Grace
 from opservice.logs import AUDIT_LOGGER
-from opservice.operation import SECOND, DeleteExpired, LapseLeases, Sweep
+from opservice.operation import SECOND, DeleteExpired, Sweep
 from opservice.store.operations import OperationStore
 
 SWEEP_LIMIT = 200
@@ -22,6 +23,9 @@ SWEEP_LIMIT = 200
 
 CHECKPOINT_SECONDS = 30
 """How much of what was done last a copy of an SQLite file without its log may lack."""
+
+LEAST_WATCH_SECONDS, MOST_WATCH_SECONDS = 0.1, 1.0
+"""How often it is looked whether renewals can be taken: with the sweeps, within these bounds."""
 
 log = structlog.stdlib.get_logger("opservice.housekeeping")
 audit = structlog.stdlib.get_logger(AUDIT_LOGGER)
@@ -32,27 +36,66 @@ async def keep_house(
 ) -> None:
     """Runs the sweeps every `interval` microseconds, until cancelled.
 
-    Leases may have lapsed only because nothing could renew them: after the start, and after the
-    database was away, they are let be for `restart_grace` microseconds.
+    Operations may have become due only because nobody could reach the server: after the start and
+    after each gap (see grace.py) none is ended for `restart_grace` microseconds.
     """
     loop = asyncio.get_running_loop()
-    lapses_from = loop.time() + restart_grace / SECOND
+    grace = Grace(restart_grace / SECOND, loop.time())
+    store.when_write_fails = lambda: grace.gap(loop.time())
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(_watch(store, grace, interval / SECOND))
+        tasks.create_task(_sweep_all(store, grace, sweeps, interval / SECOND))
+
+
+async def _watch(store: OperationStore, grace: Grace, interval: float) -> None:
+    """Tells `grace` whether this process runs, the database's clock, and whether writes become durable."""
+    loop = asyncio.get_running_loop()
+    seconds = min(max(interval, LEAST_WATCH_SECONDS), MOST_WATCH_SECONDS)
+    while True:
+        began = loop.time()
+        try:
+            clock, awaited = await store.read_clock()
+            grace.read(clock, began, loop.time())
+            began = loop.time()
+            if awaited:
+                await store.prove_writes()
+            grace.proven(clock, began, loop.time())
+        except StoreError as error:
+            grace.gap(loop.time())
+            log.warning("database check failed", cause=str(error.__cause__ or error))
+        except Exception:
+            grace.gap(loop.time())
+            log.exception("database check failed")
+        began = loop.time()
+        await asyncio.sleep(seconds)
+        grace.slept(began, seconds, loop.time())
+
+
+async def _sweep_all(
+    store: OperationStore, grace: Grace, sweeps: Sequence[Sweep], interval: float
+) -> None:
+    loop = asyncio.get_running_loop()
     while True:
         more_is_due = False
         # A batch of each in turn, so that much of one does not keep the others waiting.
         for sweep in sweeps:
-            if isinstance(sweep, LapseLeases) and loop.time() < lapses_from:
+            # Deleting takes nothing from a holder.
+            cutoff = (grace.reading if isinstance(sweep, DeleteExpired) else grace.cutoff)(
+                loop.time()
+            )
+            if cutoff is None:
                 continue
             try:
-                more_is_due |= await _sweep(store, sweep)
+                more_is_due |= await _sweep(store, sweep, cutoff)
             except StoreError as error:
                 log.warning("sweep failed", sweep=_name(sweep), cause=str(error.__cause__ or error))
-                lapses_from = loop.time() + restart_grace / SECOND
+                grace.gap(loop.time())
             except Exception:  # whatever it is, the other sweeps must go on
                 log.exception("sweep failed", sweep=_name(sweep))
+                grace.gap(loop.time())
         if not more_is_due:
             # Replicas that were started together should not sweep together for ever.
-            await asyncio.sleep(interval / SECOND * random.uniform(0.75, 1))
+            await asyncio.sleep(interval * random.uniform(0.75, 1))
 
 
 async def keep_checkpointing(store: OperationStore, seconds: float) -> None:
@@ -65,9 +108,9 @@ async def keep_checkpointing(store: OperationStore, seconds: float) -> None:
             log.warning("checkpoint failed", cause=str(error.__cause__ or error))
 
 
-async def _sweep(store: OperationStore, sweep: Sweep) -> bool:
+async def _sweep(store: OperationStore, sweep: Sweep, cutoff: int) -> bool:
     """Whether there may be more."""
-    ids = (await store.sweep(sweep)).ids
+    ids = (await store.sweep(sweep, cutoff)).ids
     if ids:
         log.info("swept", sweep=_name(sweep), count=len(ids), operation_ids=ids[:10])
         if isinstance(sweep, DeleteExpired):  # of which there may be very many

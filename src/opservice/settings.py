@@ -275,8 +275,9 @@ class Settings:
     restart_grace: int = _setting(
         "duration",
         10 * SECOND,
-        "How long after its start the server lets lapsed leases be: their producers may have been"
-        " unable to renew them while it was away.",
+        "How long after its start, and after each time when it could not take renewals, the server ends"
+        " nothing because of a lease, a timeout or a cancel grace: producers may have been unable to"
+        " reach it.",
         least=0,
     )
     poll_interval: int = _setting(

@@ -82,7 +82,9 @@ class Ops:
         return record
 
     def sweep(self, sweep: Sweep) -> tuple[str, ...]:
-        return self.database.write(lambda c: self.repository.sweep(c, sweep)).ids
+        return self.database.write(
+            lambda c: self.repository.sweep(c, sweep, self.repository.read_clock(c)[0])
+        ).ids
 
     def start(
         self,

@@ -157,7 +157,7 @@ def test_a_command_finds_its_row_by_the_primary_key(
 def test_a_sweep_finds_what_is_due_by_its_partial_index(
     full: Database, sweep: Sweep, index: str
 ) -> None:
-    (plan,) = plans(full, lambda connection: Repository().sweep(connection, sweep))
+    (plan,) = plans(full, lambda connection: Repository().sweep(connection, sweep, 0))
 
     assert uses(plan, index), plan
     assert not scans(plan), plan

@@ -23,6 +23,7 @@ from opservice.operation import (
     Renew,
     Sweep,
 )
+from opservice.store.repository import SWEEP_WITHIN
 from store.conftest import ABORTED, CANCELLED, DEADLINE_EXCEEDED, INTERNAL, Clock, Ops
 
 WAIT = 30 * SECOND
@@ -130,6 +131,52 @@ def test_a_sweep_leaves_what_is_due_for_another(ops: Ops, clock: Clock, case: Ca
 
     clock.advance(-SECOND)
     assert [ops.find(id_) for id_ in others] == before
+
+
+@every_case
+@pytest.mark.parametrize("step", [SWEEP_WITHIN + 1, -SWEEP_WITHIN - 1], ids=["late", "set back"])
+def test_a_sweep_that_is_executed_far_from_its_cutoff_changes_nothing(
+    ops: Ops, clock: Clock, case: Case, step: int
+) -> None:
+    id_ = case.make(ops, clock)
+    cutoff = clock.now + WAIT
+    clock.now = cutoff + step
+    assert sweep_by(ops, case, cutoff) == ()
+
+    clock.now = cutoff + SWEEP_WITHIN
+    assert sweep_by(ops, case, cutoff) == (id_,)
+
+
+@every_case
+def test_a_sweep_takes_only_what_was_due_by_its_cutoff(ops: Ops, clock: Clock, case: Case) -> None:
+    id_ = case.make(ops, clock)
+    due = clock.now + WAIT
+    clock.now = due + SECOND
+
+    assert sweep_by(ops, case, due - 1) == ()
+    assert sweep_by(ops, case, due) == (id_,)
+
+
+def test_proving_writes_changes_no_operation(ops: Ops) -> None:
+    before = ops.start(lease=WAIT)
+    ops.database.write(ops.repository.prove_writes)
+    assert ops.get(before.id) == before
+
+
+@pytest.mark.parametrize("make", [make_leased, make_cancelling], ids=["lease", "cancel grace"])
+def test_it_is_known_that_somebody_may_soon_be_late(
+    ops: Ops, clock: Clock, make: Callable[[Ops, Clock], str]
+) -> None:
+    ops.start()
+    assert ops.database.read(ops.repository.read_clock) == (clock.now, False)
+    id_ = make(ops, clock)
+    assert ops.database.read(ops.repository.read_clock) == (clock.now, True)
+    ops.apply(Complete(id_, b"response"))
+    assert ops.database.read(ops.repository.read_clock) == (clock.now, False)
+
+
+def sweep_by(ops: Ops, case: Case, cutoff: int) -> tuple[str, ...]:
+    return ops.database.write(lambda c: ops.repository.sweep(c, case.sweep(10), cutoff)).ids
 
 
 @every_ending_case

@@ -81,7 +81,11 @@ def apply_one(database: Database, command: Command, repository: Repository = REP
 def sweep(
     database: Database, command: Sweep, repository: Repository = REPOSITORY
 ) -> tuple[str, ...]:
-    return database.write(lambda connection: repository.sweep(connection, command)).ids
+    return database.write(
+        lambda connection: repository.sweep(
+            connection, command, repository.read_clock(connection)[0]
+        )
+    ).ids
 
 
 def find(

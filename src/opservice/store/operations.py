@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from opservice.errors import OperationNotFound, StoreError
+from opservice.errors import OperationNotFound, StoreBusy, StoreError, StoreFull, StoreUnavailable
 from opservice.filters import ListQuery
 from opservice.operation import (
     SECOND,
@@ -39,6 +39,10 @@ MAX_LISTS = 64
 """Lists that wait for others: each may take a second."""
 
 
+class ProveWrites:
+    """Among commands: a write that changes nothing and must become durable as they do."""
+
+
 class OperationStore:
     """What the rest of the server knows of the store."""
 
@@ -53,10 +57,13 @@ class OperationStore:
         self._database = database
         self._repository = repository
         self._reads = Reads(database, repository)
-        self._writes: Batcher[Command, Outcome] = Batcher(
-            "store-write", Writer(database, repository).write, after=self._after_write
+        self._writer = Writer(database, repository)
+        self._writes: Batcher[Command | ProveWrites, Outcome | None] = Batcher(
+            "store-write", self._write, after=self._after_write
         )
-        self._sweeps: Batcher[Sweep, Swept] = Batcher(
+        self.when_write_fails: Callable[[], object] = lambda: None
+        """Called when a write fails for reasons that concern all writes."""
+        self._sweeps: Batcher[tuple[Sweep, int | None], Swept] = Batcher(
             "store-sweep", self._sweep, after=self._after_sweep
         )
         # One by one: each may take long, and those whose caller gave up meanwhile are not begun.
@@ -93,11 +100,28 @@ class OperationStore:
         Raises what the command is refused with (see errors.py), or a StoreError: then it may or may
         not have happened, and may be repeated.
         """
-        return await self._writes.submit(command)
+        outcome = await self._writes.submit(command)
+        assert outcome is not None  # only of ProveWrites
+        return outcome
 
-    async def sweep(self, sweep: Sweep) -> Swept:
-        """Applies a sweep, in a transaction of its own. Raises a StoreError."""
-        return await self._sweeps.submit(sweep)
+    async def prove_writes(self) -> None:
+        """Returns once a write has become durable, after all that were asked for before.
+
+        Raises a StoreError.
+        """
+        await self._writes.submit(ProveWrites())
+
+    async def read_clock(self) -> tuple[int, bool]:
+        """The database's clock, and whether anybody may soon be late. Raises a StoreError."""
+        clock: tuple[int, bool] = await self._asides.submit(self._read_clock)
+        return clock
+
+    async def sweep(self, sweep: Sweep, cutoff: int | None = None) -> Swept:
+        """Applies a sweep, in a transaction of its own, to what was due by `cutoff`. Raises a StoreError.
+
+        Without `cutoff` it is what the database's clock says before the sweep is sent.
+        """
+        return await self._sweeps.submit((sweep, cutoff))
 
     async def checkpoint(self) -> None:
         """Puts what SQLite has in its log into the database file. Raises a StoreError."""
@@ -167,7 +191,14 @@ class OperationStore:
         finally:
             self._sender = None
 
-    def _after_write(self, command: Command, result: Outcome | Exception) -> None:
+    def _after_write(
+        self, command: Command | ProveWrites, result: Outcome | Exception | None
+    ) -> None:
+        # StoreBusy and StoreError concern one command.
+        if isinstance(result, StoreUnavailable | StoreFull) and not isinstance(result, StoreBusy):
+            self.when_write_fails()
+        if isinstance(command, ProveWrites):
+            return
         if isinstance(command, Delete):
             if isinstance(result, Outcome | OperationNotFound):
                 self._reads.forget(command.id)
@@ -177,19 +208,35 @@ class OperationStore:
             if result.changed and (record.done or record.cancel_requested_at is not None):
                 self._send_hint(record.id)
 
-    def _after_sweep(self, sweep: Sweep, result: Swept | Exception) -> None:
+    def _after_sweep(self, item: tuple[Sweep, int | None], result: Swept | Exception) -> None:
+        sweep, _ = item
         if isinstance(result, Swept) and result.ids and not isinstance(sweep, DeleteExpired):
             self._changes.hint(result.ids)
             self._send_hint(*result.ids)
 
-    def _sweep(self, sweeps: Sequence[Sweep]) -> list[Swept | Exception]:
+    def _write(
+        self, items: Sequence[Command | ProveWrites]
+    ) -> Sequence[Outcome | Exception | None]:
+        commands = [item for item in items if not isinstance(item, ProveWrites)]
+        outcomes = iter(self._writer.write(commands) if commands else [])
+        if len(commands) < len(items):
+            self._database.write(self._repository.prove_writes)
+        return [None if isinstance(item, ProveWrites) else next(outcomes) for item in items]
+
+    def _sweep(self, sweeps: Sequence[tuple[Sweep, int | None]]) -> list[Swept | Exception]:
         swept: list[Swept | Exception] = []
-        for sweep in sweeps:
+        for sweep, cutoff in sweeps:
             try:
-                swept.append(self._database.write(partial(self._repository.sweep, sweep=sweep)))
+                # Read before the statement, and not again when it is sent again.
+                due_by = self._read_clock()[0] if cutoff is None else cutoff
+                work = partial(self._repository.sweep, sweep=sweep, cutoff=due_by)
+                swept.append(self._database.write(work))
             except StoreError as error:
                 swept.append(error)
         return swept
+
+    def _read_clock(self) -> tuple[int, bool]:
+        return self._database.read(self._repository.read_clock)
 
 
 def _call_each(calls: Sequence[Callable[[], Any]]) -> list[Any]:

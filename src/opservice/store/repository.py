@@ -56,6 +56,7 @@ from opservice.errors import (
     TooManyOperations,
 )
 from opservice.operation import (
+    SECOND,
     Cancel,
     CancelPolicy,
     Command,
@@ -96,6 +97,27 @@ def _postgresql_clock(element: database_clock, compiler: SQLCompiler, **_: Any) 
 def _sqlite_clock(element: database_clock, compiler: SQLCompiler, **_: Any) -> str:
     # Its clock has milliseconds; a Julian day as a double has not many more.
     return "(CAST(round((julianday('now') - 2440587.5) * 86400000) AS INTEGER) * 1000)"
+
+
+class wall_clock(GenericFunction[int]):  # noqa: N801 - as above
+    """The same as of the moment in which it is evaluated, however long ago its statement came in."""
+
+    type = BigInteger()
+    inherit_cache = True
+
+
+@compiles(wall_clock, "postgresql")
+def _postgresql_wall_clock(element: wall_clock, compiler: SQLCompiler, **_: Any) -> str:
+    return "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)"
+
+
+@compiles(wall_clock, "sqlite")
+def _sqlite_wall_clock(element: wall_clock, compiler: SQLCompiler, **_: Any) -> str:
+    return _sqlite_clock(database_clock(), compiler)
+
+
+SWEEP_WITHIN = 5 * SECOND
+"""A sweep that is executed further than this from its cutoff changes nothing: something hung meanwhile."""
 
 
 class Repository:
@@ -154,9 +176,9 @@ class Repository:
             "lease_expires_at": now + bindparam("lease", type_=BigInteger),
             "timeout_at": now + bindparam("timeout", type_=BigInteger),
         }
-        running = select(_c.id).where(_c.parent == bindparam("parent"), ~_c.done)
+        siblings = select(_c.id).where(_c.parent == bindparam("parent"), ~_c.done)
         self._count_running = select(func.count()).select_from(
-            running.limit(bindparam("most", type_=BigInteger)).subquery()
+            siblings.limit(bindparam("most", type_=BigInteger)).subquery()
         )
         # Both dialects spell ON CONFLICT alike, but SQLAlchemy has no insert for the two.
         self._insert = {
@@ -213,12 +235,29 @@ class Repository:
         )
         self._delete = delete(operations).where(this, _c.done, visible).returning(*RECORD)
 
+        # In a subquery, so that PostgreSQL evaluates it once, before it looks at any row.
+        executed = select(wall_clock() if clock is None else clock).scalar_subquery()
+        first, last = (bindparam(name, type_=BigInteger) for name in ("first", "last"))
+        in_time = executed.between(first, last)
+        running = and_(~_c.done, in_time)
+        due_by = bindparam("due_by", type_=BigInteger)
         failed = {**ended, **new_error}
-        self._lapse = _sweep(_c.lease_expires_at, now, failed)
-        self._time_out = _sweep(_c.timeout_at, now, failed)
-        grace = bindparam("grace", type_=BigInteger)
-        self._end_grace = _sweep(_c.cancel_requested_at, now - grace, ended)
-        self._expire = delete(operations).where(_due(_c.done, _c.expires_at, now)).returning(_c.id)
+        self._lapse = _sweep(running, _c.lease_expires_at, due_by, failed)
+        self._time_out = _sweep(running, _c.timeout_at, due_by, failed)
+        self._end_grace = _sweep(running, _c.cancel_requested_at, due_by, ended)
+        expired = _due(and_(_c.done, in_time), _c.expires_at, due_by)
+        self._expire = delete(operations).where(expired).returning(_c.id)
+        awaited = or_(
+            *(
+                select(_c.id).where(~_c.done, due).exists()
+                for due in (
+                    _c.lease_expires_at.is_not(None),
+                    _c.cancel_requested_at.is_not(None),
+                    _c.timeout_at <= now,
+                )
+            )
+        )
+        self._clock = select(now, awaited)
 
     def find(self, connection: Connection, ids: Iterable[str]) -> dict[str, Record]:
         """The operations with these ids that exist and have not expired."""
@@ -254,16 +293,38 @@ class Repository:
                 outcomes[index] = refusal
         return [outcomes[index] for index in range(len(commands))]
 
-    def sweep(self, connection: Connection, sweep: Sweep) -> Swept:
-        """Changes operations whose time has come; those that another transaction holds are left."""
-        parameters: dict[str, Any] = {"batch": sweep.limit}
+    def read_clock(self, connection: Connection) -> tuple[int, bool]:
+        """The database's clock, and whether anybody may soon be late: there are leases, or the like."""
+        clock, awaited = connection.execute(self._clock).one()
+        return clock, bool(awaited)
+
+    def prove_writes(self, connection: Connection) -> None:
+        """Changes nothing, but its COMMIT waits for the disk and a synchronous standby, as others do."""
+        if connection.dialect.name == "sqlite":
+            version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+            connection.exec_driver_sql(f"PRAGMA user_version={int(version)}")
+        else:
+            connection.exec_driver_sql("SELECT pg_logical_emit_message(true, 'opservice', '')")
+
+    def sweep(self, connection: Connection, sweep: Sweep, cutoff: int) -> Swept:
+        """Changes operations whose time had come by `cutoff`, a reading of the database's clock.
+
+        Those that another transaction holds are left, and all of them when the statement is executed
+        further than SWEEP_WITHIN from the cutoff.
+        """
+        parameters: dict[str, Any] = {
+            "batch": sweep.limit,
+            "due_by": cutoff,
+            "first": cutoff - SWEEP_WITHIN,
+            "last": cutoff + SWEEP_WITHIN,
+        }
         match sweep:
             case LapseLeases() | ReachTimeouts():
                 statement = self._lapse if isinstance(sweep, LapseLeases) else self._time_out
                 parameters |= {"new_error": sweep.error.status, "new_error_code": sweep.error.code}
             case EndCancelGrace():
                 statement = self._end_grace
-                parameters["grace"] = sweep.grace
+                parameters["due_by"] = cutoff - sweep.grace
             case DeleteExpired():
                 return Swept(tuple(connection.execute(self._expire, parameters).scalars()))
             case _:
@@ -444,10 +505,13 @@ def _due(
     return _c.id.in_(select(chosen.c.id))
 
 
-def _sweep(column: Column[int], deadline: ColumnElement[int], values: dict[str, Any]) -> UpdateBase:
-    return (
-        update(operations).where(_due(~_c.done, column, deadline)).values(**values).returning(_c.id)
-    )
+def _sweep(
+    state: ColumnElement[bool],
+    column: Column[int],
+    deadline: ColumnElement[int],
+    values: dict[str, Any],
+) -> UpdateBase:
+    return update(operations).where(_due(state, column, deadline)).values(**values).returning(_c.id)
 
 
 def _returning(statement: Update) -> UpdateBase:
