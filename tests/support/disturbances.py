@@ -51,7 +51,7 @@ class Disturber:
             kinds += [self._lose_commits, self._end_connections]
         while True:
             for kind in [*worst, *self.random.sample(kinds, len(kinds))]:
-                calm = self.random.uniform(0.5, 3.5)
+                calm = self.random.uniform(1.5, 3.5)
                 if time.monotonic() + calm + self.pause[1] > until:
                     return
                 await asyncio.sleep(calm)
