@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from google.rpc.code_pb2 import Code
 from support.client import TOKEN, Client
 from support.postgres import PostgresServer
 from support.server import ServerProcess, eventually, serving
+from support.tools import require_tool
 
 LEASE = Duration(seconds=3)
 PAUSE_SECONDS = 8
@@ -105,3 +107,54 @@ def test_commits_that_hung_cost_nobody_their_lease(
 
     with serving(tmp_path, own_postgres.create_database(), **SETTINGS) as server:
         keep_through(server, lambda: set_standby("absent"), lambda: set_standby(""))
+
+
+@pytest.mark.slow
+def test_a_database_that_was_stopped_costs_nobody_their_lease(
+    tmp_path: Path, own_postgres: PostgresServer
+) -> None:
+    stopped: list[int] = []
+
+    def stop() -> None:
+        stopped.extend(own_postgres.processes())
+        send(signal.SIGSTOP)
+
+    def send(number: signal.Signals) -> None:
+        for pid in stopped:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    with serving(tmp_path, own_postgres.create_database(), **SETTINGS) as server:
+        keep_through(server, stop, lambda: send(signal.SIGCONT))
+
+
+@pytest.mark.slow
+def test_a_clock_that_is_set_forward_costs_nobody_their_lease(tmp_path: Path) -> None:
+    faketime = require_tool("faketime", "apt-get install faketime")
+    preload = subprocess.run(
+        [faketime, "-f", "+0s", "printenv", "LD_PRELOAD"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    offset = tmp_path / "offset"
+    offset.write_text("+0s\n")
+    settable = {
+        "LD_PRELOAD": preload.stdout.strip(),
+        "FAKETIME_TIMESTAMP_FILE": str(offset),
+        "FAKETIME_NO_CACHE": "1",
+        "DONT_FAKE_MONOTONIC": "1",
+    }
+
+    def set_forward() -> None:
+        # In one step: a file that is empty for a moment would mean another time.
+        (tmp_path / "next").write_text("+90s\n")
+        (tmp_path / "next").replace(offset)
+
+    with serving(
+        tmp_path,
+        f"sqlite:///{tmp_path}/operations.db",
+        environment=settable,
+        **SETTINGS,
+    ) as server:
+        keep_through(server, set_forward, lambda: None)

@@ -231,7 +231,7 @@ class OperationStore:
                 due_by = self._read_clock()[0] if cutoff is None else cutoff
                 work = partial(self._repository.sweep, sweep=sweep, cutoff=due_by)
                 swept.append(self._database.write(work))
-            except StoreError as error:
+            except Exception as error:  # noqa: BLE001 - goes to whoever asked for this one
                 swept.append(error)
         return swept
 
