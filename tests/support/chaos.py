@@ -6,8 +6,9 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Any, cast
 
@@ -30,7 +31,7 @@ from support.random_clients import (
     state_of,
 )
 from support.relay import Relay
-from support.server import ServerProcess
+from support.server import ServerProcess, eventually
 
 _OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),  # a connection for each client
@@ -196,31 +197,35 @@ def _await_leases(replica: ServerProcess, pool: Pool) -> None:
     deadline = time.monotonic() + _AWAIT_LEASES
     while running and time.monotonic() < deadline:
         for id_ in list(running):
-            if replica.client.get(id_).done:
-                running.discard(id_)
+            with suppress(grpc.RpcError):  # it may take a moment until all is well again
+                if replica.client.get(id_).done:
+                    running.discard(id_)
         time.sleep(0.1)
 
 
 def _read_everything(replica: ServerProcess, name: str, pool: Pool) -> None:
     ids = sorted({event.operation_id for event in pool.events} - {""})
     for id_ in ids:
-        invoked_at = time.monotonic()
-        told: dict[str, Any]
-        try:
-            record = replica.client.records.Get(GetOperationRecordRequest(operation_id=id_))
-        except grpc.RpcError as error:
-            told = refusal_to_fields(error)
-            if told["answer"] != "refused":  # all is well again
-                raise
-        else:
-            told = {"seen": (Sight(time.monotonic(), state_of(record)),)}
-        pool.events.append(
-            Event(
-                client=name,
-                call="GetRecord",
-                operation_id=id_,
-                invoked_at=invoked_at,
-                returned_at=time.monotonic(),
-                **told,
-            )
-        )
+        pool.events.append(eventually(partial(_read, replica, name, id_)))
+
+
+def _read(replica: ServerProcess, name: str, operation_id: str) -> Event | None:
+    """None when it could not be read: what was disturbed last may take a moment to recover."""
+    invoked_at = time.monotonic()
+    told: dict[str, Any]
+    try:
+        record = replica.client.records.Get(GetOperationRecordRequest(operation_id=operation_id))
+    except grpc.RpcError as error:
+        told = refusal_to_fields(error)
+        if told["answer"] != "refused":
+            return None
+    else:
+        told = {"seen": (Sight(time.monotonic(), state_of(record)),)}
+    return Event(
+        client=name,
+        call="GetRecord",
+        operation_id=operation_id,
+        invoked_at=invoked_at,
+        returned_at=time.monotonic(),
+        **told,
+    )

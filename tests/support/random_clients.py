@@ -388,7 +388,7 @@ class RandomClient:
 
 WORKER: Sequence[Act] = [
     *[RandomClient.get, RandomClient.get_record, RandomClient.renew] * 12,
-    *[RandomClient.longrunning_get, RandomClient.delete_if_done] * 4,
+    *[RandomClient.longrunning_get, RandomClient.delete_if_done, RandomClient.delete_if_done] * 4,
     *[RandomClient.cancel, RandomClient.complete, RandomClient.fail, RandomClient.rival],
     RandomClient.longrunning_cancel,
 ]
