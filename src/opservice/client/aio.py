@@ -299,7 +299,8 @@ class Work:
             case OperationCancelled() if self.operation.error.code == Code.CANCELLED:
                 return self.operation.error  # as readers have seen it since the Cancel
             case OperationCancelled():
-                return Status(code=Code.CANCELLED, message="The operation was cancelled")
+                # The server hides it until done, or the answer to an older Renew came after it.
+                return _CANCELLED
             case Exception():
                 log.error("operation %s failed", self.id, exc_info=error)
                 return Status(code=Code.INTERNAL, message="The operation failed unexpectedly")
@@ -374,9 +375,6 @@ class Work:
                         self.operation = record.operation
                         self._ended = self._ended or record.operation.done
                         if record.operation.done or record.HasField("cancel_requested_at"):
-                            if not (record.operation.done or record.operation.HasField("error")):
-                                # The server hides it until done: so that it is the same then.
-                                self.operation.error.CopyFrom(_CANCELLED)
                             self._set_cancelled()
                             return
             except grpc.aio.AioRpcError as error:
