@@ -329,7 +329,8 @@ def _add_services(
         OperationService(store, hide_error=settings.hide_error_until_done), server
     )
     producer_service_pb2_grpc.add_ProducerServiceServicer_to_server(
-        ProducerService(store, Limits.of(settings)), server
+        ProducerService(store, Limits.of(settings), hide_error=settings.hide_error_until_done),
+        server,
     )
     operation_record_service_pb2_grpc.add_OperationRecordServiceServicer_to_server(
         OperationRecordService(

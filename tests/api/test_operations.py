@@ -241,6 +241,23 @@ def test_the_error_of_a_cooperative_cancel_may_be_hidden_until_it_is_done(
         assert client.get(id_).error == producers.operation.error
 
 
+def test_a_hidden_error_is_not_in_the_answer_to_a_repeated_start_either(
+    database_url: str, tmp_path: Path
+) -> None:
+    """For a service hands that on to its caller."""
+    start = {
+        "idempotency_key": "k",
+        "cancel_policy": CancelPolicy.COOPERATIVE,
+        "lease_token": TOKEN,
+    }
+    with serving(tmp_path, database_url, hide_error_until_done=True) as server:
+        client = server.client
+        cancelled = client.cancel(client.started(**start))
+
+        assert client.start(**start).operation == cancelled
+        assert client.start(**start | {"lease_token": f"other-{TOKEN}"}).operation == cancelled
+
+
 def test_the_producer_ends_a_cooperative_cancel_with_its_own_error(client: Client) -> None:
     id_ = client.started(cancel_policy=CancelPolicy.COOPERATIVE)
     client.cancel(id_)

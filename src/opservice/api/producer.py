@@ -29,9 +29,11 @@ from opservice.identity import ANYBODY
 
 
 class ProducerService(ProducerServiceServicer):
-    def __init__(self, store: GuardedStore, limits: Limits) -> None:
+    def __init__(self, store: GuardedStore, limits: Limits, *, hide_error: bool) -> None:
+        """With `hide_error` the answer to a Start, which services hand on, has no error until it is done."""
         self._store = store
         self._limits = limits
+        self._hide_error = hide_error
 
     async def Start(
         self, request: StartRequest, context: ServicerContext[StartRequest, StartResponse]
@@ -39,7 +41,8 @@ class ProducerService(ProducerServiceServicer):
         caller = current_caller()
         identity = ANYBODY if caller is None else caller.identity
         outcome = await self._store.apply(start_from_pb(request, self._limits, identity))
-        return StartResponse(operation=operation_to_pb(outcome.record), owned=outcome.owned)
+        operation = operation_to_pb(outcome.record, hide_error=self._hide_error)
+        return StartResponse(operation=operation, owned=outcome.owned)
 
     async def Renew(
         self, request: RenewRequest, context: ServicerContext[RenewRequest, RenewResponse]
