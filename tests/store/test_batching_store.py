@@ -200,6 +200,30 @@ async def test_a_database_that_is_not_there_is_unavailable_to_every_caller() -> 
     assert [type(outcome) for outcome in outcomes] == [StoreUnavailable] * 2
 
 
+class CannotProve(Repository):
+    def prove_writes(self, connection: Connection) -> None:
+        raise StoreUnavailable
+
+
+async def test_commands_that_are_durable_are_told_so_when_the_proof_after_them_fails(
+    database_url: str,
+) -> None:
+    store = OperationStore(open_database(database_url), CannotProve())
+    failures: list[str] = []
+    store.when_write_fails = lambda: failures.append("failed")
+    id_ = new_id()
+
+    started, proof = await soon(
+        asyncio.gather(store.apply(Start(id_, DAY)), store.prove_writes(), return_exceptions=True)
+    )
+    await store.close()
+
+    assert isinstance(started, Outcome)
+    assert started.record.id == id_
+    assert isinstance(proof, StoreUnavailable)
+    assert failures == ["failed"]
+
+
 async def test_a_caller_that_gives_up_does_not_stop_the_commands_of_others(
     store: OperationStore,
 ) -> None:

@@ -219,9 +219,13 @@ class OperationStore:
     ) -> Sequence[Outcome | Exception | None]:
         commands = [item for item in items if not isinstance(item, ProveWrites)]
         outcomes = iter(self._writer.write(commands) if commands else [])
+        failed: Exception | None = None
         if len(commands) < len(items):
-            self._database.write(self._repository.prove_writes)
-        return [None if isinstance(item, ProveWrites) else next(outcomes) for item in items]
+            try:
+                self._database.write(self._repository.prove_writes)
+            except Exception as error:  # noqa: BLE001 - goes to who asked for it: the commands are durable
+                failed = error
+        return [failed if isinstance(item, ProveWrites) else next(outcomes) for item in items]
 
     def _sweep(self, sweeps: Sequence[tuple[Sweep, int | None]]) -> list[Swept | Exception]:
         swept: list[Swept | Exception] = []
