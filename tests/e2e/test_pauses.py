@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import grpc
+import psycopg
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.code_pb2 import Code
@@ -107,6 +108,34 @@ def test_commits_that_hung_cost_nobody_their_lease(
 
     with serving(tmp_path, own_postgres.create_database(), **SETTINGS) as server:
         keep_through(server, lambda: set_standby("absent"), lambda: set_standby(""))
+
+
+@pytest.mark.slow
+def test_a_row_that_stays_locked_keeps_no_other_lease_from_lapsing(
+    tmp_path: Path, own_postgres: PostgresServer
+) -> None:
+    url = own_postgres.create_database()
+    stop = threading.Event()
+
+    with serving(tmp_path, url, restart_grace="8s", housekeeping_interval="100ms") as server:
+        locked = server.client.started(lease=Duration(seconds=3600), lease_token=TOKEN)
+
+        def renew() -> None:
+            # Less often than the server remembers a row that is locked: each time it waits for it.
+            while not stop.wait(1.5):
+                with suppress(grpc.RpcError):
+                    server.client.renew(locked, lease_token=TOKEN)
+
+        with psycopg.connect(url) as connection:
+            connection.execute("SELECT FROM operations WHERE id = %s FOR UPDATE", [locked])
+            thread = threading.Thread(target=renew)
+            thread.start()
+            try:
+                gone = server.client.started(lease=LEASE, lease_token=TOKEN)
+                eventually(lambda: server.client.get(gone).done)
+            finally:
+                stop.set()
+                thread.join()
 
 
 @pytest.mark.slow

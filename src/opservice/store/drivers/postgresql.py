@@ -10,7 +10,7 @@ from psycopg import AsyncConnection
 from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
-_ROW_LOCK_WAIT_SECONDS = 2  # for an operation
+_ROW_LOCK_WAIT_SECONDS = 1  # for an operation; less than what counts as a gap (grace.py)
 _CONNECT_SECONDS = 5
 _STATEMENT_SECONDS = 10
 
