@@ -49,6 +49,7 @@ def retry(seconds: int) -> RetryInfo:
         (error(CODES.RESOURCE_EXHAUSTED, OURS, retry(1)), True),
         (error(CODES.RESOURCE_EXHAUSTED, OURS), False),
         (error(CODES.RESOURCE_EXHAUSTED, message="Sent message larger than max (9 vs. 8)"), False),
+        (error(CODES.UNKNOWN, message="Received http2 header with status: 413"), False),
         (error(CODES.INVALID_ARGUMENT, OURS), False),
         (error(CODES.NOT_FOUND), False),
     ],

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf.wrappers_pb2 import BytesValue
 from google.rpc.code_pb2 import Code
 
 from cli.processes import running
@@ -105,3 +106,22 @@ def test_a_quiet_watch_is_not_cut(tmp_path: Path) -> None:
 def test_three_minutes_behind_the_defaults_of_nginx(server: ServerProcess, tmp_path: Path) -> None:
     with nginx(tmp_path, server.address) as proxy:
         follow(server, proxy, meanwhile=lambda: time.sleep(180))
+
+
+def test_a_result_that_nginx_finds_too_large_ends_the_operation(
+    server: ServerProcess, tmp_path: Path
+) -> None:
+    def too_large(work: WorkLike) -> Steps:
+        yield
+        return BytesValue(value=bytes((1 << 20) - 100))
+
+    with nginx(tmp_path, server.address) as proxy:
+        producer = KINDS["threads"](proxy.address)
+        try:
+            work = producer.start()
+            producer.run(work, too_large)
+            eventually(lambda: server.client.get(work.id).done)
+        finally:
+            producer.close()
+
+    assert server.client.get(work.id).error.code == Code.INTERNAL

@@ -18,6 +18,12 @@ ERROR_DOMAIN = "opservice"
 _STATUS_DETAILS = "grpc-status-details-bin"
 _LONGEST_DELAY_SECONDS = 60.0
 
+# How gRPC says that a request is too large for itself, and for a proxy (HTTP's 413).
+_TOO_LARGE = {
+    grpc.StatusCode.RESOURCE_EXHAUSTED: "message larger than max",
+    grpc.StatusCode.UNKNOWN: "with status: 413",
+}
+
 # CANCELLED is what a server that stops may answer, and INTERNAL what gRPC makes of a stream that a proxy
 # reset. Our own cancelling is not seen here: then nobody waits for the answer any more.
 _TRANSIENT = frozenset(
@@ -55,11 +61,11 @@ def retry_delay(error: grpc.RpcError) -> float:
 
 
 def is_malformed(error: grpc.RpcError) -> bool:
-    """Whether it is the request's own fault: a bad field, or a size that gRPC itself refuses."""
-    return error.code() == grpc.StatusCode.INVALID_ARGUMENT or (
-        error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-        and "message larger than max" in (error.details() or "")
-    )
+    """Whether it is the request's own fault: a bad field, or a size that gRPC itself or a proxy refuses."""
+    if error.code() == grpc.StatusCode.INVALID_ARGUMENT:
+        return True
+    too_large = _TOO_LARGE.get(error.code())
+    return too_large is not None and too_large in (error.details() or "")
 
 
 def _details(error: grpc.RpcError) -> Status:
