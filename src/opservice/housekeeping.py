@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -32,9 +32,15 @@ audit = structlog.stdlib.get_logger(AUDIT_LOGGER)
 
 
 async def keep_house(
-    store: OperationStore, sweeps: Sequence[Sweep], interval: int, restart_grace: int
+    store: OperationStore,
+    sweeps: Sequence[Sweep],
+    interval: int,
+    restart_grace: int,
+    knows_callers: Callable[[], bool] = lambda: True,
 ) -> None:
     """Runs the sweeps every `interval` microseconds, until cancelled.
+
+    While not `knows_callers`, such as before the keys were read, all are refused, and it is a gap.
 
     Operations may have become due only because nobody could reach the server: after the start and
     after each gap (see grace.py) none is ended for `restart_grace` microseconds.
@@ -43,11 +49,13 @@ async def keep_house(
     grace = Grace(restart_grace / SECOND, loop.time())
     store.when_write_fails = lambda: grace.gap(loop.time())
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(_watch(store, grace, interval / SECOND))
+        tasks.create_task(_watch(store, grace, interval / SECOND, knows_callers))
         tasks.create_task(_sweep_all(store, grace, sweeps, interval / SECOND))
 
 
-async def _watch(store: OperationStore, grace: Grace, interval: float) -> None:
+async def _watch(
+    store: OperationStore, grace: Grace, interval: float, knows_callers: Callable[[], bool]
+) -> None:
     """Tells `grace` whether this process runs, the database's clock, and whether writes become durable."""
     loop = asyncio.get_running_loop()
     seconds = min(max(interval, LEAST_WATCH_SECONDS), MOST_WATCH_SECONDS)
@@ -66,6 +74,8 @@ async def _watch(store: OperationStore, grace: Grace, interval: float) -> None:
         except Exception:
             grace.gap(loop.time())
             log.exception("database check failed")
+        if not knows_callers():
+            grace.gap(loop.time())
         began = loop.time()
         await asyncio.sleep(seconds)
         grace.slept(began, seconds, loop.time())

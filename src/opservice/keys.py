@@ -159,6 +159,11 @@ class KeySource:
                 f"no keys from {self._source} within {_READ_SECONDS:g} s"
             ) from error
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether keys have been read at all; without any every token is refused."""
+        return bool(self._keys)
+
     def find(self, key_id: str) -> Key | None:
         """The key with this id; for "", the only one there is."""
         if not key_id and len(self._keys) == 1:

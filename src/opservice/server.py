@@ -148,6 +148,7 @@ async def run(
                     _sweeps(settings),
                     settings.housekeeping_interval,
                     settings.restart_grace,
+                    lambda: security.keys is None or security.keys.has_keys,
                 )
             )
         ]

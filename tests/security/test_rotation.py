@@ -11,9 +11,10 @@ from threading import Event, Thread
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from security.calls import RECORDS, PendingCall, request_for
-from support.client import open_channel, refusal_from, refused
+from support.client import TOKEN, open_channel, refusal_from, refused
 from support.identities import (
     AUDIENCE,
     ISSUER,
@@ -181,6 +182,28 @@ def test_a_server_starts_without_its_keys_and_has_them_once_they_are_there(
         key_server.available = True
 
         assert client.started()
+
+
+def test_no_lease_lapses_while_there_are_no_keys_to_know_its_holder_by(
+    tmp_path: Path, issuer: Issuer, key_server: KeyServer
+) -> None:
+    settings = {"jwks": key_server.url, "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE}
+    quick = {"restart_grace": "0s", "housekeeping_interval": "100ms"}
+    url = f"sqlite:///{tmp_path}/operations.db"
+    with serving(tmp_path, url, **settings, **quick) as server:
+        client = calling_with(server.client.channel, issuer.token("root", "admin:*"))
+        client.complete(client.started(retention=Duration(seconds=5)))
+        client.started(lease=Duration(seconds=1), lease_token=TOKEN)
+        server.kill()
+        key_server.available = False
+        server.start()
+
+        # It expires after the lease.
+        eventually(lambda: server.log(event="swept", sweep="DeleteExpired"))
+        assert not server.log(event="swept", sweep="LapseLeases")
+
+        key_server.available = True
+        eventually(lambda: server.log(event="swept", sweep="LapseLeases"))
 
 
 def test_invented_keys_do_not_have_the_source_asked_for_each(
