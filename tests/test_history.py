@@ -61,6 +61,8 @@ REBORN = State(60, metadata="m0", born=55, revision=1)
 RESTART = replace(START, invoked_at=6, returned_at=6.5, seen=(Sight(6.5, REBORN),), token="t2")
 CANCELLING = State(20, result=CANCELLED, metadata="m0", revision=2)
 
+LAPSED = replace(ENDED, metadata="m0", revision=2)
+
 GOOD = {
     "nothing": [],
     "a life": LIFE,
@@ -160,6 +162,11 @@ GOOD = {
         call("LongrunningGet", 4, glimpse=State(0, done=True, result="r1", metadata="m1")),
     ],
     "a list of what was never answered": [call("List", 2, RUNNING)],
+    "a list of what a Start that was not answered made, before its repeat": [
+        unknown("Start", 0, operation_id="", key="k", attempts=("r1",), token="t1"),
+        call("List", 4, LAPSED),
+        replace(START, invoked_at=6, returned_at=6.5, seen=(Sight(6.5, LAPSED),), attempts=("r1",)),
+    ],
     "public states between records": [
         *LIFE,
         call("Get", 2.6, replace(RENEWED, revision=None)),

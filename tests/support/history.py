@@ -121,8 +121,10 @@ def check(events: Iterable[Event]) -> list[Violation]:
     """What no correct server would have answered; empty when there is nothing of that kind."""
     events = list(events)
     by_operation: dict[str, list[Event]] = defaultdict(list)
+    # A Start whose answer was lost names no operation, but may be the one that made that of its key.
+    of_key = {event.key: event.operation_id for event in events if event.key and event.operation_id}
     for event in events:
-        by_operation[event.operation_id].append(event)
+        by_operation[event.operation_id or of_key.get(event.key, "")].append(event)
     by_operation.pop("", None)
     rules = (
         _each_version_is_one_state,
