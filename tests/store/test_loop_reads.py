@@ -129,8 +129,11 @@ async def test_a_request_that_the_socket_does_not_take_at_once_is_sent_when_it_d
         flush()
 
     monkeypatch.setattr(line, "_flush", counted)
-    records = await found(on_loop, *(f"{index:0128}" for index in range(MAX_BATCH)))
-    assert {type(each) for each in records} == {OperationNotFound}
+    for _ in range(100):  # PostgreSQL may be quick enough to take all of it at once
+        records = await found(on_loop, *(f"{index:0128}" for index in range(MAX_BATCH)))
+        assert {type(each) for each in records} == {OperationNotFound}
+        if later:
+            break
     assert later > 0
 
 
