@@ -1,5 +1,6 @@
 """Housekeeping by several servers at once, and after their database was away."""
 
+import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,10 @@ from opservice._proto.opservice.v1.operation_record_service_pb2 import (
     GetOperationRecordRequest,
 )
 from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
+from opservice.housekeeping import keep_checkpointing
+from opservice.store.engine import open_database
+from opservice.store.operations import OperationStore
+from opservice.store.repository import Repository
 from support.client import TOKEN, Client, refusal_from
 from support.fixtures import empty_database, execute
 from support.postgres import PostgresServer
@@ -176,3 +181,23 @@ def test_a_lease_that_is_not_renewed_lapses_once_the_server_has_been_there_for_l
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/operations.db"
+
+
+async def test_checkpoints_go_on_whatever_one_of_them_raises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = OperationStore(open_database(f"sqlite:///{tmp_path}/operations.db"), Repository())
+    tries, again = 0, asyncio.Event()
+
+    async def fail() -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 2:
+            again.set()
+        raise RuntimeError
+
+    monkeypatch.setattr(store, "checkpoint", fail)
+    keeping = asyncio.create_task(keep_checkpointing(store, 0))
+    await asyncio.wait_for(again.wait(), 30)
+    keeping.cancel()
+    await store.close()

@@ -116,6 +116,8 @@ async def keep_checkpointing(store: OperationStore, seconds: float) -> None:
             await store.checkpoint()
         except StoreError as error:
             log.warning("checkpoint failed", cause=str(error.__cause__ or error))
+        except Exception:  # whatever it is, the next checkpoint must be tried
+            log.exception("checkpoint failed")
 
 
 async def _sweep(store: OperationStore, sweep: Sweep, cutoff: int) -> bool:
