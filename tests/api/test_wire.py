@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from google.protobuf.any_pb2 import Any as AnyPb
+from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,3 +45,14 @@ def test_any_bytes_are_counted_to_an_end(data: bytes) -> None:
 
 def test_a_number_without_end_is_looked_at_no_further_than_a_decoder_does() -> None:
     assert not has_more_fields(b"\x80" * 4_000_000, FAIL, 1)
+
+
+def test_a_size_is_the_number_that_the_decoder_takes_it_for() -> None:
+    """In ten bytes, of which the last has more than the 64th bit."""
+    details = b"\x1a\x00" * 50
+    for last in range(128):
+        size = bytes([0x80 | len(details), *[0x80] * 8, last])
+        request = b"\x1a" + size + details
+        with suppress(DecodeError):
+            taken = len(FailRequest.FromString(request).error.details)
+            assert has_more_fields(request, FAIL, taken)

@@ -12,6 +12,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
 _LONGEST_VARINT = 10
+_64_BITS = (1 << 64) - 1
 
 
 def has_more_fields(data: bytes, kind: Descriptor, most: int) -> bool:
@@ -47,12 +48,15 @@ def has_more_fields(data: bytes, kind: Descriptor, most: int) -> bool:
 
 
 def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
-    """The number, and where it ends: at `end` when it is malformed."""
+    """The number, and where it ends: at `end` when it is malformed.
+
+    Ten bytes hold 70 bits, of which decoders drop those above the 64th.
+    """
     number = 0
     for shift, byte in enumerate(data[at : min(at + _LONGEST_VARINT, end)]):
         number |= (byte & 0x7F) << (7 * shift)
         if byte < 0x80:
-            return number, at + shift + 1
+            return number & _64_BITS, at + shift + 1
     return 0, end
 
 
