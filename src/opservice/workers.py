@@ -413,7 +413,8 @@ async def _serve(job: _Job, supervisor: Link) -> None:
     hearing = asyncio.create_task(_hear(supervisor, files, security, stop))
     await run(
         settings,
-        open_database(settings.database, group=group_id(settings.file_group)),
+        # The supervisor made it: were it gone by now, a new one would be empty.
+        open_database(settings.database, group=group_id(settings.file_group), create=False),
         security,
         build_known_types(settings),
         stop,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
-from opservice.errors import StoreFileLost
+from opservice.errors import StartupError, StoreFileLost
 from opservice.operation import DAY, DeleteExpired, Start, new_id
-from opservice.store.engine import Database
+from opservice.store.engine import Database, open_database
 from opservice.store.operations import OperationStore
 from opservice.store.repository import Repository
 
@@ -126,3 +128,27 @@ def test_a_database_that_was_closed_opens_the_files_that_are_there_then(
     database.close()
     assert not file.with_name(f"{file.name}-wal").exists()
     database.read(lambda _: None)
+
+
+def test_no_connection_makes_a_file_in_the_place_of_a_lost_one(
+    database: Database, file: Path
+) -> None:
+    database.read(lambda _: None)  # the writer has not been connected yet
+    delete(file)
+    with pytest.raises(StoreFileLost):
+        database.write(lambda _: None)
+    assert not file.exists()
+
+
+def test_who_does_not_create_a_database_is_refused_where_there_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "operations.db"
+    with pytest.raises(StartupError, match=f"the database file does not exist: {file}"):
+        open_database(f"sqlite:///{file}", create=False)
+    assert not file.exists()
+
+
+def test_any_name_of_a_file_is_that_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "50% of #1 ?mode=ro & é.db"
+    with closing(open_database(f"sqlite:///{quote(str(file))}")) as opened:
+        opened.write(lambda c: c.exec_driver_sql("CREATE TABLE made (id)"))
+    assert file.stat().st_size > 0

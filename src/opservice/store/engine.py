@@ -181,6 +181,7 @@ class Database:
             try:
                 return attempt()
             except DBAPIError as error:
+                self._check_files()  # no connection can be made to a file that is gone
                 if _sqlstate(error) == _READ_ONLY_STATE:
                     # After a failover the pool may still lead to what is now a standby.
                     self.close()
@@ -231,14 +232,17 @@ def _never_connected(error: DBAPIError) -> bool:
     }
 
 
-def open_database(url: str, *, readers: int = 4, group: int | None = None) -> Database:
-    """Makes the engines for a database URL; connects to nothing yet. `group` may use SQLite's files, too.
+def open_database(
+    url: str, *, readers: int = 4, group: int | None = None, create: bool = True
+) -> Database:
+    """Makes the engines for a database URL; connects to nothing yet.
 
+    `group` may use SQLite's files, too; with `create` an SQLite file is made when there is none.
     Raises StartupError when the URL is not one of a durable SQLite file or of PostgreSQL.
     """
     parsed = parse_database_url(url)
     if parsed.is_sqlite:
-        writer, reader, files = sqlite.engines(parsed.file, readers, group)
+        writer, reader, files = sqlite.engines(parsed.file, readers, group, create=create)
         return Database(parsed, writer, reader, files=files)
     arguments = postgresql.connect_arguments(parsed.parameters)
     return Database(parsed, *postgresql.engines(arguments, readers), arguments)

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import URL, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
@@ -43,17 +44,18 @@ _LOCK_WAIT_SECONDS = 5  # for the whole of SQLite
 
 
 def engines(
-    file: str, readers: int, group: int | None = None
+    file: str, readers: int, group: int | None = None, *, create: bool = True
 ) -> tuple[Engine, Engine, SqliteFiles]:
     """A writer and a reader, which connect to nothing yet, and the files that they will open.
 
-    The file is made when it is not there; it and those beside it are kept from all users but this one and
+    With `create` the file is made here when it is not there. No connection makes it: one that is opened after
+    the file was deleted must fail. The file and those beside it are kept from all users but this one and
     those of the group with this number.
 
-    Raises StartupError when there can be no database in that place.
+    Raises StartupError when there can be no database in that place, or, without `create`, when there is none.
     """
     try:
-        _check_place(Path(file))
+        _check_place(Path(file), create=create)
     except OSError as error:
         raise StartupError(f"the database cannot be used: {error.strerror}: {file}") from error
     check_private_place(Path(file))
@@ -63,9 +65,13 @@ def engines(
         for path in beside:
             make_private(path, group, _GROUP_MODE)
 
-    make_private(Path(file), group, _GROUP_MODE, create=True)
+    make_private(Path(file), group, _GROUP_MODE, create=create)
     keep_private()
-    url = URL.create("sqlite", database=file)
+    url = URL.create(
+        "sqlite",
+        database=f"file:{quote(str(Path(file).absolute()))}",
+        query={"uri": "true", "mode": "rw"},  # https://www.sqlite.org/uri.html
+    )
     module: ModuleType = dbapi
     files = SqliteFiles(file, keep_private)
 
@@ -88,8 +94,10 @@ def engines(
     return writer, engine(readers), files
 
 
-def _check_place(file: Path) -> None:
+def _check_place(file: Path, *, create: bool) -> None:
     """Raises StartupError with what SQLite would call "unable to open database file"."""
+    if not create and not file.exists():
+        raise StartupError(f"the database file does not exist: {file}")
     if not file.parent.is_dir():
         raise StartupError(f"the directory of the database does not exist: {file.parent}")
     if file.is_dir():
