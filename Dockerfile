@@ -21,14 +21,23 @@ RUN /opt/opservice/bin/pip install --no-index --no-deps --no-build-isolation . \
     && find /opt/opservice/bin -mindepth 1 ! -name 'python*' ! -name opservice -delete \
     && /opt/opservice/bin/python -m compileall -q -f --invalidation-mode unchecked-hash /opt/opservice/lib
 
-FROM ${BASE_IMAGE}
-# No program gives whoever runs it more rights.
+FROM ${BASE_IMAGE} AS root
+# No program gives whoever runs it more rights, and none installs others.
 RUN groupadd --gid 10001 opservice \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin opservice \
     && install -d -o opservice -g opservice -m 0750 /data \
-    && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
+    && find / -xdev -type f -perm /6000 -exec chmod a-s {} + \
+    && find / -xdev -depth \( -path '*/python3*/ensurepip' -o -path '/usr/share/python-wheels' \
+        -o -path '*/bin/pip*' -o -path '*/bin/wheel*' -o -path '*-packages/pip*' -o -path '*-packages/wheel*' \
+        -o -path '*-packages/setuptools*' -o -path '*-packages/pkg_resources*' -o -path '*-packages/*distutils*' \) \
+        -exec rm -r {} +
 COPY --from=build /opt/opservice /opt/opservice
-ENV PATH=/opt/opservice/bin:$PATH \
+
+# One layer, because what is removed in a layer stays in those below.
+FROM scratch
+COPY --from=root / /
+ENV PATH=/opt/opservice/bin:/usr/local/bin:/usr/bin:/bin \
+    LANG=C.UTF-8 \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONSAFEPATH=1 \
     PYTHONUNBUFFERED=1 \
