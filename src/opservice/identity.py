@@ -137,6 +137,11 @@ class Identity:
         own = right in _OF_CREATOR and self.subject != ""
         return own or any(right in RIGHTS[grant.role] for grant in self.grants)
 
+    @property
+    def sees_everything(self) -> bool:
+        """Every role may see."""
+        return any(grant.subtree == EVERYWHERE for grant in self.grants)
+
     def scope(self) -> Scope | None:
         """What he may see; None when that is everything. Every role may see."""
         subtrees = _outermost({grant.subtree for grant in self.grants})

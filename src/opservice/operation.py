@@ -11,6 +11,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 SECOND = 1_000_000
 DAY = 86_400 * SECOND
@@ -91,6 +92,14 @@ class Record:
             self.progress_unit or "",
             self.progress_message or "",
         )
+
+
+class Origin(NamedTuple):
+    """What decides who may see an operation; it never changes while the operation is there."""
+
+    id: str
+    parent: str
+    created_by: str
 
 
 @dataclass(frozen=True, slots=True)

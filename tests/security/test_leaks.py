@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ from security.calls import (
     request_for,
 )
 from support.client import TOKEN, Client, refusal_from, refused
-from support.fixtures import empty_database
+from support.fixtures import empty_database, execute
 from support.identities import (
     Issuer,
     TokenFile,
@@ -154,6 +155,32 @@ def test_what_may_not_be_seen_answers_like_what_does_not_exist(
 
         assert hidden[0] == grpc.StatusCode.NOT_FOUND
         assert renamed(hidden, id_) == repr(missing)
+
+
+@STATES
+@pytest.mark.parametrize("method", OF_OPERATION)
+@pytest.mark.parametrize("payload", ["metadata", "response"])
+def test_no_payload_is_read_of_what_may_not_be_seen(
+    site: Site, method: str, made: Made, payload: str
+) -> None:
+    """It would take longer, the more there is of it."""
+    id_ = made(site.bob, THEIRS)
+    request = request_for(method, id_, THEIRS)
+
+    with without_column(site.server.database, payload):
+        (code, *_) = everything_told(site, method, request)
+
+    assert code == grpc.StatusCode.NOT_FOUND
+
+
+@contextmanager
+def without_column(database: str, name: str) -> Iterator[None]:
+    """Whoever asks for the column gets an error."""
+    execute(database, f"ALTER TABLE operations RENAME COLUMN {name} TO taken_away")
+    try:
+        yield
+    finally:
+        execute(database, f"ALTER TABLE operations RENAME COLUMN taken_away TO {name}")
 
 
 @pytest.mark.parametrize("method", BY_NAME)

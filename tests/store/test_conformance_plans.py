@@ -25,6 +25,7 @@ from opservice.operation import (
     Sweep,
 )
 from opservice.store.engine import Database
+from opservice.store.origins import find_origins
 from opservice.store.repository import Repository
 from opservice.store.schema import operations
 from store.conftest import ABORTED, CANCELLED, Ops
@@ -118,6 +119,7 @@ COMMANDS = {
 READS: dict[str, Callable[[Repository, Connection, list[str]], object]] = {
     "find": Repository.find,
     "revisions": Repository.revisions,
+    "origins": lambda _, connection, ids: find_origins(connection, ids),
 }
 
 

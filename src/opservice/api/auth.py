@@ -26,7 +26,7 @@ from opservice.errors import (
 )
 from opservice.identity import MAX_GRANTS, Grant, Identity, Right, parse_grant
 from opservice.keys import KeySource
-from opservice.operation import Command, Outcome, Record
+from opservice.operation import Command, Origin, Outcome, Record
 from opservice.policy import Policy, StaticTokens, hash_token, valid_subject
 
 LEEWAY_SECONDS = 10
@@ -85,7 +85,7 @@ class Caller:
         if not self.identity.may_any(self.right):
             raise PermissionDenied(f"You may not {self.right.value} any operation")
 
-    def admit(self, record: Record) -> None:
+    def admit(self, record: Record | Origin) -> None:
         """Raises OperationNotFound when he may not see the operation, PermissionDenied when he may
         see it but not do with it what this call does."""
         may = self.identity.may

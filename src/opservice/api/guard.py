@@ -1,7 +1,9 @@
 """The store as the caller of the present call may use it: what he may not see is not there.
 
-An operation's parent and creator never change, so what was found of them by reading it holds when it is
-changed afterwards.
+Whether a caller may see an operation is decided before its payloads are read: how long that takes would tell
+that there is one. An operation's parent and creator never change, so what was found of them holds when
+it is read or changed afterwards. But an id that was derived from an idempotency key may come again, as
+another operation; so what is read is checked as well.
 """
 
 from __future__ import annotations
@@ -15,7 +17,13 @@ from dataclasses import replace
 import structlog
 
 from opservice.api.auth import Authenticator, Caller, current_caller
-from opservice.errors import OpserviceError, ServerStopping, TooManyLists, Unauthenticated
+from opservice.errors import (
+    OpserviceError,
+    PermissionDenied,
+    ServerStopping,
+    TooManyLists,
+    Unauthenticated,
+)
 from opservice.filters import ListQuery
 from opservice.identity import Identity
 from opservice.operation import SECOND, Command, Outcome, Record, Start
@@ -48,10 +56,13 @@ class GuardedStore:
             authenticator.listeners.append(self._check_followers)
 
     async def get(self, operation_id: str) -> Record:
-        record = await self._store.get(operation_id)
         caller = current_caller()
-        if caller is not None:
-            caller.admit(record)
+        if caller is None:
+            return await self._store.get(operation_id)
+        if not caller.identity.sees_everything:
+            await self._admit(caller, operation_id)
+        record = await self._store.get(operation_id)
+        caller.admit(record)
         return record
 
     async def page(self, query: ListQuery) -> Listed:
@@ -80,7 +91,7 @@ class GuardedStore:
         if isinstance(command, Start):
             caller.admit_start(command.parent)
         elif self._authenticator is not None:
-            caller.admit(await self._store.get(command.id))
+            await self._admit(caller, command.id)
         caller.outcome = await self._store.apply(command)
         return caller.outcome
 
@@ -93,6 +104,8 @@ class GuardedStore:
             following = None
             records = self._store.follow(operation_id, repeat_after)
         else:
+            if not caller.identity.sees_everything:
+                await self._admit(caller, operation_id)
             following = _Following(caller, authenticator)
             self._following.add(following)
             records = self._store.follow(operation_id, repeat_after, following.begin)
@@ -120,6 +133,15 @@ class GuardedStore:
                             if record.done:
                                 return record
         return await self.get(operation_id)
+
+    async def _admit(self, caller: Caller, operation_id: str) -> None:
+        """Raises why the caller may not do with an operation what the call does."""
+        origin = await self._store.origin(operation_id)
+        try:
+            caller.admit(origin)
+        except PermissionDenied:
+            await self._store.get(operation_id)  # one that has expired is not found, not denied
+            raise
 
     def _check_followers(self) -> None:
         """What they may see is found out again before they are told anything more."""

@@ -17,10 +17,12 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from opservice.errors import OperationNotFound, OpserviceError
-from opservice.operation import Record
+from opservice.operation import Origin, Record
+from opservice.store.compiled import PostgresqlFind, SqliteGet
 from opservice.store.drivers import postgresql
 from opservice.store.engine import UNPREPARED_STATES, Database
 from opservice.store.libpq import Line
+from opservice.store.origins import compile_find_origins, compile_get_origin
 from opservice.store.repository import Repository
 
 log = structlog.stdlib.get_logger("opservice.store")
@@ -34,6 +36,7 @@ class Closable(Protocol):
 
 
 Opened = TypeVar("Opened", bound=Closable)
+Found = TypeVar("Found", Record, Origin)
 
 
 class _LoopReads(ABC, Generic[Opened]):
@@ -98,20 +101,28 @@ class SqliteReads(_LoopReads[Connection]):
     def __init__(self, database: Database, repository: Repository) -> None:
         super().__init__(database)
         self._get = repository.compile_get()
+        self._get_origin = compile_get_origin()
 
     def get(self, operation_id: str) -> Record | None:
         """The operation, or None when it must be looked for by a thread. Raises OperationNotFound."""
+        return self._ask(self._get, operation_id)
+
+    def origin(self, operation_id: str) -> Origin | None:
+        """The same."""
+        return self._ask(self._get_origin, operation_id)
+
+    def _ask(self, get: SqliteGet[Found], operation_id: str) -> Found | None:
         connection = self._connected()
         if connection is None:
             return None
         try:
-            record = self._get(connection.connection.dbapi_connection, operation_id)
+            found = get(connection.connection.dbapi_connection, operation_id)
         except Exception as error:  # noqa: BLE001 - the thread says it to whom it concerns
             self._disconnect(error)
             return None
-        if record is None:
+        if found is None:
             raise OperationNotFound(operation_id)
-        return record
+        return found
 
     async def _open(self) -> Connection:
         return await asyncio.to_thread(self._database.connect_without_waiting)
@@ -123,19 +134,32 @@ class PostgresqlReads(_LoopReads[Line]):
     def __init__(self, database: Database, repository: Repository) -> None:
         super().__init__(database)
         self._find = repository.compile_find()
+        self._find_origins = compile_find_origins()
+        self._turn = asyncio.Lock()
 
     async def find(self, ids: Sequence[str]) -> list[Record | Exception] | None:
         """For each id the operation or OperationNotFound; None when a thread must look for them."""
-        line = self._connected()
-        if line is None:
-            return None
-        try:
-            found = {record.id: record for record in await self._find(line, [*set(ids)])}
-        except psycopg.Error as error:
-            self._disconnect(error)
-            return None
-        except Exception:  # noqa: BLE001 - a row that cannot be read: the thread finds out which
-            return None
+        return await self._ask(self._find, ids)
+
+    async def origins(self, ids: Sequence[str]) -> list[Origin | Exception] | None:
+        """The same."""
+        return await self._ask(self._find_origins, ids)
+
+    async def _ask(
+        self, find: PostgresqlFind[Found], ids: Sequence[str]
+    ) -> list[Found | Exception] | None:
+        async with self._turn:
+            line = self._connected()
+            if line is None:
+                return None
+            try:
+                rows = await find(line, [*set(ids)])
+            except psycopg.Error as error:
+                self._disconnect(error)
+                return None
+            except Exception:  # noqa: BLE001 - a row that cannot be read: the thread finds out which
+                return None
+        found = {row.id: row for row in rows}
         return [found.get(id_) or OperationNotFound(id_) for id_ in ids]
 
     async def _open(self) -> Line:
@@ -152,6 +176,7 @@ class PostgresqlReads(_LoopReads[Line]):
         try:
             if prepares:
                 await self._find.prepare(line)
+                await self._find_origins.prepare(line)
         except BaseException:
             line.close()
             raise

@@ -17,6 +17,7 @@ from opservice.operation import (
     Command,
     Delete,
     DeleteExpired,
+    Origin,
     Outcome,
     Record,
     Sweep,
@@ -83,6 +84,10 @@ class OperationStore:
         Raises OperationNotFound, or a StoreError.
         """
         return await self._reads.get(operation_id)
+
+    async def origin(self, operation_id: str) -> Record | Origin:
+        """Whose the operation is, without its payloads; also when it has expired. Raises as `get` does."""
+        return await self._reads.origin(operation_id)
 
     async def page(self, query: ListQuery, caller: str = "") -> Listed:
         """A page of operations, as of some moment after the call. Callers have their lists by turns.

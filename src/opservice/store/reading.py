@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TypeVar
+
+from sqlalchemy import Connection
 
 from opservice.errors import OperationNotFound, StoreUnavailable
-from opservice.operation import SECOND, Record
+from opservice.operation import SECOND, Origin, Record
 from opservice.store.batching import Batcher
 from opservice.store.engine import Database
 from opservice.store.loop_reads import PostgresqlReads, SqliteReads
+from opservice.store.origins import find_origins
 from opservice.store.repository import Repository
 
 MEMORY_BYTES = 64 << 20
@@ -26,20 +31,28 @@ _RECORD_BYTES = 1_500
 """What a record takes beside its payloads."""
 
 
+Found = TypeVar("Found")
+Find = Callable[[Connection, Iterable[str]], Mapping[str, Found]]
+
+
 class Reads:
     """Reads for many callers at once."""
 
     def __init__(self, database: Database, repository: Repository) -> None:
         self._database = database
-        self._repository = repository
         self._memory = DoneRecords(MEMORY_BYTES)
         self._forgotten = 0
         self._sqlite = SqliteReads(database, repository) if database.is_sqlite else None
         self._postgresql = None if database.is_sqlite else PostgresqlReads(database, repository)
         self._batches: Batcher[str, Record] = Batcher(
             "store-read",
-            self._read,
+            partial(self._read, repository.find),
             on_loop=None if self._postgresql is None else self._postgresql.find,
+        )
+        self._origins: Batcher[str, Origin] = Batcher(
+            "store-origin",
+            partial(self._read, find_origins),
+            on_loop=None if self._postgresql is None else self._postgresql.origins,
         )
 
     async def get(self, operation_id: str) -> Record:
@@ -58,6 +71,17 @@ class Reads:
             self._memory.put(record)
         return record
 
+    async def origin(self, operation_id: str) -> Record | Origin:
+        """Who may see the operation, by a query that does not read its payloads (origins.py).
+
+        Also of one that has expired and is not deleted yet. Raises as `get` does.
+        """
+        self._database.refuse_if_lost()
+        found: Record | Origin | None = self._memory.get(operation_id)
+        if found is None and self._sqlite is not None:
+            found = self._sqlite.origin(operation_id)
+        return await self._origins.submit(operation_id) if found is None else found
+
     def forget(self, operation_id: str) -> None:
         """It was deleted: neither what is in memory of it nor what is being read is to stay there."""
         self._forgotten += 1
@@ -65,13 +89,14 @@ class Reads:
 
     async def close(self) -> None:
         await self._batches.close()
+        await self._origins.close()
         for on_loop in (self._sqlite, self._postgresql):
             if on_loop is not None:
                 on_loop.close()
 
-    def _read(self, ids: Sequence[str]) -> list[Record | Exception]:
+    def _read(self, find: Find[Found], ids: Sequence[str]) -> list[Found | Exception]:
         try:
-            found = self._database.read(lambda c: self._repository.find(c, set(ids)))
+            found = self._database.read(lambda c: find(c, set(ids)))
         except StoreUnavailable:
             raise
         except Exception:
@@ -80,13 +105,13 @@ class Reads:
         else:
             return [found.get(id_) or OperationNotFound(id_) for id_ in ids]
         # One of them cannot be read: each for itself, so that the others do not suffer from it.
-        records: list[Record | Exception] = []
+        results: list[Found | Exception] = []
         for id_ in ids:
             try:
-                records += self._read([id_])
+                results += self._read(find, [id_])
             except Exception as error:  # noqa: BLE001 - goes to the caller
-                records.append(error)
-        return records
+                results.append(error)
+        return results
 
 
 class DoneRecords:

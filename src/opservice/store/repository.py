@@ -265,11 +265,11 @@ class Repository:
         rows = connection.execute(statement, {"operation_ids": list(ids)})
         return {record.id: record for record in map(record_of, rows)}
 
-    def compile_get(self) -> SqliteGet:
-        return SqliteGet(self._get_one, RECORD)
+    def compile_get(self) -> SqliteGet[Record]:
+        return SqliteGet(self._get_one, RECORD, Record)
 
-    def compile_find(self) -> PostgresqlFind:
-        return PostgresqlFind(self._find["postgresql"], RECORD)
+    def compile_find(self) -> PostgresqlFind[Record]:
+        return PostgresqlFind(self._find["postgresql"], RECORD, Record)
 
     def revisions(self, connection: Connection, ids: Iterable[str]) -> dict[str, int]:
         """The revisions of those operations that `find` would find."""

@@ -1,0 +1,123 @@
+"""The store as one caller may use it, asked without a server around it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from opservice.api.auth import Authenticator, Caller, set_caller
+from opservice.api.guard import GuardedStore
+from opservice.errors import OperationNotFound, PermissionDenied
+from opservice.identity import Identity, Right, parse_grant
+from opservice.operation import (
+    DAY,
+    Cancel,
+    Complete,
+    Delete,
+    Origin,
+    Record,
+    Start,
+    derive_id,
+    new_id,
+)
+from opservice.policy import Policy
+from opservice.store.engine import open_database
+from opservice.store.operations import OperationStore
+from opservice.store.repository import Repository
+from store.conftest import CANCELLED
+
+MINE, THEIRS = "folders/mine", "folders/theirs"
+KEYED = derive_id("ops", "caller", MINE, "key")
+
+
+class Interrupted(OperationStore):
+    """In which others do something after it was read whose an operation is."""
+
+    meanwhile: Callable[[], Awaitable[object]] | None = None
+
+    async def origin(self, operation_id: str) -> Record | Origin:
+        origin = await super().origin(operation_id)
+        if self.meanwhile is not None:
+            await self.meanwhile()
+        return origin
+
+
+@pytest.fixture
+async def store(database_url: str) -> AsyncIterator[Interrupted]:
+    opened = Interrupted(open_database(database_url), Repository())
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+def guarded(store: Interrupted) -> GuardedStore:
+    return GuardedStore(store, Authenticator(Policy(), {}))
+
+
+def calling(right: Right, *grants: str) -> None:
+    """The present call is one that takes this right, of somebody with these grants."""
+    set_caller(Caller(Identity("ann", tuple(map(parse_grant, grants))), right))
+
+
+async def started(store: OperationStore, parent: str, retention: int = DAY) -> str:
+    return (await store.apply(Start(new_id(), retention, parent=parent))).record.id
+
+
+async def test_who_may_see_an_operation_gets_it(store: Interrupted, guarded: GuardedStore) -> None:
+    id_ = await started(store, MINE)
+    calling(Right.SEE, f"viewer:{MINE}")
+
+    assert (await guarded.get(id_)).id == id_
+
+
+async def test_an_id_that_came_again_as_an_operation_that_may_not_be_seen_is_not_found(
+    store: Interrupted, guarded: GuardedStore
+) -> None:
+    def keyed(parent: str) -> Start:
+        return Start(KEYED, DAY, parent=parent, request_hash=b"request")
+
+    async def comes_again() -> None:
+        await store.apply(Complete(KEYED, b"response"))
+        await store.apply(Delete(KEYED))
+        await store.apply(keyed(THEIRS))
+
+    await store.apply(keyed(MINE))
+    calling(Right.SEE, f"viewer:{MINE}")
+    store.meanwhile = comes_again
+
+    with pytest.raises(OperationNotFound):
+        await guarded.get(KEYED)
+
+
+async def test_what_may_be_seen_and_not_cancelled_is_denied(
+    store: Interrupted, guarded: GuardedStore
+) -> None:
+    id_ = await started(store, MINE)
+    calling(Right.CANCEL, f"viewer:{MINE}", f"editor:{THEIRS}")
+
+    with pytest.raises(PermissionDenied):
+        await guarded.apply(Cancel(id_, CANCELLED))
+
+
+async def test_what_has_expired_is_not_found_by_whoever_might_only_have_seen_it(
+    store: Interrupted, guarded: GuardedStore
+) -> None:
+    id_ = await started(store, MINE, retention=1)
+    await store.apply(Complete(id_, b"response"))
+    calling(Right.CANCEL, f"viewer:{MINE}", f"editor:{THEIRS}")
+
+    with pytest.raises(OperationNotFound):
+        await guarded.apply(Cancel(id_, CANCELLED))
+
+
+async def test_who_sees_everything_asks_once(store: Interrupted, guarded: GuardedStore) -> None:
+    id_ = await started(store, THEIRS)
+    calling(Right.SEE, "viewer:*")
+
+    async def fails() -> None:
+        raise AssertionError
+
+    store.meanwhile = fails
+
+    assert (await guarded.get(id_)).id == id_
