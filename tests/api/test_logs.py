@@ -12,6 +12,7 @@ from google.rpc.status_pb2 import Status
 
 from opservice._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
 from opservice.logs import _plain_traceback
+from security.calls import HEALTH, OF_NOTHING, PendingCall
 from support.client import Client, refused
 from support.fixtures import execute
 from support.longrunning import Operations
@@ -184,3 +185,17 @@ def test_a_traceback_is_made_plain_line_by_line() -> None:
     _plain_traceback(shown, (ValueError, error, None))
 
     assert "ValueError: a\\x1b[2Jb\n  c\\u202e" in shown.getvalue()
+
+
+def test_streams_that_are_left_do_not_crash_a_server_that_logs_them(tmp_path: Path) -> None:
+    """gRPC may have freed their calls before Python ends them, and then cannot be asked of a call."""
+    method = f"{HEALTH}/Watch"
+    with serving(tmp_path, f"sqlite:///{tmp_path}/operations.db", log_level="debug") as server:
+        for _ in range(30):
+            calls = [
+                PendingCall(server.client.channel, method, OF_NOTHING[method]) for _ in range(90)
+            ]
+            for call in calls:
+                call.answer()  # and leaves
+
+        assert server.client.started()

@@ -173,7 +173,7 @@ class Admission:
         """Checks credentials that were not seen before, unless too many from there were bad."""
         if self._failures is None:
             return await authenticator.identify(credentials)
-        address = address_of(context)
+        address = address_of(context.peer())
         wait = self._failures.seconds_until(address)
         if wait > 0:
             raise TooManyFailures(
@@ -188,12 +188,12 @@ class Admission:
             raise
 
 
-def address_of(context: Context) -> str:
+def address_of(peer: str) -> str:
     """Without the port: `peer:ipv4:10.0.0.7`; all callers on a Unix socket are `peer:unix`."""
-    return f"peer:{context.peer().rpartition(':')[0]}"
+    return f"peer:{peer.rpartition(':')[0]}"
 
 
 def _name(caller: Caller | None, context: Context) -> str:
     if caller is not None and caller.identity.subject:
         return f"subject:{caller.identity.subject}"
-    return address_of(context)
+    return address_of(context.peer())

@@ -148,8 +148,9 @@ class _Refusing:
         told = {"method": path, "code": self._code.name, **described(self._error)}
 
         async def refuse(_requests: object, context: Context) -> None:
-            if self._sums.tells(address_of(context), self._error):
-                audit.info("call", **told, peer=context.peer())
+            peer = context.peer()
+            if self._sums.tells(address_of(peer), self._error):
+                audit.info("call", **told, peer=peer)
             self._refused += 1
             self._warn()
             context.set_code(self._code)
@@ -201,7 +202,16 @@ class _Around:
 class _Call:
     """One call, from its start to its line in the log."""
 
-    __slots__ = ("_around", "_context", "_metadata", "_request_id", "_started", "caller", "request")
+    __slots__ = (
+        "_around",
+        "_context",
+        "_metadata",
+        "_peer",
+        "_request_id",
+        "_started",
+        "caller",
+        "request",
+    )
 
     def __init__(self, around: _Around, context: Context) -> None:
         self._started = time.perf_counter()
@@ -209,6 +219,8 @@ class _Call:
         self.request: Any = None
         self.caller: Caller | None = None
         self._context = context
+        # A stream that its client left may be ended after grpc freed the call: asked then, it crashes.
+        self._peer = context.peer()
         self._metadata = cast("Metadata", context.invocation_metadata() or ())
         self._request_id = _given_request_id(self._metadata)
 
@@ -255,7 +267,7 @@ class _Call:
     def refused(self, error: Exception) -> _Answer:
         """Logs it, and keeps nothing of what was asked and found. Returns what the caller is told."""
         code = meaning_of(error).code
-        told = self._around.sums.tells(address_of(self._context), error)
+        told = self._around.sums.tells(address_of(self._peer), error)
         line = self._line(code) if told else {}
         if code == Code.INTERNAL:
             log.error("call", **line, exc_info=error)
@@ -289,7 +301,7 @@ class _Call:
             "code": _STATUS_CODES[code].name,
             "duration_ms": round((time.perf_counter() - self._started) * 1000, 1),
             "request_id": self.request_id,
-            "peer": self._context.peer(),
+            "peer": self._peer,
         }
         for field, limit in _LOGGED.items():
             value = getattr(self.request, field, None)
