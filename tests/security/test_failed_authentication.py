@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import grpc
 import pytest
 
-from opservice._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
+from opservice._proto.yandex.cloud.operation.operation_service_pb2 import (
+    CancelOperationRequest,
+    GetOperationRequest,
+)
 from opservice.api.audit import LINES_A_SECOND
 from opservice.api.calls import MAX_HEADERS
-from support.client import Client, Refusal, refusal_from
-from support.identities import Issuer, calling_with, with_another_signature
+from security.calls import OF_NOTHING, REFLECTION, PendingCall
+from support.client import Client, Refusal, refusal_from, refused
+from support.fixtures import held_up_writes
+from support.identities import Issuer, bearer, calling_with, with_another_signature
 from support.server import ServerProcess, eventually, serving
 
 CALLS = 200
@@ -80,6 +86,46 @@ def test_beyond_a_number_of_lines_a_second_refusals_are_summed_up(site: Site) ->
     site.refusals("no-token-at-all", calls)
 
     all_are_told(site.server, before, calls)
+
+
+def test_refused_calls_of_reflection_have_fewer_lines(site: Site) -> None:
+    before = len(lines(site.server)), summed(site.server)
+    metadata = bearer("no-token-at-all")
+    channel = site.server.client.channel
+    calls = [
+        PendingCall(channel, REFLECTION[number % 2], OF_NOTHING[REFLECTION[0]], metadata)
+        for number in range(LINES_A_SECOND)
+    ]
+
+    for call in calls:
+        with refused():
+            call.answer()
+
+    all_are_told(site.server, before, LINES_A_SECOND)
+
+
+def test_calls_beyond_the_limit_of_calls_are_summed_up(tmp_path: Path) -> None:
+    database = f"sqlite:///{tmp_path}/o.db"
+    calls = 4 * LINES_A_SECOND
+    with serving(tmp_path, database, max_calls=1) as server:
+        cancel = CancelOperationRequest(operation_id=server.client.started())
+        with held_up_writes(database):
+            held = server.client.operations.Cancel.future(cancel)
+            method, request = server.client.operations.Get, GetOperationRequest(operation_id="none")
+            eventually(lambda: code_of(method.future(request)) == BUSY)
+            before = len(lines(server)), summed(server)
+            asked = [method.future(request) for _ in range(calls)]
+            assert {code_of(each) for each in asked} == {BUSY}
+        assert held.result().done
+
+        all_are_told(server, before, calls)
+
+
+BUSY = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def code_of(call: grpc.Future[Any]) -> grpc.StatusCode:
+    return refusal_from(cast("grpc.RpcError", call.exception())).code
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,12 @@ _CAUSED_BY_ANYBODY = (
     MalformedRequest,
     TooManyHeaders,
     IamNotServed,
+    ServerBusy,
 )
 LINES_A_SECOND = 50
 """Of refusals of one address."""
+REFLECTION_LINES_A_SECOND = 1
+"""The same, of calls of reflection."""
 _SUMMED_SECONDS = 1
 _MAX_ADDRESSES = 1_000
 
@@ -54,8 +57,11 @@ class Sums:
     `sum_up` is told each address, what it was that was not told, and how often.
     """
 
-    def __init__(self, sum_up: Callable[[str, str, int], None]) -> None:
+    def __init__(
+        self, sum_up: Callable[[str, str, int], None], lines_a_second: int = LINES_A_SECOND
+    ) -> None:
         self._sum_up = sum_up
+        self._most = lines_a_second
         self._told: Counter[str] = Counter()
         self._untold: Counter[tuple[str, str]] = Counter()
         self._ends: asyncio.TimerHandle | None = None
@@ -70,7 +76,7 @@ class Sums:
         if address not in self._told and len(self._told) >= _MAX_ADDRESSES:
             address = "others"
         self._told[address] += 1
-        if self._told[address] <= LINES_A_SECOND:
+        if self._told[address] <= self._most:
             return True
         self._untold[address, type(error).__name__] += 1
         return False

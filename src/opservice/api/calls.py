@@ -21,7 +21,13 @@ from google.protobuf.message import DecodeError
 from google.rpc.code_pb2 import Code
 
 from opservice.api.admission import Admission, Context, Door, Metadata, Waiting, address_of
-from opservice.api.audit import Sums, described, done_by, is_refusal
+from opservice.api.audit import (
+    REFLECTION_LINES_A_SECOND,
+    Sums,
+    described,
+    done_by,
+    is_refusal,
+)
 from opservice.api.auth import Caller
 from opservice.api.methods import MAX_FIELDS, METHODS, Method, Who
 from opservice.api.status import error_to_pb, meaning_of
@@ -78,21 +84,24 @@ class Methods(grpc.GenericRpcHandler):
         self._admission = admission
         self._in_progress = _InProgress()
         self._sums = Sums(_sum_up)
+        self._sums_of_reflection = Sums(_sum_up, REFLECTION_LINES_A_SECOND)
         self._served: dict[str, _Served] = {}
         self._busy = self._refusing(ServerBusy())
-        self._iam = self._refusing(IamNotServed()).calls_of(f"{_IAM}*")
+        self._iam = self._refusing(IamNotServed()).calls_of(f"{_IAM}*", self._sums)
         self._too_many_headers = self._refusing(
             TooManyHeaders(f"A call may have {MAX_HEADERS} headers at most")
         )
 
     def _refusing(self, error: OpserviceError) -> _Refusing:
-        return _Refusing(error, self._in_progress, self._sums)
+        return _Refusing(error, self._in_progress)
 
     def add_registered_method_handlers(self, service: str, handlers: dict[str, Handler]) -> None:
         for name, handler in handlers.items():
             path = f"/{service}/{name}"
             method = METHODS[path]
             exempt = method.waits or method.probe
+            reflection = method.takes is Who.AUTHENTICATED
+            sums = self._sums_of_reflection if reflection else self._sums
             around = _Around(
                 path,
                 method,
@@ -100,12 +109,12 @@ class Methods(grpc.GenericRpcHandler):
                 self._admission.waiting(method),
                 _InProgress() if exempt else self._in_progress,
                 self._unsent,
-                self._sums,
+                sums,
             )
             self._served[path] = _Served(
                 _wrap(handler, around),
-                None if exempt else self._busy.calls_of(path),
-                self._too_many_headers.calls_of(path),
+                None if exempt else self._busy.calls_of(path, sums),
+                self._too_many_headers.calls_of(path, sums),
             )
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
@@ -137,19 +146,18 @@ class _Refusing:
     So such calls have no request id. Most of what they cost beyond gRPC is their line in the audit log.
     """
 
-    def __init__(self, error: OpserviceError, in_progress: _InProgress, sums: Sums) -> None:
+    def __init__(self, error: OpserviceError, in_progress: _InProgress) -> None:
         self._error = error
         self._in_progress = in_progress
-        self._sums = sums
         self._code, self._message, (self._details, _) = _answer(error, "")
         self._refused, self._told_at = 0, 0.0
 
-    def calls_of(self, path: str) -> Handler:
+    def calls_of(self, path: str, sums: Sums) -> Handler:
         told = {"method": path, "code": self._code.name, **described(self._error)}
 
         async def refuse(_requests: object, context: Context) -> None:
             peer = context.peer()
-            if self._sums.tells(address_of(peer), self._error):
+            if sums.tells(address_of(peer), self._error):
                 audit.info("call", **told, peer=peer)
             self._refused += 1
             self._warn()
