@@ -8,3 +8,8 @@ def plain(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def plain_lines(text: str) -> str:
+    """The same, but that lines stay lines."""
+    return "\n".join(map(plain, text.split("\n")))

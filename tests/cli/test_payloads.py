@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from google.protobuf.any_pb2 import Any as AnyPayload
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
+from grpc_reflection.v1alpha.reflection_pb2 import (
+    FileDescriptorResponse,
+    ServerReflectionResponse,
+)
+from grpc_reflection.v1alpha.reflection_pb2_grpc import (
+    ServerReflectionServicer,
+    add_ServerReflectionServicer_to_server,
+)
 
 from cli.conftest import Run
 from support.client import Client, packed
@@ -118,3 +130,58 @@ def test_a_file_that_is_no_descriptor_set_is_wrong_usage(run: Run, tmp_path: Pat
 
     assert result.exit_code == 2
     assert "is not a FileDescriptorSet" in result.stderr
+
+
+def answer_garbage(_name: str) -> bytes:
+    return b"\xff"
+
+
+def answer_an_import_of_itself(_name: str) -> bytes:
+    return file_importing("\a", "\a")
+
+
+def answer_imports_without_end(name: str) -> bytes:
+    number = int(name or 0)
+    return file_importing(str(number), str(number + 1))
+
+
+def file_importing(name: str, imported: str) -> bytes:
+    made = FileDescriptorProto(name=name, package="no", dependency=[imported])
+    made.message_type.add(name="Such")
+    return made.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    "answer", [answer_garbage, answer_an_import_of_itself, answer_imports_without_end]
+)
+def test_whatever_reflection_answers_the_type_is_unknown_at_worst(
+    run: Run, answer: Callable[[str], bytes]
+) -> None:
+    with reflecting(answer) as address:
+        result = run("start", "--metadata", '{"@type": "t/no.Such"}', "--server", address)
+
+    assert result.exit_code == 2
+    assert "Error: Invalid value for '--metadata': " in result.stderr
+    assert "\a" not in result.stderr
+
+
+@contextmanager
+def reflecting(answer: Callable[[str], bytes]) -> Iterator[str]:
+    """A server that answers a question about a file, or about a symbol (as ""), with a file."""
+
+    class Reflection(ServerReflectionServicer):
+        def ServerReflectionInfo(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
+            for request in request_iterator:
+                file = answer(request.file_by_filename)
+                yield ServerReflectionResponse(
+                    file_descriptor_response=FileDescriptorResponse(file_descriptor_proto=[file])
+                )
+
+    server = grpc.server(ThreadPoolExecutor(2))
+    add_ServerReflectionServicer_to_server(Reflection(), server)  # type: ignore[no-untyped-call] # its stub
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(None).wait()

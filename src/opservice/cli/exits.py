@@ -8,7 +8,7 @@ from typing import IO, Any
 
 import click
 
-from opservice.plain import plain
+from opservice.plain import plain_lines
 
 
 class Exit(IntEnum):
@@ -49,5 +49,4 @@ class CommandFailed(click.ClickException):
         self.exit_code = exit_code  # type: ignore[misc] # click reads the instance's, too
 
     def show(self, file: IO[Any] | None = None) -> None:
-        lines = map(plain, self.message.split("\n"))
-        click.echo("opservice: " + "\n".join(lines), file=file, err=file is None)
+        click.echo("opservice: " + plain_lines(self.message), file=file, err=file is None)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,21 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
 from opservice.cli.connection import Connection
+from opservice.plain import plain_lines
 
 _REFLECTION_SECONDS = 5.0
+_MOST_FILES = 1_000
+"""That a pool may need for the types of one command: it calls itself for each that a file imports."""
+_NOT_JSON = (
+    OSError,
+    TypeError,
+    ValueError,
+    KeyError,
+    OverflowError,
+    RecursionError,
+    json_format.Error,
+)
+"""What is raised for text that is not the JSON of a message."""
 
 
 class Payloads:
@@ -57,8 +71,10 @@ class Payloads:
                     'expected a JSON object with "@type"', param_hint=f"'{option}'"
                 )
             json_format.ParseDict(value, payload, descriptor_pool=self._pool)
-        except (OSError, TypeError, ValueError, json_format.Error, RecursionError) as error:
-            raise click.BadParameter(str(error), param_hint=f"'{option}'") from error
+        except _NOT_JSON as error:
+            # A KeyError: what a well-known type holds, such as a Duration, is its "value".
+            said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise click.BadParameter(plain_lines(said), param_hint=f"'{option}'") from error
         return payload
 
 
@@ -69,27 +85,45 @@ class _Descriptors(DescriptorDatabase):
         super().__init__()
         self._connection: Connection | None = connection
         self._names: set[str] = set()
+        self._given: set[str] = set()
 
     def add(self, file: FileDescriptorProto) -> None:
         if file.name not in self._names:
             self._names.add(file.name)
-            self.Add(file)
+            with warnings.catch_warnings():
+                # That two define one symbol. The pool will refuse the second.
+                warnings.simplefilter("ignore", RuntimeWarning)
+                self.Add(file)
 
     def FindFileByName(self, name: str) -> FileDescriptorProto:  # noqa: N802 # as the pool calls it
-        return self._find(
-            name,
-            super().FindFileByName,
-            descriptor_pool.Default().FindFileByName,
-            ServerReflectionRequest(file_by_filename=name),
+        return self._once(
+            self._find(
+                name,
+                super().FindFileByName,
+                descriptor_pool.Default().FindFileByName,
+                ServerReflectionRequest(file_by_filename=name),
+            )
         )
 
     def FindFileContainingSymbol(self, symbol: str) -> FileDescriptorProto:  # noqa: N802 # likewise
-        return self._find(
-            symbol,
-            super().FindFileContainingSymbol,
-            descriptor_pool.Default().FindFileContainingSymbol,
-            ServerReflectionRequest(file_containing_symbol=symbol),
+        return self._once(
+            self._find(
+                symbol,
+                super().FindFileContainingSymbol,
+                descriptor_pool.Default().FindFileContainingSymbol,
+                ServerReflectionRequest(file_containing_symbol=symbol),
+            )
         )
+
+    def _once(self, file: FileDescriptorProto) -> FileDescriptorProto:
+        """Raises KeyError for a file that the pool was given before.
+
+        It asks again only for one that it cannot build, such as one that imports itself, and would for ever.
+        """
+        if file.name in self._given or len(self._given) == _MOST_FILES:
+            raise KeyError(file.name)
+        self._given.add(file.name)
+        return file
 
     def _find(
         self,
@@ -106,11 +140,11 @@ class _Descriptors(DescriptorDatabase):
             in_program(wanted).CopyToProto(file)
             self.add(file)
             return file
-        for answered in self._ask(question):
-            self.add(answered)
+        self._ask(question)
         return here(wanted)  # type: ignore[no-any-return] # likewise
 
-    def _ask(self, question: ServerReflectionRequest) -> Iterator[FileDescriptorProto]:
+    def _ask(self, question: ServerReflectionRequest) -> None:
+        """Adds what the server answers."""
         if self._connection is None:
             return
         stub = ServerReflectionStub(self._connection.channel)
@@ -127,7 +161,10 @@ class _Descriptors(DescriptorDatabase):
             return
         for answer in answers:
             for serialized in answer.file_descriptor_response.file_descriptor_proto:
-                yield FileDescriptorProto.FromString(serialized)
+                file = FileDescriptorProto()
+                with suppress(DecodeError):
+                    file.ParseFromString(serialized)
+                    self.add(file)
 
 
 def _read_descriptor_set(path: Path) -> Iterable[FileDescriptorProto]:
