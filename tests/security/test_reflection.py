@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -13,6 +16,7 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
 from opservice._proto.opservice.v1.operation_record_service_pb2 import WatchOperationRecordRequest
 from opservice.api.admission import MAX_REFLECTIONS_PER_CALLER
+from opservice.api.auth import LEEWAY_SECONDS
 from security.calls import REFLECTION
 from support.client import refusal_from
 from support.identities import Issuer, TokenFile, bearer, calling_with
@@ -24,6 +28,14 @@ QUESTION = ServerReflectionRequest(list_services="").SerializeToString()
 @pytest.fixture(scope="module")
 def issuer(tmp_path_factory: pytest.TempPathFactory) -> Issuer:
     return Issuer(tmp_path_factory.mktemp("issuer"))
+
+
+@pytest.fixture
+def over() -> Iterator[Event]:
+    """Set when the test is over, so that no thread waits on."""
+    event = Event()
+    yield event
+    event.set()
 
 
 def stream(server: ServerProcess, token: str, questions: Iterator[bytes]) -> Any:
@@ -60,6 +72,53 @@ def test_a_caller_has_few_streams_and_they_are_no_waits(
         ann = calling_with(server.client.channel, issuer.token("ann", "admin:*"))
         assert next(ann.records.Watch(WatchOperationRecordRequest(operation_id=ann.started())))
         over.set()
+
+
+def silent(server: ServerProcess, token: str, over: Event) -> Any:
+    """A stream that was answered once, and in which nothing more is asked."""
+
+    def questions() -> Iterator[bytes]:
+        yield QUESTION
+        over.wait(PATIENCE)
+
+    call = stream(server, token, questions())
+    assert next(call)
+    return call
+
+
+def end(call: Any) -> str:
+    """Why a stream ends."""
+    with pytest.raises(grpc.RpcError) as caught:
+        next(call)
+    return refusal_from(caught.value).reason
+
+
+def test_a_silent_stream_ends_when_its_token_is_taken_away(tmp_path: Path, over: Event) -> None:
+    tokens = TokenFile(tmp_path)
+    gone, kept = tokens.add("eve", "viewer:*"), tokens.add("ann", "viewer:*")
+    with serving(tmp_path, f"sqlite:///{tmp_path}/o.db", tokens=tokens.file) as server:
+        eves = [silent(server, gone, over) for _ in range(MAX_REFLECTIONS_PER_CALLER)]
+        anns = silent(server, kept, over)
+
+        tokens.remove("eve")
+        server.send_signal(signal.SIGHUP)
+
+        assert {end(call) for call in eves} == {"CREDENTIALS_INVALID"}
+        assert anns.is_active()
+        anns.cancel()
+
+
+def test_a_silent_stream_ends_when_its_token_expires(
+    tmp_path: Path, issuer: Issuer, over: Event
+) -> None:
+    with serving(tmp_path, f"sqlite:///{tmp_path}/o.db", **issuer.settings) as server:
+        for seconds in (3, 10, 30):  # on a busy machine it may expire before it is used
+            token = issuer.token("eve", exp=int(time.time()) + seconds - LEEWAY_SECONDS)
+            with suppress(grpc.RpcError):
+                call = silent(server, token, over)
+                break
+
+        assert end(call) == "CREDENTIALS_EXPIRED"
 
 
 def test_each_question_of_a_stream_counts_as_a_call(

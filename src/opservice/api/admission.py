@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 from grpc.aio import ServicerContext
 
 from opservice.api.auth import Authenticator, Caller, Credentials, set_caller
+from opservice.api.lasting import LastingCalls
 from opservice.api.methods import Method, Who
 from opservice.errors import RateLimited, TooManyFailures, TooManyWaits, Unauthenticated
 from opservice.identity import ANYBODY, Identity, Right
@@ -120,6 +121,7 @@ class Admission:
 
     def __init__(self, settings: Settings, authenticator: Authenticator | None) -> None:
         self._authenticator = authenticator
+        self._lasting = None if authenticator is None else LastingCalls(authenticator)
         self._asks_for_certificates = settings.tls_client_ca is not None
         burst = settings.rate_burst or settings.rate_limit
         self._rates = Rates(settings.rate_limit, burst) if settings.rate_limit else None
@@ -166,6 +168,13 @@ class Admission:
         else:
             waits = self._reflections if method.takes is Who.AUTHENTICATED else self._waits
         return lambda caller, context: waits.counted(_name(caller, context))
+
+    def lasting(self, method: Method) -> LastingCalls | None:
+        """The calls of a method that end with their callers' credentials; None when none are asked for.
+
+        Those that are about an operation end by the store (guard.py).
+        """
+        return self._lasting if method.takes is Who.AUTHENTICATED else None
 
     async def _identify(
         self, authenticator: Authenticator, credentials: Credentials, context: Context

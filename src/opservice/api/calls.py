@@ -29,6 +29,7 @@ from opservice.api.audit import (
     is_refusal,
 )
 from opservice.api.auth import Caller
+from opservice.api.lasting import Lasting, LastingCalls, until_ended
 from opservice.api.methods import MAX_FIELDS, METHODS, Method, Who
 from opservice.api.status import error_to_pb, meaning_of
 from opservice.api.unsent import Unsent
@@ -107,6 +108,7 @@ class Methods(grpc.GenericRpcHandler):
                 method,
                 self._admission.door(method),
                 self._admission.waiting(method),
+                self._admission.lasting(method),
                 _InProgress() if exempt else self._in_progress,
                 self._unsent,
                 sums,
@@ -192,6 +194,7 @@ class _Around:
     method: Method
     door: Door | None
     waiting: Waiting | None
+    lasting: LastingCalls | None
     in_progress: _InProgress
     unsent: Unsent
     sums: Sums
@@ -251,13 +254,21 @@ class _Call:
             return nullcontext()
         return self._around.waiting(self.caller, self._context)
 
-    async def each(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    def lasting(self) -> AbstractContextManager[Lasting | None]:
+        """While the call lasts, if it ends when its caller's credentials are not good any more."""
+        if self._around.lasting is None or self.caller is None:
+            return nullcontext()
+        return self._around.lasting.of(self.caller)
+
+    async def each(
+        self, requests: AsyncIterator[Any], lasting: Lasting | None
+    ) -> AsyncIterator[Any]:
         """The requests of a stream, each of which passes the door; for the first the call has done so.
 
         So each counts towards the rate, and none is answered when the credentials are not good any more.
         """
         first = True
-        async for request in requests:
+        async for request in requests if lasting is None else until_ended(requests, lasting):
             if not first:
                 await self.enter()
             first = False
@@ -440,9 +451,9 @@ def _wrap_stream(
             await this.enter()
             if decode is not None:
                 request = this.request = decode(request)
-            else:
-                request = this.each(request)
-            with this.waiting():
+            with this.waiting(), this.lasting() as lasting:
+                if decode is None:
+                    request = this.each(request, lasting)
                 async with aclosing(behavior(request, context)) as responses:
                     async for response in responses:
                         answer = encode(response)
