@@ -204,7 +204,7 @@ async def test_who_waits_for_a_database_that_hangs_is_told_so_and_served_once_it
                         assert (await reads.get(id_)).id == id_
                         break
                     await asyncio.sleep(0.01)
-            assert on_loop._connected() is not None
+            await line_of(on_loop)  # on a new connection
 
 
 async def test_a_connection_to_what_has_become_a_standby_is_not_read_from_again(

@@ -8,7 +8,7 @@ from typing import Self, cast
 
 
 class Relay:
-    """Passes connections on to a server, which may be away, until it is told to lose and to cut.
+    """Passes connections on to a server, which may be away, until it is told to lose, to freeze and to cut.
 
     It belongs to the event loop that entered it.
     """
@@ -26,6 +26,12 @@ class Relay:
     def lose_answers(self) -> None:
         """Until the next cut the server hears its clients, but they do not hear the server."""
         self.loses_answers = True
+
+    def freeze(self) -> None:
+        """Nothing passes any more on the connections that there are, which stay open. Later ones work."""
+        for transport in self._open:
+            if not transport.is_closing():
+                transport.pause_reading()
 
     def cut(self) -> None:
         """Ends all connections at once; those made later work."""

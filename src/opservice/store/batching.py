@@ -33,7 +33,8 @@ class Batcher(Generic[Item, Result]):
     A result that is an exception is raised in that item's caller; what `run` raises, in all of them.
     `on_loop` is asked before the thread, which gets the batch when it has no results.
     `after` is told of each result, also of those whose caller has left meanwhile.
-    While `run` hangs, callers are told StoreUnavailable rather than kept, and no more are taken.
+    While `run` hangs, callers are told StoreUnavailable rather than kept, and no more are taken; `on_hang` is
+    called every HANG_SECONDS, which it is given, and may free the thread.
     """
 
     def __init__(
@@ -45,8 +46,10 @@ class Batcher(Generic[Item, Result]):
         after: Callable[[Item, Result | Exception], None] | None = None,
         on_loop: Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception] | None]]
         | None = None,
+        on_hang: Callable[[float], object] = lambda _seconds: None,
     ) -> None:
         self._on_loop = on_loop
+        self._on_hang = on_hang
         self._run = run
         self._max_waiting = max_waiting
         self._after = after
@@ -90,13 +93,13 @@ class Batcher(Generic[Item, Result]):
 
     async def _run_batch(self, batch: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
         items = [item for item, _ in batch]
-        hang = asyncio.get_running_loop().call_later(HANG_SECONDS, self._hang, batch)
+        self._watch_for_hang(batch)
         try:
             results = await self._results(items)
         except Exception as error:  # noqa: BLE001 - goes to the callers
             results = [error] * len(batch)
         finally:
-            hang.cancel()
+            self._timer.cancel()
         self._hangs = False
         for (item, future), result in zip(batch, results, strict=True):
             if self._after is not None:
@@ -115,9 +118,15 @@ class Batcher(Generic[Item, Result]):
             results = await loop.run_in_executor(self._thread, self._run, items)
         return results
 
+    def _watch_for_hang(self, batch: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(HANG_SECONDS, self._hang, batch)
+
     def _hang(self, batch: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
+        self._watch_for_hang(batch)
         self._hangs = True
         for _, future in (*batch, *self._waiting):
             if not future.done():
                 future.set_exception(StoreUnavailable())
         self._waiting.clear()
+        self._on_hang(HANG_SECONDS)

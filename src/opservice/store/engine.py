@@ -8,12 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import psycopg
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from opservice.errors import StartupError, StoreBusy, StoreError, StoreFull, StoreUnavailable
 from opservice.store.drivers import postgresql, sqlite
+from opservice.store.drivers.connections import Connections
 from opservice.store.drivers.sqlite_file import SqliteFiles
 from opservice.store.urls import DatabaseUrl, parse_database_url
 
@@ -46,6 +48,8 @@ class Database:
     reader: Engine
     connect_arguments: dict[str, Any] = field(default_factory=dict, repr=False)
     """What psycopg is given for a connection, those of the engines and others."""
+    connections: Connections = field(default_factory=Connections)
+    """Of the engines, on PostgreSQL."""
     files: SqliteFiles | None = None
     """Of SQLite: what tells whether they are still those that were opened."""
 
@@ -140,11 +144,24 @@ class Database:
         return postgresql.may_prepare(self.connect_arguments)
 
     def stop_preparing(self) -> None:
-        """No connection prepares statements any more: those that there are get closed."""
+        """No connection prepares statements any more: those that there are get replaced."""
         self.connect_arguments["prepare_threshold"] = None
-        self.close()
+        self.connections.replace()
+
+    async def shut_down_frozen(self, seconds: float) -> int:
+        """How many connections were shut down that had been used for `seconds` and more, for nothing.
+
+        Raises StoreUnavailable when no new connection can be made. None on SQLite.
+        """
+        if self.is_sqlite:
+            return 0
+        try:
+            return await self.connections.shut_down_frozen(self.connect_arguments, seconds)
+        except psycopg.Error as error:
+            raise StoreUnavailable from error
 
     def close(self) -> None:
+        self.connections.replace()
         self.writer.dispose()
         self.reader.dispose()
         if self.files is not None:
@@ -184,7 +201,7 @@ class Database:
                 self._check_files()  # no connection can be made to a file that is gone
                 if _sqlstate(error) == _READ_ONLY_STATE:
                     # After a failover the pool may still lead to what is now a standby.
-                    self.close()
+                    self.connections.replace()
                 if _sqlstate(error) in _SERIALIZATION_STATES and retries < _SERIALIZATION_RETRIES:
                     time.sleep(_FIRST_BACKOFF_SECONDS * 2**retries * random.uniform(0.5, 1))
                     retries += 1
@@ -244,5 +261,6 @@ def open_database(
     if parsed.is_sqlite:
         writer, reader, files = sqlite.engines(parsed.file, readers, group, create=create)
         return Database(parsed, writer, reader, files=files)
-    arguments = postgresql.connect_arguments(parsed.parameters)
-    return Database(parsed, *postgresql.engines(arguments, readers), arguments)
+    arguments, connections = postgresql.connect_arguments(parsed.parameters), Connections()
+    writer, reader = postgresql.engines(arguments, readers, connections)
+    return Database(parsed, writer, reader, arguments, connections)

@@ -10,20 +10,24 @@ import secrets
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from functools import partial
 from operator import methodcaller
-from typing import Protocol, TypeVar
+from typing import LiteralString, Protocol, TypeVar
 
 import psycopg
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import DBAPIError
 
 from opservice.errors import StoreUnavailable
+from opservice.store.drivers.connections import PROBE_SECONDS, shut_down_after
 from opservice.store.engine import Database, store_error
 
 Result = TypeVar("Result")
 
-_CHANNEL = "opservice_changes"
+_CHANNEL: LiteralString = "opservice_changes"
 _MAX_PAYLOAD = 7_900
 """Bytes; PostgreSQL refuses a payload of 8,000 and more."""
+LIFE_SIGN_SECONDS = 15
+"""How long PostgreSQL may tell nothing until it is asked whether the connection lives."""
+
 _SQLITE_TICK_SECONDS = 0.02
 _DATA_VERSION = text("PRAGMA data_version")
 
@@ -91,15 +95,23 @@ class Hints:
             async with await psycopg.AsyncConnection.connect(
                 **self._database.connect_arguments, autocommit=True
             ) as connection:
-                await connection.execute(f"LISTEN {_CHANNEL}")
+                await _ask(connection, f"LISTEN {_CHANNEL}")
                 yield None
-                async for notification in connection.notifies():
-                    origin, _, ids = notification.payload.partition(" ")
-                    if origin != self._origin:
-                        yield ids.split()
+                while True:
+                    async for notification in connection.notifies(timeout=LIFE_SIGN_SECONDS):
+                        origin, _, ids = notification.payload.partition(" ")
+                        if origin != self._origin:
+                            yield ids.split()
+                    # A connection that was forgotten on its way tells nothing for ever.
+                    await _ask(connection, "SELECT 1")
         except psycopg.Error as error:
             raise StoreUnavailable from error
-        raise StoreUnavailable
+
+
+async def _ask(connection: psycopg.AsyncConnection, statement: LiteralString) -> None:
+    """Raises psycopg.Error, also when there is no answer in time."""
+    with shut_down_after(PROBE_SECONDS, connection):
+        await connection.execute(statement)
 
 
 async def _nothing() -> AsyncGenerator[Sequence[str] | None]:

@@ -20,6 +20,7 @@ from opservice.errors import OperationNotFound, OpserviceError
 from opservice.operation import Origin, Record
 from opservice.store.compiled import PostgresqlFind, SqliteGet
 from opservice.store.drivers import postgresql
+from opservice.store.drivers.connections import PROBE_SECONDS, shut_down_after
 from opservice.store.engine import UNPREPARED_STATES, Database
 from opservice.store.libpq import Line
 from opservice.store.origins import compile_find_origins, compile_get_origin
@@ -45,7 +46,7 @@ class _LoopReads(ABC, Generic[Opened]):
     def __init__(self, database: Database) -> None:
         self._database = database
         self._connection: Opened | None = None
-        self._pool: object = None
+        self._generation = -1
         self._connecting: asyncio.Task[None] | None = None
         self._not_before = 0.0
         self._closed = False
@@ -59,9 +60,8 @@ class _LoopReads(ABC, Generic[Opened]):
 
     def _connected(self) -> Opened | None:
         if self._connection is not None:
-            if self._pool is self._database.reader.pool:
+            if self._generation == self._database.connections.generation:
                 return self._connection
-            # The engine has closed its connections: they lead to what may be a standby by now.
             self._disconnect()
         if self._connecting is None and not self._closed:
             now = asyncio.get_running_loop().time()
@@ -71,13 +71,13 @@ class _LoopReads(ABC, Generic[Opened]):
         return None
 
     async def _connect(self) -> None:
-        pool = self._database.reader.pool
+        generation = self._database.connections.generation
         try:
             connection = await self._open()
         except (OpserviceError, SQLAlchemyError, psycopg.Error) as error:
             self._disconnect(error)
         else:
-            self._connection, self._pool = connection, pool
+            self._connection, self._generation = connection, generation
             if self._closed:
                 self._disconnect()
         finally:
@@ -162,22 +162,32 @@ class PostgresqlReads(_LoopReads[Line]):
         found = {row.id: row for row in rows}
         return [found.get(id_) or OperationNotFound(id_) for id_ in ids]
 
+    def give_up(self) -> None:
+        """Closes the connection, on which an answer takes too long: who waits for one has no result.
+
+        The engines' connections may be no better, so that they are replaced.
+        """
+        self._disconnect()
+        self._database.connections.replace()
+
     async def _open(self) -> Line:
         arguments = self._database.connect_arguments
         connection = await psycopg.AsyncConnection.connect(**arguments, autocommit=True)
-        try:
-            prepares = self._database.may_prepare() and not await postgresql.through_pooler_async(
-                connection
-            )
-        except BaseException:
-            await connection.close()
-            raise
-        line = Line(connection)
-        try:
-            if prepares:
-                await self._find.prepare(line)
-                await self._find_origins.prepare(line)
-        except BaseException:
-            line.close()
-            raise
-        return line
+        with shut_down_after(PROBE_SECONDS, connection):
+            try:
+                prepares = (
+                    self._database.may_prepare()
+                    and not await postgresql.through_pooler_async(connection)
+                )
+            except BaseException:
+                await connection.close()
+                raise
+            line = Line(connection)
+            try:
+                if prepares:
+                    await self._find.prepare(line)
+                    await self._find_origins.prepare(line)
+            except BaseException:
+                line.close()
+                raise
+            return line

@@ -57,22 +57,25 @@ class OperationStore:
     ) -> None:
         self._database = database
         self._repository = repository
-        self._reads = Reads(database, repository)
+        self._reads = Reads(database, repository, self._on_hang)
         self._writer = Writer(database, repository)
         self._writes: Batcher[Command | ProveWrites, Outcome | None] = Batcher(
-            "store-write", self._write, after=self._after_write
+            "store-write", self._write, after=self._after_write, on_hang=self._on_hang
         )
         self.when_write_fails: Callable[[], object] = lambda: None
         """Called when a write fails for reasons that concern all writes."""
         self._sweeps: Batcher[tuple[Sweep, int | None], Swept] = Batcher(
-            "store-sweep", self._sweep, after=self._after_sweep
+            "store-sweep", self._sweep, after=self._after_sweep, on_hang=self._on_hang
         )
         # One by one: each may take long, and those whose caller gave up meanwhile are not begun.
         self._lists: Batcher[Callable[[], Any], Any] = Batcher(
-            "store-list", _call_each, max_batch=1
+            "store-list", _call_each, max_batch=1, on_hang=self._on_hang
         )
         self._turns = Turns(MAX_LISTS)
-        self._asides: Batcher[Callable[[], Any], Any] = Batcher("store-aside", _call_each)
+        self._asides: Batcher[Callable[[], Any], Any] = Batcher(
+            "store-aside", _call_each, on_hang=self._on_hang
+        )
+        self._freeing: asyncio.Task[None] | None = None
         self._hints = Hints(database, self._asides.submit, notify=notify)
         self._changes = Changes(self.get, self._revisions, self._hints.receive, poll_interval)
         self._to_hint: list[str] = []
@@ -172,6 +175,8 @@ class OperationStore:
         await self._sweeps.close()
         await self._writes.close()
         await self._reads.close()
+        if self._freeing is not None:
+            self._freeing.cancel()
         self._database.close()
 
     async def _revisions(self, ids: Sequence[str]) -> dict[str, int]:
@@ -195,6 +200,24 @@ class OperationStore:
                     log.warning("hint not sent", cause=str(error.__cause__ or error))
         finally:
             self._sender = None
+
+    def _on_hang(self, seconds: float) -> None:
+        if self._freeing is None:
+            # The batch may have done something before its connection froze.
+            self._freeing = asyncio.create_task(self._shut_down_frozen(seconds / 2))
+
+    async def _shut_down_frozen(self, seconds: float) -> None:
+        """Frees threads that wait for an answer on a connection on which none will come."""
+        try:
+            ended = await self._database.shut_down_frozen(seconds)
+            if ended:
+                log.warning("connections to the database were frozen: shut down", count=ended)
+        except StoreError as error:
+            log.warning("the database hangs", cause=str(error.__cause__ or error))
+        except Exception:  # whatever it is, the next hang must be looked at
+            log.exception("frozen connections could not be looked for")
+        finally:
+            self._freeing = None
 
     def _after_write(
         self, command: Command | ProveWrites, result: Outcome | Exception | None

@@ -38,7 +38,13 @@ Find = Callable[[Connection, Iterable[str]], Mapping[str, Found]]
 class Reads:
     """Reads for many callers at once."""
 
-    def __init__(self, database: Database, repository: Repository) -> None:
+    def __init__(
+        self,
+        database: Database,
+        repository: Repository,
+        on_hang: Callable[[float], object] = lambda _seconds: None,
+    ) -> None:
+        """`on_hang` is called as that of a Batcher."""
         self._database = database
         self._memory = DoneRecords(MEMORY_BYTES)
         self._forgotten = 0
@@ -48,12 +54,15 @@ class Reads:
             "store-read",
             partial(self._read, repository.find),
             on_loop=None if self._postgresql is None else self._postgresql.find,
+            on_hang=self._hang,
         )
         self._origins: Batcher[str, Origin] = Batcher(
             "store-origin",
             partial(self._read, find_origins),
             on_loop=None if self._postgresql is None else self._postgresql.origins,
+            on_hang=self._hang,
         )
+        self._on_hang = on_hang
 
     async def get(self, operation_id: str) -> Record:
         """The operation, as of some moment after the call. Raises OperationNotFound or a StoreError."""
@@ -93,6 +102,11 @@ class Reads:
         for on_loop in (self._sqlite, self._postgresql):
             if on_loop is not None:
                 on_loop.close()
+
+    def _hang(self, seconds: float) -> None:
+        if self._postgresql is not None:
+            self._postgresql.give_up()
+        self._on_hang(seconds)
 
     def _read(self, find: Find[Found], ids: Sequence[str]) -> list[Found | Exception]:
         try:

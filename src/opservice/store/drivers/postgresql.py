@@ -10,6 +10,8 @@ from psycopg import AsyncConnection
 from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
+from opservice.store.drivers.connections import Connections
+
 _ROW_LOCK_WAIT_SECONDS = 1  # for an operation; less than what counts as a gap (grace.py)
 _CONNECT_SECONDS = 5
 _STATEMENT_SECONDS = 10
@@ -44,8 +46,10 @@ def connect_arguments(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {**_DEFAULTS, **parameters, "options": options}
 
 
-def engines(arguments: Mapping[str, Any], readers: int) -> tuple[Engine, Engine]:
-    """A writer and a reader, which connect to nothing yet.
+def engines(
+    arguments: Mapping[str, Any], readers: int, connections: Connections
+) -> tuple[Engine, Engine]:
+    """A writer and a reader, which connect to nothing yet, and whose connections are among `connections`.
 
     They look at `arguments` again for each connection: whether it may prepare statements may change.
     """
@@ -66,10 +70,12 @@ def engines(arguments: Mapping[str, Any], readers: int) -> tuple[Engine, Engine]
             if not may_prepare(arguments) or through_pooler(connection):
                 connection.prepare_threshold = None
         except BaseException:
+            connections.forget(connection)
             connection.close()
             raise
 
     for engine in (writer, reader):
+        connections.watch(engine)
         event.listen(engine, "connect", on_connect)
         event.listen(engine, "handle_error", _hide_rows)
     return writer, reader

@@ -1,0 +1,138 @@
+"""The connections to PostgreSQL that are in use: has old ones replaced, and shuts down those that freeze.
+
+A proxy or a NAT may forget a connection without closing it. Then whoever waits for an answer on it waits for
+ever, while new connections would work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol
+
+import psycopg
+from sqlalchemy import Engine, event
+from sqlalchemy.exc import DisconnectionError
+
+PROBE_SECONDS = 5
+"""How long a new connection may take to tell which others PostgreSQL is at work for."""
+
+_GENERATION = "opservice_generation"
+_AT_WORK = """
+SELECT pg_backend_pid(), ARRAY(
+    SELECT pid FROM pg_stat_activity
+    WHERE pid = ANY(%s) AND state = 'active' AND wait_event_type IS DISTINCT FROM 'Client'
+)
+"""
+"""https://www.postgresql.org/docs/current/monitoring-stats.html: those that wait for a client do nothing."""
+
+
+class HasSocket(Protocol):
+    """A psycopg connection of either kind."""
+
+    def fileno(self) -> int: ...
+
+
+class Connections:
+    """Those of a database's engines. Its methods may be called on any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._in_use: dict[int, tuple[psycopg.Connection, float]] = {}
+        self._generation = 0
+
+    @property
+    def generation(self) -> int:
+        """Changes when connections that were made before must not be used again."""
+        return self._generation
+
+    def replace(self) -> None:
+        """Has each connection that there is closed, and another made, before it is used the next time."""
+        self._generation += 1
+
+    def watch(self, engine: Engine) -> None:
+        """Counts the engine's connections among these. Called before any other listener is added."""
+        event.listen(engine, "connect", self._connected)
+        event.listen(engine, "checkout", self._taken)
+        for name in ("checkin", "close", "invalidate"):
+            event.listen(engine, name, self.forget)
+
+    def forget(self, connection: psycopg.Connection | None, *_: object) -> None:
+        """The connection is not in use any more, or closed."""
+        with self._lock:
+            self._in_use.pop(id(connection), None)
+
+    async def shut_down_frozen(self, arguments: Mapping[str, Any], seconds: float) -> int:
+        """Shuts down what has been in use for `seconds` and that PostgreSQL does nothing for.
+
+        Returns how many those were. Whoever waits on one is told that it was lost. What PostgreSQL is at work
+        for is left alone, such as a COMMIT that waits for a standby. A new connection, made with these
+        arguments, is asked which those are: raises psycopg.Error when none can be made. Behind a pooler that
+        cannot be known, and nothing is shut down.
+        """
+        before = time.monotonic() - seconds
+        with self._lock:
+            held = [
+                (each.info.backend_pid, each)
+                for each, since in self._in_use.values()
+                if since <= before and not each.closed
+            ]
+        at_work = await _at_work(arguments, [process for process, _ in held])
+        if at_work is None:
+            return 0
+        frozen = [each for process, each in held if process not in at_work]
+        if frozen:
+            self.replace()
+        for each in frozen:
+            # So that the pool closes none meanwhile, whose number becomes another's.
+            with self._lock:
+                if id(each) in self._in_use:
+                    shut_down(each)
+        return len(frozen)
+
+    def _connected(self, connection: psycopg.Connection, record: Any) -> None:
+        record.info[_GENERATION] = self._generation
+        with self._lock:
+            self._in_use[id(connection)] = connection, time.monotonic()
+
+    def _taken(self, connection: psycopg.Connection, record: Any, _proxy: object) -> None:
+        if record.info[_GENERATION] != self._generation:
+            raise DisconnectionError  # the pool makes another
+        with self._lock:
+            self._in_use[id(connection)] = connection, time.monotonic()
+
+
+def shut_down(connection: HasSocket) -> None:
+    """Ends a connection that another thread, or a coroutine, waits on: it is told that it was lost."""
+    with (
+        suppress(psycopg.Error, OSError),  # it has ended
+        socket.socket(fileno=os.dup(connection.fileno())) as same,
+    ):
+        same.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def shut_down_after(seconds: float, connection: HasSocket) -> Iterator[None]:
+    """Shuts the connection down when what is done here takes longer. psycopg has no such time limit."""
+    timer = asyncio.get_running_loop().call_later(seconds, shut_down, connection)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+async def _at_work(arguments: Mapping[str, Any], processes: list[int]) -> set[int] | None:
+    """Which of these processes PostgreSQL is at work in; None behind a pooler. Raises psycopg.Error."""
+    connection = await psycopg.AsyncConnection.connect(**arguments, autocommit=True)
+    with shut_down_after(PROBE_SECONDS, connection):
+        async with connection:
+            cursor = await connection.execute(_AT_WORK, [processes], prepare=False)
+            row = await cursor.fetchone()
+            assert row is not None
+            backend, at_work = row
+            return set(at_work) if backend == connection.info.backend_pid else None

@@ -1,0 +1,148 @@
+"""Connections to PostgreSQL that something on the way has forgotten, while new ones would work."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, closing
+
+import pytest
+
+from opservice.errors import StoreUnavailable
+from opservice.filters import ListQuery
+from opservice.operation import DAY, Complete, DeleteExpired, Start, new_id
+from opservice.store import batching, hints
+from opservice.store.engine import Database, open_database
+from opservice.store.migrations import migrate
+from opservice.store.operations import OperationStore
+from support.postgres import PostgresServer
+from support.relay import Relay
+from support.replicas import REPOSITORY, apply_one
+
+PATIENCE = 30
+HOUR = 3_600_000_000
+
+Use = Callable[[OperationStore, str], Awaitable[object]]
+
+
+@pytest.fixture
+def backend() -> str:
+    return "postgresql"
+
+
+@pytest.fixture
+async def relay(postgres: PostgresServer) -> AsyncIterator[Relay]:
+    async with Relay(f"127.0.0.1:{postgres.port}") as relay:
+        yield relay
+
+
+@asynccontextmanager
+async def opened(url: str, relay: Relay, postgres: PostgresServer) -> AsyncIterator[OperationStore]:
+    """A store behind the relay that learns of others' changes by hints alone."""
+    port = relay.address.rpartition(":")[2]
+    database = open_database(url.replace(f":{postgres.port}/", f":{port}/"))
+    store = OperationStore(database, REPOSITORY, HOUR)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def until_done(attempt: Callable[[], Awaitable[object]]) -> int:
+    """How often it was refused before it was done."""
+    refused = 0
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            try:
+                await attempt()
+            except StoreUnavailable:
+                refused += 1
+                await asyncio.sleep(0.01)
+            else:
+                return refused
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda store, id_: store.get(id_),
+        lambda store, _: store.apply(Start(new_id(), DAY)),
+        lambda store, _: store.sweep(DeleteExpired(1)),
+        lambda store, _: store.page(ListQuery(parent=None, limit=1)),
+        lambda store, _: store.read_clock(),
+    ],
+    ids=["get", "write", "sweep", "list", "clock"],
+)
+async def test_what_hangs_on_a_frozen_connection_goes_on_over_a_new_one(
+    database: Database,
+    database_url: str,
+    relay: Relay,
+    postgres: PostgresServer,
+    monkeypatch: pytest.MonkeyPatch,
+    use: Use,
+) -> None:
+    monkeypatch.setattr(batching, "HANG_SECONDS", 1)
+    id_ = apply_one(database, Start(new_id(), DAY)).record.id
+    async with opened(database_url, relay, postgres) as store:
+        for each in (store.get(id_), store.apply(Start(new_id(), DAY))):
+            await each  # connects the reader and the writer, and so what reads on the event loop
+        await use(store, id_)
+        relay.freeze()
+        assert await until_done(lambda: use(store, id_)) > 0
+
+
+async def test_a_listener_whose_connection_freezes_listens_on_a_new_one(
+    database: Database,
+    database_url: str,
+    relay: Relay,
+    postgres: PostgresServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hints, "LIFE_SIGN_SECONDS", 0.2)
+    monkeypatch.setattr(hints, "PROBE_SECONDS", 0.2)
+    async with opened(database_url, relay, postgres) as store:
+        hinted = store._hints.receive()
+        assert await anext(hinted) is None  # it listens
+        relay.freeze()
+        with pytest.raises(StoreUnavailable):
+            async with asyncio.timeout(PATIENCE):
+                await anext(hinted)
+        again = store._hints.receive()
+        assert await anext(again) is None
+        await again.aclose()
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[PostgresServer]:
+    server = PostgresServer()
+    try:
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.mark.slow
+async def test_a_commit_that_waits_for_a_standby_is_left_alone(
+    own_postgres: PostgresServer,
+) -> None:
+    def set_standby(name: str) -> None:
+        own_postgres.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")
+        own_postgres.execute("SELECT pg_reload_conf()")
+
+    def waits() -> bool:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+        return own_postgres.execute(query)[0][0] == 1
+
+    with closing(open_database(own_postgres.create_database())) as database:
+        migrate(database)
+        id_ = apply_one(database, Start(new_id(), DAY)).record.id
+        set_standby("absent")
+        ending = asyncio.create_task(asyncio.to_thread(apply_one, database, Complete(id_, b"")))
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while not waits():  # noqa: ASYNC110 - nothing signals it
+                    await asyncio.sleep(0.05)
+            assert await database.shut_down_frozen(0) == 0
+        finally:
+            set_standby("")
+        assert (await ending).changed
