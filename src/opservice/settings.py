@@ -208,15 +208,18 @@ class Settings:
         least=0,
     )
     rate_burst: int = _setting(
-        "count", 0, "Calls that a caller may make at once; 0 is those of a second.", least=0
+        "count",
+        0,
+        "Calls that a caller may make at once in a worker; 0 is those of a second.",
+        least=0,
     )
     failed_auth_rate: int = _setting(
         "count",
         100,
         "Calls a second with credentials that are not valid, from one address, on average and in a worker;"
         " ten times as many at once. Beyond it credentials from there that the worker does not know yet are"
-        " refused unchecked, with RESOURCE_EXHAUSTED. 0 is no limit, as for a proxy that all calls come"
-        " through.",
+        " refused unchecked, with RESOURCE_EXHAUSTED. All callers on a Unix socket count as one address. 0 is"
+        " no limit, as for a proxy that all calls come through.",
         least=0,
     )
     max_running_per_parent: int = _setting(

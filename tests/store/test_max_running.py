@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 
 import pytest
@@ -25,7 +26,7 @@ from opservice.store.engine import Database
 from opservice.store.repository import Repository
 from store.conftest import ABORTED, CANCELLED, INTERNAL, Clock, Ops
 from store.test_conformance_plans import full, plans, scans, uses
-from support.replicas import Replicas, apply
+from support.replicas import REPOSITORY, Replicas, apply
 
 __all__ = ["full"]
 
@@ -181,12 +182,14 @@ def replicas(database_url: str) -> Iterator[Replicas]:
     opened.close()
 
 
-def start_many(database: Database, limit: int) -> list[Outcome | OpserviceError]:
+def start_many(
+    database: Database, limit: int, parent: str = PARENT
+) -> list[Outcome | OpserviceError]:
     """In transactions of different sizes."""
     return [
         outcome
         for size in (1, 2, 3, 1, 2, 3)
-        for outcome in apply(database, *(start(limit) for _ in range(size)))
+        for outcome in apply(database, *(start(limit, parent) for _ in range(size)))
     ]
 
 
@@ -203,6 +206,39 @@ def test_on_sqlite_the_limit_is_exact_however_many_start_at_the_same_time(
         outcomes = [outcome for each in raced for outcome in each]
         assert sum(isinstance(outcome, Outcome) for outcome in outcomes) == limit - started
         assert sum(isinstance(outcome, TooManyOperations) for outcome in outcomes) == 42
+
+
+@pytest.mark.parametrize("backend", ["postgresql"])
+def test_on_postgresql_starts_at_the_same_moment_exceed_the_limit_by_it_for_each_further_replica(
+    replicas: Replicas,
+) -> None:
+    """As the setting says."""
+    with ExitStack() as open_transactions:
+        for index in range(3):
+            connection = open_transactions.enter_context(replicas[index].writer.begin())
+            outcomes = REPOSITORY.apply(connection, [start(2) for _ in range(5)])
+            assert sum(isinstance(outcome, Outcome) for outcome in outcomes) == 2
+
+    (outcome,) = apply(replicas[0], start(6))
+    assert isinstance(outcome, TooManyOperations)
+    (outcome,) = apply(replicas[0], start(7))
+    assert isinstance(outcome, Outcome)
+
+
+@pytest.mark.parametrize("backend", ["postgresql"])
+def test_on_postgresql_the_limit_is_exceeded_by_no_more_than_it_for_each_further_replica(
+    replicas: Replicas,
+) -> None:
+    for round_ in range(5):
+        limit, parent = 3, f"folders/{round_}"
+
+        raced = replicas.race(*[partial(start_many, limit=limit, parent=parent)] * 4)
+
+        outcomes = [outcome for each in raced for outcome in each]
+        started = sum(isinstance(outcome, Outcome) for outcome in outcomes)
+        assert limit <= started <= 4 * limit
+        (outcome,) = apply(replicas[0], start(limit, parent))
+        assert isinstance(outcome, TooManyOperations)
 
 
 @pytest.mark.parametrize("parent", ["folders/3", "folders/none"])
