@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import pytest
 from sqlalchemy import text, update
 
 from opservice.errors import OperationNotFound
-from opservice.operation import DAY, Complete, Delete, Record, Start, new_id
+from opservice.operation import DAY, SECOND, Complete, Delete, Record, Start, new_id
 from opservice.store.engine import Database, open_database
 from opservice.store.loop_reads import SqliteReads
 from opservice.store.operations import OperationStore
@@ -26,6 +27,7 @@ FAR = 2**60
 @pytest.fixture
 async def store(database_url: str) -> AsyncIterator[OperationStore]:
     store = OperationStore(open_database(database_url), Repository())
+    await store.read_clock()
     yield store
     await store.close()
 
@@ -142,6 +144,7 @@ async def test_a_read_that_fails_on_the_loop_goes_through_the_thread(database: D
 def test_memory_makes_room_for_what_is_new(ops: Ops) -> None:
     record = replace(ops.start(), done=True, expires_at=FAR, response=b"x" * 1000)
     memory = DoneRecords(10_000)
+    memory.database_clock_read(0, time.monotonic())
     ids = [f"ops{index}" for index in range(10)]
     for id_ in ids:
         memory.put(replace(record, id=id_))
@@ -155,19 +158,31 @@ def test_memory_makes_room_for_what_is_new(ops: Ops) -> None:
     assert len(kept) < 10
 
 
-@pytest.mark.parametrize(("expires_at", "kept"), [(1, False), (FAR, True)])
-def test_memory_does_not_outlast_the_retention(ops: Ops, expires_at: int, kept: bool) -> None:
-    record = replace(ops.start(), done=True, expires_at=expires_at)
+@pytest.mark.parametrize(("database_clock", "kept"), [(50, True), (150, False)])
+def test_memory_does_not_outlast_the_retention_by_the_database_s_clock(
+    ops: Ops, database_clock: int, kept: bool
+) -> None:
+    record = replace(ops.start(), done=True, expires_at=100 * SECOND)
     memory = DoneRecords(10_000)
+    memory.database_clock_read(database_clock * SECOND, time.monotonic())
     memory.put(record)
 
     assert (memory.get(record.id) is record) == kept
+
+
+def test_memory_keeps_nothing_before_the_database_s_clock_is_known(ops: Ops) -> None:
+    record = replace(ops.start(), done=True, expires_at=FAR)
+    memory = DoneRecords(10_000)
+    memory.put(record)
+
+    assert memory.get(record.id) is None
 
 
 def test_memory_ends_by_a_clock_that_nobody_sets(ops: Ops, monkeypatch: pytest.MonkeyPatch) -> None:
     record = replace(ops.start(), done=True, expires_at=FAR)
     now = 1000.0
     memory = DoneRecords(10_000, lambda: now)
+    memory.database_clock_read(0, now)
     memory.put(record)
     monkeypatch.setattr("time.time", lambda: 0.0)  # the machine's clock is set back
 

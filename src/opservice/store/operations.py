@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -120,8 +121,13 @@ class OperationStore:
         await self._writes.submit(ProveWrites())
 
     async def read_clock(self) -> tuple[int, bool]:
-        """The database's clock, and whether anybody may soon be late. Raises a StoreError."""
+        """The database's clock, and whether anybody may soon be late. Raises a StoreError.
+
+        Done operations are answered from memory only after it was read.
+        """
+        began = time.monotonic()
         clock: tuple[int, bool] = await self._asides.submit(self._read_clock)
+        self._reads.database_clock_read(clock[0], began)
         return clock
 
     async def sweep(self, sweep: Sweep, cutoff: int | None = None) -> Swept:

@@ -91,6 +91,10 @@ class Reads:
             found = self._sqlite.origin(operation_id)
         return await self._origins.submit(operation_id) if found is None else found
 
+    def database_clock_read(self, database_clock: int, began: float) -> None:
+        """As DoneRecords has it; `began` is monotonic."""
+        self._memory.database_clock_read(database_clock, began)
+
     def forget(self, operation_id: str) -> None:
         """It was deleted: neither what is in memory of it nor what is being read is to stay there."""
         self._forgotten += 1
@@ -129,14 +133,22 @@ class Reads:
 
 
 class DoneRecords:
-    """Done operations in memory: they never change. The least recently used make room."""
+    """Done operations in memory: they never change. The least recently used make room.
+
+    Nothing is kept until it is known what the database's clock says, by which operations expire.
+    """
 
     def __init__(self, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock` returns seconds, and is never set: by the wall clock a record might stay for hours."""
         self._max_bytes = max_bytes
         self._clock = clock
+        self._ahead: float | None = None
         self._bytes = 0
         self._kept: OrderedDict[str, tuple[Record, float]] = OrderedDict()
+
+    def database_clock_read(self, database_clock: int, began: float) -> None:
+        """It said so many microseconds after `clock` said `began`: since then it can be no further ahead."""
+        self._ahead = database_clock / SECOND - began
 
     def get(self, operation_id: str) -> Record | None:
         kept = self._kept.get(operation_id)
@@ -150,12 +162,11 @@ class DoneRecords:
         return record
 
     def put(self, record: Record) -> None:
-        if record.id in self._kept:
+        if record.id in self._kept or self._ahead is None:
             return
         assert record.expires_at is not None
-        # A wall clock that is wrong makes this longer or shorter, but never longer than MEMORY_SECONDS.
-        left = record.expires_at / SECOND - time.time()
-        self._kept[record.id] = record, self._clock() + min(MEMORY_SECONDS, left)
+        expires_at = record.expires_at / SECOND - self._ahead
+        self._kept[record.id] = record, min(self._clock() + MEMORY_SECONDS, expires_at)
         self._bytes += _size(record)
         while self._bytes > self._max_bytes:
             _, (oldest, _) = self._kept.popitem(last=False)
