@@ -231,6 +231,20 @@ def test_what_is_the_same_as_before_is_the_same_object(site: Site) -> None:
     ]
 
 
+def test_it_is_not_said_that_nothing_changed_when_a_file_could_not_be_used(site: Site) -> None:
+    before = read_files(site.settings)
+    assert site.settings.tokens
+    site.settings.tokens.write_text("no tokens")
+
+    with capture_logs() as logged:
+        reading = read_again(site.settings, before)
+        reading.log()
+
+    assert [(line["event"], line["of"]) for line in logged] == [
+        ("SIGHUP: what was read before stays in use", "tokens")
+    ]
+
+
 # When it is read
 
 
@@ -265,8 +279,11 @@ async def test_however_often_it_is_asked_for_during_a_reading_one_follows(
 
     reloader.request()
     await until(lambda: reads.begun == 1)  # the event loop goes on meanwhile
-    for _ in range(60):
-        reloader.request()
+    with capture_logs() as logged:
+        for _ in range(60):
+            reloader.request()
+    still = "SIGHUP: the files are still being read, and will be read once more after that"
+    assert [line["event"] for line in logged] == [still] * 60
     reads.go_on.release(2)  # of which the second fails
     await until(lambda: reads.begun == 2)
     task = reloader._task

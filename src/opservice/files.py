@@ -7,6 +7,7 @@ the log, and does not keep the others from being taken.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -48,21 +49,23 @@ class Reading:
 
     files: Files
     changes: Mapping[str, int | str]
+    all_used: bool = True
+    """Whether none of the files was left out because it could not be used, which was logged then."""
 
     @classmethod
-    def of(cls, new: Files, before: Files) -> Reading:
+    def of(cls, new: Files, before: Files, *, all_used: bool = True) -> Reading:
         """Compares them. Takes its time for thousands of tokens."""
         files = Files(
             before.credentials if new.credentials == before.credentials else new.credentials,
             before.tokens if new.tokens == before.tokens else new.tokens,
             before.policy if new.policy == before.policy else new.policy,
         )
-        return cls(files, _changes(files, before))
+        return cls(files, _changes(files, before), all_used)
 
     def log(self) -> None:
         if self.changes:
             log.info("SIGHUP: the files were read again, what changed is in use", **self.changes)
-        else:
+        elif self.all_used:
             log.info("SIGHUP: the files were read again, nothing changed")
 
 
@@ -90,13 +93,23 @@ def _counts(what: str, new: Mapping[str, Any], before: Mapping[str, Any]) -> dic
 
 def read_again(settings: Settings, before: Files) -> Reading:
     """What SIGHUP asks for. What cannot be used stays as it was before. May block."""
+    failed: list[str] = []
+
+    def again(what: str, read: Callable[[Settings], Read], known: Read) -> Read:
+        try:
+            return read(settings)
+        except StartupError as error:
+            failed.append(what)
+            log.error("SIGHUP: what was read before stays in use", of=what, cause=error.message)  # noqa: TRY400 - no more to say
+            return known
+
     new = Files(
-        _again("TLS files", lambda: server_credentials(settings), before.credentials),
-        _again("tokens", lambda: _read_tokens(settings), before.tokens),
-        _again("policy", lambda: _read_policy(settings), before.policy),
+        again("TLS files", server_credentials, before.credentials),
+        again("tokens", _read_tokens, before.tokens),
+        again("policy", _read_policy, before.policy),
     )
     with no_garbage_collection():
-        return Reading.of(new, before)
+        return Reading.of(new, before, all_used=not failed)
 
 
 class Reloader:
@@ -111,6 +124,7 @@ class Reloader:
         self._files = files
         self._take = take
         self._wanted = False
+        self._began = 0.0
         self._task: asyncio.Task[None] | None = None
         self._thread: OneThread[Reading] = OneThread("files")
 
@@ -118,8 +132,11 @@ class Reloader:
         if self._files == Files() and not self._settings.authenticates:
             log.info("SIGHUP: there is nothing to read again")
         reading = self._task is not None and not self._task.done()
-        if reading and not self._wanted:
-            log.info("SIGHUP: the files are being read, and will be read once more after that")
+        if reading:
+            log.info(
+                "SIGHUP: the files are still being read, and will be read once more after that",
+                seconds=round(time.monotonic() - self._began, 1),
+            )
         self._wanted = True
         if not reading:
             self._task = asyncio.create_task(self._read())
@@ -127,20 +144,13 @@ class Reloader:
     async def _read(self) -> None:
         while self._wanted:
             self._wanted = False
+            self._began = time.monotonic()
             try:
                 reading = await self._thread.run(partial(read_again, self._settings, self._files))
                 self._files = reading.files
                 self._take(reading)
             except Exception:  # whatever it is, the next SIGHUP must find a reader
                 log.exception("SIGHUP: what was read before stays in use")
-
-
-def _again(what: str, read: Callable[[], Read], before: Read) -> Read:
-    try:
-        return read()
-    except StartupError as error:
-        log.error("SIGHUP: what was read before stays in use", of=what, cause=error.message)  # noqa: TRY400 - no more to say
-        return before
 
 
 def _read_tokens(settings: Settings) -> StaticTokens:

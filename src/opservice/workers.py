@@ -55,7 +55,7 @@ log = structlog.stdlib.get_logger("opservice.workers")
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What a worker is told first; `files` is pickled, since a worker unpacks later ones on a thread."""
+    """What a worker is told first; `files` is as those of _NewFiles."""
 
     settings: Settings
     number: int
@@ -64,6 +64,8 @@ class _Job:
 
 @dataclass(frozen=True, slots=True)
 class _NewFiles:
+    """Files, and whether all could be used, pickled: a worker unpacks them on a thread."""
+
     files: bytes = field(repr=False)
 
 
@@ -174,7 +176,7 @@ class _Supervisor:
             self._loop.add_signal_handler(number, self._on_stop_signal)
         # What can be wrong with the settings is found once, and before the database is touched.
         files = read_files(self._settings)
-        self._packed = pickle.dumps(files)
+        self._packed = pickle.dumps((files, True))
         await Security(self._settings, files).start()
         build_known_types(self._settings)
         reloader = Reloader(self._settings, files, self._take)
@@ -204,7 +206,7 @@ class _Supervisor:
 
     def _take(self, reading: Reading) -> None:
         """The workers read the keys of --jwks again also when no file has changed."""
-        self._packed = pickle.dumps(reading.files)
+        self._packed = pickle.dumps((reading.files, reading.all_used))
         if reading.files != Files() or self._settings.authenticates:
             reading.log()
         if not self._stop.is_set():  # else they are draining
@@ -405,7 +407,8 @@ async def _serve(job: _Job, supervisor: Link) -> None:
     # From whoever sends it to all processes of a service, beside what the supervisor says.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-    files: Files = pickle.loads(job.files)  # noqa: S301 - of the supervisor
+    files: Files
+    files, _ = pickle.loads(job.files)  # noqa: S301 - of the supervisor
     security = Security(settings, files)
     beating = asyncio.create_task(_show_life(supervisor, settings.worker_timeout / SECOND / _SIGNS))
     # When the service began the keys were good: one that replaces another must not fail for what came later.
@@ -450,4 +453,5 @@ async def _hear(supervisor: Link, files: Files, security: Security, stop: asynci
 
 def _unpack(packed: bytes, before: Files) -> Reading:
     with no_garbage_collection():
-        return Reading.of(pickle.loads(packed), before)  # noqa: S301 - of the supervisor
+        files, all_used = pickle.loads(packed)  # noqa: S301 - of the supervisor
+        return Reading.of(files, before, all_used=all_used)
