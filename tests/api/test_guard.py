@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
 from opservice.api.auth import Authenticator, Caller, set_caller
-from opservice.api.guard import GuardedStore
-from opservice.errors import OperationNotFound, PermissionDenied
+from opservice.api.guard import MAX_LISTS_PER_CALLER, GuardedStore
+from opservice.errors import OperationNotFound, PermissionDenied, TooManyLists
+from opservice.filters import ListQuery
 from opservice.identity import Identity, Right, parse_grant
 from opservice.operation import (
     DAY,
@@ -109,6 +111,18 @@ async def test_what_has_expired_is_not_found_by_whoever_might_only_have_seen_it(
 
     with pytest.raises(OperationNotFound):
         await guarded.apply(Cancel(id_, CANCELLED))
+
+
+async def test_lists_of_one_address_keep_no_other_from_its_own(store: Interrupted) -> None:
+    guarded = GuardedStore(store, None)
+    query = ListQuery(MINE, 10)
+    ours = [asyncio.create_task(guarded.page(query, "ours")) for _ in range(60)]
+    theirs = asyncio.create_task(guarded.page(query, "theirs"))
+
+    ended = await asyncio.gather(*ours, return_exceptions=True)
+
+    assert sum(isinstance(each, TooManyLists) for each in ended) == 60 - MAX_LISTS_PER_CALLER
+    assert (await theirs).records == ()
 
 
 async def test_who_sees_everything_asks_once(store: Interrupted, guarded: GuardedStore) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,7 +18,7 @@ from grpc import StatusCode
 from opservice._proto.opservice.v1 import operation_record_service_pb2 as pb
 from opservice._proto.opservice.v1.operation_record_pb2 import CancelPolicy, OperationRecord
 from opservice.api.filtering import MAX_FILTER
-from opservice.api.listing import converted, position_from_token, position_to_token
+from opservice.api.listing import position_from_token, position_to_token
 from support.client import Client, packed, refused
 from support.fixtures import execute
 from support.server import ServerProcess, eventually
@@ -307,24 +306,3 @@ def test_a_refusal_fits_into_the_headers_that_clients_accept(client: Client) -> 
 
     assert refusal.fields == ["page_size", "filter", "page_token"]
     assert refusal.header_bytes < 8 << 10
-
-
-async def test_others_are_served_between_the_slices_of_a_large_page() -> None:
-    events: list[str] = []
-
-    def convert(record: int) -> str:
-        events.append("x")
-        return str(record)
-
-    async def serve_others() -> None:
-        while True:
-            events.append(" ")
-            await asyncio.sleep(0)
-
-    others = asyncio.create_task(serve_others())
-    assert await converted(range(1_000), convert) == [str(number) for number in range(1_000)]
-    others.cancel()
-
-    slices = "".join(events).split()
-    assert sum(map(len, slices)) == 1_000
-    assert max(map(len, slices)) == 20

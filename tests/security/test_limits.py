@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -176,6 +177,19 @@ def test_a_caller_has_so_many_lists_read_at_a_time(limited: Site) -> None:
     for call in anns:
         call.exception()
     assert burst(ann.records.List, request, 8) == []
+
+
+def test_where_nobody_is_asked_who_he_is_an_address_has_so_many_lists_read_at_a_time(
+    tmp_path: Path,
+) -> None:
+    with serving(tmp_path, f"sqlite:///{tmp_path}/o.db") as server:
+        request = ListOperationRecordsRequest(parent="-")
+
+        refusals = eventually(lambda: burst(server.client.records.List, request, 60))
+
+        assert all(
+            is_limit(refusal, "TOO_MANY_LISTS", "peer:ipv4:127.0.0.1") for refusal in refusals
+        )
 
 
 def once_allowed(client: Client, id_: str) -> Any:

@@ -153,7 +153,7 @@ class Admission:
             else:
                 caller = Caller(ANYBODY, right)
             if self._rates is not None:
-                self._rates.take(_name(caller, context))
+                self._rates.take(name_of(caller, context))
             set_caller(caller)
             return caller
 
@@ -167,7 +167,7 @@ class Admission:
             waits = self._open_waits
         else:
             waits = self._reflections if method.takes is Who.AUTHENTICATED else self._waits
-        return lambda caller, context: waits.counted(_name(caller, context))
+        return lambda caller, context: waits.counted(name_of(caller, context))
 
     def lasting(self, method: Method) -> LastingCalls | None:
         """The calls of a method that end with their callers' credentials; None when none are asked for.
@@ -202,7 +202,8 @@ def address_of(peer: str) -> str:
     return f"peer:{peer.rpartition(':')[0]}"
 
 
-def _name(caller: Caller | None, context: Context) -> str:
+def name_of(caller: Caller | None, context: Context) -> str:
+    """What a caller is known by."""
     if caller is not None and caller.identity.subject:
         return f"subject:{caller.identity.subject}"
     return address_of(context.peer())

@@ -20,6 +20,7 @@ import structlog
 from google.protobuf.message import DecodeError
 from google.rpc.code_pb2 import Code
 
+from opservice.api import pages
 from opservice.api.admission import Admission, Context, Door, Metadata, Waiting, address_of
 from opservice.api.audit import (
     REFLECTION_LINES_A_SECOND,
@@ -397,7 +398,7 @@ def _wrap_unary(
     around: _Around, behavior: Callable[..., Any], decode: Callable[[bytes], Any], encode: _Encode
 ) -> Callable[..., Any]:
     in_progress, unsent = around.in_progress, around.unsent
-    waits = around.waiting is not None
+    waits, has_pages = around.waiting is not None, around.method.pages
     may_wait = around.may_wait
 
     async def call(request: Any, context: Context) -> Any:
@@ -415,6 +416,8 @@ def _wrap_unary(
             if waits:
                 with this.waiting():
                     answer = encode(await behavior(request, context))
+            elif has_pages:
+                answer = await pages.encode(await behavior(request, context))
             else:
                 answer = encode(await behavior(request, context))
             unsent.until_done(answer, context)

@@ -48,23 +48,21 @@ class GuardedStore:
         caller.admit(record)
         return record
 
-    async def page(self, query: ListQuery) -> Listed:
-        caller = current_caller()
-        if caller is None or self._authenticator is None:
-            return await self._store.page(query)
-        subject = caller.identity.subject
-        if self._lists[subject] >= MAX_LISTS_PER_CALLER:
+    async def page(self, query: ListQuery, name: str) -> Listed:
+        """For a caller who is known by this name. Raises TooManyLists, or as the store does."""
+        if self._lists[name] >= MAX_LISTS_PER_CALLER:
             raise TooManyLists(
-                f"{MAX_LISTS_PER_CALLER} of your lists are being read, which is the limit",
-                f"subject:{subject}",
+                f"{MAX_LISTS_PER_CALLER} of your lists are being read, which is the limit", name
             )
-        self._lists[subject] += 1
+        caller = current_caller()
+        scope = None if caller is None else caller.identity.scope()
+        self._lists[name] += 1
         try:
-            return await self._store.page(replace(query, scope=caller.identity.scope()), subject)
+            return await self._store.page(replace(query, scope=scope), name)
         finally:
-            self._lists[subject] -= 1
-            if not self._lists[subject]:
-                del self._lists[subject]
+            self._lists[name] -= 1
+            if not self._lists[name]:
+                del self._lists[name]
 
     async def apply(self, command: Command) -> Outcome:
         caller = current_caller()

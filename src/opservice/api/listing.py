@@ -7,14 +7,13 @@ the query alone would not.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import hashlib
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
+from opservice.api.admission import Context, name_of
+from opservice.api.auth import current_caller
 from opservice.api.filtering import MAX_FILTER, FilterError, parse_filter
 from opservice.api.guard import GuardedStore
 from opservice.api.validation import Check
@@ -25,16 +24,10 @@ DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
 MAX_PAGE_TOKEN = 1024
 ALL_PARENTS = "-"
-_SLICE = 20
-"""Operations of a page that are converted before others get their turn."""
 
 _VERSION = b"\x01"
 _DIGEST_BYTES = 12
 _TIME_BYTES = 8
-
-
-Source = TypeVar("Source")
-Converted = TypeVar("Converted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +40,7 @@ class Page:
 
 async def list_page(
     store: GuardedStore,
+    context: Context,
     *,
     parent: str,
     page_size: int,
@@ -76,22 +70,11 @@ async def list_page(
             limit=min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE),
             condition=condition,
             after=after,
-        )
+        ),
+        name_of(current_caller(), context),
     )
     token = "" if listed.end is None else position_to_token(listed.end, parent, filter_)
     return Page(listed.records, token)
-
-
-async def converted(
-    records: Sequence[Source], to_pb: Callable[[Source], Converted]
-) -> list[Converted]:
-    """In slices, between which others get their turn: a page may have a hundred thousand details."""
-    made: list[Converted] = []
-    for start in range(0, len(records), _SLICE):
-        if start:
-            await asyncio.sleep(0)
-        made += map(to_pb, records[start : start + _SLICE])
-    return made
 
 
 def _condition(filter_: str, check: Check) -> Condition | None:

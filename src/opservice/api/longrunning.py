@@ -27,8 +27,9 @@ from opservice.api.convert import (
     parent_from_pb,
 )
 from opservice.api.guard import GuardedStore
-from opservice.api.listing import converted, list_page
+from opservice.api.listing import list_page
 from opservice.api.methods import methods_of
+from opservice.api.pages import fill
 from opservice.api.validation import wait_time
 from opservice.errors import OperationNotFound
 from opservice.operation import Cancel, Delete
@@ -62,16 +63,16 @@ class Operations:
     ) -> ListOperationsResponse:
         page = await list_page(
             self._store,
+            context,
             parent=parent_from_pb(request.name),
             page_size=request.page_size,
             page_token=request.page_token,
             filter_=request.filter,
             parent_field="name",
         )
-        return ListOperationsResponse(
-            operations=await converted(page.records, operation_to_longrunning_pb),
-            next_page_token=page.next_page_token,
-        )
+        response = ListOperationsResponse(next_page_token=page.next_page_token)
+        await fill(response.operations, page.records, operation_to_longrunning_pb)
+        return response
 
     async def CancelOperation(
         self,

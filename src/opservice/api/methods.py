@@ -20,14 +20,16 @@ class Method:
     """`takes` is the right that the caller needs for the operation, or Who may call it at all.
 
     One that `waits` may last, and is counted apart from the others; a `probe` is answered however busy the
-    server is. What is done by those that are `audited` is told to the audit log. A request has `max_bytes`
-    at most; None when it has payloads: then --max-message-bytes, which gRPC enforces, and MAX_FIELDS.
+    server is. What is done by those that are `audited` is told to the audit log. The answers of those
+    that have `pages` are encoded in slices. A request has `max_bytes` at most; None when it has payloads:
+    then --max-message-bytes, which gRPC enforces, and MAX_FIELDS.
     """
 
     takes: Right | Who
     waits: bool = False
     probe: bool = False
     audited: bool = False
+    pages: bool = False
     max_bytes: int | None = 4 << 10
 
     @property
@@ -39,7 +41,7 @@ MAX_FIELDS = 1_000
 """Of a request with payloads, those of the messages in it counted too."""
 
 _SEE = Method(Right.SEE)
-_LIST = Method(Right.SEE, max_bytes=16 << 10)
+_LIST = Method(Right.SEE, pages=True, max_bytes=16 << 10)
 _WAIT = Method(Right.SEE, waits=True)
 _CANCEL = Method(Right.CANCEL, audited=True)
 _DELETE = Method(Right.DELETE, audited=True)

@@ -23,7 +23,8 @@ from opservice._proto.opservice.v1.operation_record_service_pb2_grpc import (
 )
 from opservice.api.convert import record_to_pb
 from opservice.api.guard import GuardedStore
-from opservice.api.listing import converted, list_page
+from opservice.api.listing import list_page
+from opservice.api.pages import fill
 from opservice.api.validation import valid_id, wait_time
 from opservice.operation import SECOND, Delete
 
@@ -76,15 +77,15 @@ class OperationRecordService(OperationRecordServiceServicer):
     ) -> ListOperationRecordsResponse:
         page = await list_page(
             self._store,
+            context,
             parent=request.parent,
             page_size=request.page_size,
             page_token=request.page_token,
             filter_=request.filter,
         )
-        return ListOperationRecordsResponse(
-            operation_records=await converted(page.records, self._to_pb),
-            next_page_token=page.next_page_token,
-        )
+        response = ListOperationRecordsResponse(next_page_token=page.next_page_token)
+        await fill(response.operation_records, page.records, self._to_pb)
+        return response
 
     async def Delete(
         self,
