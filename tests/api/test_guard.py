@@ -9,7 +9,7 @@ import pytest
 
 from opservice.api.auth import Authenticator, Caller, set_caller
 from opservice.api.guard import MAX_LISTS_PER_CALLER, GuardedStore
-from opservice.errors import OperationNotFound, PermissionDenied, TooManyLists
+from opservice.errors import OperationNotFound, PermissionDenied, TooManyLists, Unauthenticated
 from opservice.filters import ListQuery
 from opservice.identity import Identity, Right, parse_grant
 from opservice.operation import (
@@ -133,5 +133,34 @@ async def test_who_sees_everything_asks_once(store: Interrupted, guarded: Guarde
         raise AssertionError
 
     store.meanwhile = fails
+
+    assert (await guarded.get(id_)).id == id_
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda guarded, id_: guarded.get(id_),
+        lambda guarded, _: guarded.page(ListQuery(None, 10), "somebody"),
+        lambda guarded, _: guarded.apply(Start(new_id(), DAY)),
+        lambda guarded, id_: guarded.apply(Cancel(id_, CANCELLED)),
+        lambda guarded, id_: anext(guarded.follow(id_)),
+        lambda guarded, id_: guarded.wait(id_, 1),
+    ],
+    ids=["get", "page", "start", "cancel", "follow", "wait"],
+)
+async def test_nothing_is_done_for_nobody_where_callers_are_known(
+    store: Interrupted, guarded: GuardedStore, use: Callable[[GuardedStore, str], Awaitable[object]]
+) -> None:
+    id_ = await started(store, MINE)
+
+    with pytest.raises(Unauthenticated):
+        await use(guarded, id_)
+    assert (await store.get(id_)).revision == 1
+
+
+async def test_where_nobody_is_asked_who_calls_everything_is_done(store: Interrupted) -> None:
+    guarded = GuardedStore(store, None)
+    id_ = (await guarded.apply(Start(new_id(), DAY, parent=MINE))).record.id
 
     assert (await guarded.get(id_)).id == id_

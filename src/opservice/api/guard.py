@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from opservice.api.auth import Authenticator, Caller, current_caller
 from opservice.api.lasting import LastingCalls
-from opservice.errors import PermissionDenied, ServerStopping, TooManyLists
+from opservice.errors import PermissionDenied, ServerStopping, TooManyLists, Unauthenticated
 from opservice.filters import ListQuery
 from opservice.operation import SECOND, Command, Outcome, Record, Start
 from opservice.store.listing import Listed
@@ -32,14 +32,14 @@ class GuardedStore:
     """
 
     def __init__(self, store: OperationStore, authenticator: Authenticator | None) -> None:
-        """Without an authenticator everybody may do everything."""
+        """Without an authenticator everybody may do everything; with one, nothing is done for nobody."""
         self._store = store
         self._authenticator = authenticator
         self._lists: Counter[str] = Counter()
         self._lasting = None if authenticator is None else LastingCalls(authenticator)
 
     async def get(self, operation_id: str) -> Record:
-        caller = current_caller()
+        caller = self._caller()
         if caller is None:
             return await self._store.get(operation_id)
         if not caller.identity.sees_everything:
@@ -54,7 +54,7 @@ class GuardedStore:
             raise TooManyLists(
                 f"{MAX_LISTS_PER_CALLER} of your lists are being read, which is the limit", name
             )
-        caller = current_caller()
+        caller = self._caller()
         scope = None if caller is None else caller.identity.scope()
         self._lists[name] += 1
         try:
@@ -65,7 +65,7 @@ class GuardedStore:
                 del self._lists[name]
 
     async def apply(self, command: Command) -> Outcome:
-        caller = current_caller()
+        caller = self._caller()
         if caller is None:
             return await self._store.apply(command)
         caller.command = command
@@ -80,7 +80,7 @@ class GuardedStore:
         self, operation_id: str, repeat_after: float | None = None
     ) -> AsyncGenerator[Record]:
         """Ends with an error once the caller may not see the operation any more."""
-        caller = current_caller()
+        caller = self._caller()
         if caller is None or self._lasting is None:
             async with aclosing(self._store.follow(operation_id, repeat_after)) as records:
                 async for record in records:
@@ -110,6 +110,13 @@ class GuardedStore:
                             if record.done:
                                 return record
         return await self.get(operation_id)
+
+    def _caller(self) -> Caller | None:
+        """Raises Unauthenticated when nobody was asked who calls, though that has to be asked."""
+        caller = current_caller()
+        if caller is None and self._authenticator is not None:
+            raise Unauthenticated("This call has no caller")
+        return caller
 
     async def _admit(self, caller: Caller, operation_id: str) -> None:
         """Raises why the caller may not do with an operation what the call does."""
