@@ -166,7 +166,7 @@ def _identify(authorization: str) -> None:
     with suppress(Unauthenticated):
         credentials = Credentials.of([("authorization", authorization)], {})
         identity = _AUTHENTICATOR.identify_now(credentials)
-        if identity is not None:  # then it is somebody, and what he may do can be asked
+        if identity is not None:  # then it is somebody, and what they may do can be asked
             assert 0 < len(identity.subject) <= MAX_SUBJECT
             identity.scope()
             identity.may(Right.SEE, "folders/a", "")

@@ -361,7 +361,7 @@ BAD: dict[str, tuple[str, list[Event]]] = {
         "an operation has two owners, or none",
         [START, replace(START, token="t2")],
     ),
-    "an owner who is told that he is none": (
+    "an owner who is told that they are none": (
         "an operation has two owners, or none",
         [START, replace(START, owned=False)],
     ),

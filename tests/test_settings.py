@@ -161,7 +161,7 @@ def test_callers_are_asked_who_they_are(settings: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("settings", NOT_ASKING.values(), ids=NOT_ASKING)
 def test_callers_are_not_asked_who_they_are(settings: dict[str, Any]) -> None:
-    """A certificate alone says that its holder may connect, and not what he may do."""
+    """A certificate alone says that its holder may connect, and not what they may do."""
     assert not Settings(**settings).authenticates
 
 

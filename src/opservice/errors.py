@@ -103,7 +103,7 @@ class OperationNotFound(OpserviceError):
     """The operation does not exist, has expired, or may not be seen by the caller."""
 
     def __init__(self, operation_id: str, *, hidden: bool = False) -> None:
-        """`hidden` when it exists, and the caller may not see it: never to be told to him."""
+        """`hidden` when it exists, and the caller may not see it: never to be told to them."""
         super().__init__(f"Operation {operation_id} not found")
         self.operation_id = operation_id
         self.hidden = hidden

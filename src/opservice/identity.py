@@ -1,4 +1,4 @@
-"""Who calls, and what he may do with operations of which parents. Standard library only.
+"""Who calls, and what they may do with operations of which parents. Standard library only.
 
 A grant is written ROLE:PARENT, as in `viewer:folders/b1g`: the role on that very parent. With `/*` behind it,
 `viewer:folders/b1g/*`, it holds for that parent and all below it, by whole segments; `viewer:*` holds
@@ -46,7 +46,7 @@ RIGHTS: dict[Role, frozenset[Right]] = {
     Role.ADMIN: frozenset(Right),
 }
 _OF_CREATOR = frozenset({Right.SEE, Right.CANCEL})
-"""What everybody may do with the operations that were created by him, or for him."""
+"""What everybody may do with the operations that were created by them, or for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ def parse_grant(text: str) -> Grant:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """The operations that a caller may see: those of these parents, and those that are his own."""
+    """The operations that a caller may see: those of these parents, and those that are their own."""
 
     subtrees: tuple[Subtree, ...]
     created_by: str
@@ -118,7 +118,7 @@ class Scope:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A caller. `source` says how he showed who he is; `expires_at` is seconds since the epoch."""
+    """A caller. `source` says how they showed who they are; `expires_at` is seconds since the epoch."""
 
     subject: str
     grants: tuple[Grant, ...] = ()
@@ -126,14 +126,14 @@ class Identity:
     expires_at: float | None = None
 
     def may(self, right: Right, parent: str, created_by: str) -> bool:
-        """Whether he may do this with an operation of this parent that was created by, or for, somebody."""
+        """Whether they may do this with an operation of this parent that was created by, or for, somebody."""
         own = created_by == self.subject and right in _OF_CREATOR and self.subject != ""
         return own or any(
             right in RIGHTS[grant.role] and grant.subtree.covers(parent) for grant in self.grants
         )
 
     def may_any(self, right: Right) -> bool:
-        """Whether there can be an operation that he may do this with."""
+        """Whether there can be an operation that they may do this with."""
         own = right in _OF_CREATOR and self.subject != ""
         return own or any(right in RIGHTS[grant.role] for grant in self.grants)
 
@@ -143,13 +143,13 @@ class Identity:
         return any(grant.subtree == EVERYWHERE for grant in self.grants)
 
     def scope(self) -> Scope | None:
-        """What he may see; None when that is everything. Every role may see."""
+        """What they may see; None when that is everything. Every role may see."""
         subtrees = _outermost({grant.subtree for grant in self.grants})
         return None if EVERYWHERE in subtrees else Scope(subtrees, self.subject)
 
 
 ANYBODY = Identity("", (Grant(Role.ADMIN, EVERYWHERE),), "anonymous")
-"""Every caller of a server that asks nobody who he is."""
+"""Every caller of a server that asks nobody who they are."""
 
 
 def _outermost(subtrees: Collection[Subtree]) -> tuple[Subtree, ...]:

@@ -117,7 +117,7 @@ class _AuditFile(logging.handlers.WatchedFileHandler):
 
 
 def _is_no_peers_doing(record: logging.LogRecord) -> bool:
-    """grpc logs with a traceback what anybody can have it log, and as often as he likes.
+    """grpc logs with a traceback what anybody can have it log, and as often as they like.
 
     Headers that are not UTF-8, with their values, which may be secret, and callers that hang up before they
     are answered.

@@ -1,6 +1,6 @@
 """The files that say who callers are and what they may do: static tokens and the policy, both YAML.
 
-A policy grants by subject, and to everyone who has shown who he is:
+A policy grants by subject, and to everyone who has shown who they are:
 
     everyone: [viewer:public/*]
     subjects:

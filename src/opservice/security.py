@@ -10,7 +10,7 @@ from opservice.tls import CurrentCredentials
 
 
 class Security:
-    """Without `authenticator` nobody is asked who he is."""
+    """Without `authenticator` nobody is asked who they are."""
 
     def __init__(self, settings: Settings, files: Files) -> None:
         self._settings = settings

@@ -24,7 +24,7 @@ class Clock:
 
 
 def taken(rates: Rates, caller: str = "alice") -> int:
-    """How many calls he makes until one is refused."""
+    """How many calls they make until one is refused."""
     for made in range(1000):
         try:
             rates.take(caller)

@@ -87,7 +87,7 @@ CODES = {
     grpc.StatusCode.PERMISSION_DENIED: "DENIED",
 }
 OUTSIDE = "outside"
-"""Who gets no connection: every call of his is UNAVAILABLE."""
+"""Who gets no connection: every call of theirs is UNAVAILABLE."""
 
 
 def read_table() -> dict[str, dict[str, str]]:
@@ -146,7 +146,7 @@ class Caller:
 
 
 NOBODY = Caller(otherwise="unknown", grants=["admin:*"], parents=(HERE, NONE))
-"""Who would have every right everywhere, could he but show who he is."""
+"""Who would have every right everywhere, could they but show who they are."""
 
 CORE = {
     "viewer": Caller({HERE: "viewer"}, grants=[f"viewer:{HERE}"]),

@@ -1,4 +1,4 @@
-"""Whoever loses his right, or can no longer show who he is, is let go in the middle of a Watch or Wait."""
+"""Who loses their right, or can no longer show who they are, is let go in the middle of a Watch or Wait."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Site:
         self.channels: Sequence[grpc.Channel]
 
     def grant(self, subject: str, *grants: str) -> None:
-        """These, and none that he had before."""
+        """These, and none that they had before."""
         self._grants[subject] = [*grants]
         write_policy(self.policy, self._grants)
 

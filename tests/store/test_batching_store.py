@@ -1,4 +1,4 @@
-"""The store as the server uses it: many callers at once, each with an answer of his own."""
+"""The store as the server uses it: many callers at once, each with an answer of their own."""
 
 from __future__ import annotations
 

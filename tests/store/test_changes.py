@@ -80,7 +80,7 @@ def follow(store: OperationStore, operation_id: str) -> asyncio.Queue[Record | N
 
 
 async def wait(store: OperationStore, operation_id: str, at_most: int) -> Record:
-    """As everybody may, of a server that asks nobody who he is."""
+    """As everybody may, of a server that asks nobody who they are."""
     return await GuardedStore(store, None).wait(operation_id, at_most)
 
 

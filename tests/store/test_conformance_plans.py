@@ -66,7 +66,7 @@ def full(ops: Ops) -> Database:
 
     def fill(connection: Connection) -> None:
         connection.execute(insert(operations), [row(number) for number in range(ROWS)])
-        if not ops.database.is_sqlite:  # where nobody makes statistics unless he is asked to
+        if not ops.database.is_sqlite:  # where nobody makes statistics unless they are asked to
             connection.execute(text("ANALYZE operations"))
 
     ops.database.write(fill)

@@ -40,7 +40,7 @@ def backend() -> str:
 
 @pytest.fixture
 def impatient(database_url: str) -> Iterator[Database]:
-    """The database, reached by one who is told at once when he would have to wait for a lock."""
+    """The database, reached by one who is told at once when they would have to wait for a lock."""
     opened = open_database(f"{database_url}?options=-c%20lock_timeout=50ms")
     yield opened
     opened.close()

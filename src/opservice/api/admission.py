@@ -1,7 +1,7 @@
-"""What a call passes before it is made: who its caller is, and how much of the server he takes up.
+"""What a call passes before it is made: who its caller is, and how much of the server they take up.
 
-All limits count per process. A caller is known by his subject or, where nobody is asked who he is, by
-the address that he calls from.
+All limits count per process. A caller is known by their subject or, where nobody is asked who they are,
+by the address that they call from.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from opservice.settings import Settings
 Context: TypeAlias = "ServicerContext[Any, Any]"
 Metadata: TypeAlias = Sequence[tuple[str, Any]]
 Door: TypeAlias = Callable[[Context, Metadata], Awaitable[Caller]]
-"""Finds out who calls. Raises what refuses him."""
+"""Finds out who calls. Raises what refuses them."""
 
 Waiting: TypeAlias = Callable[["Caller | None", Context], AbstractContextManager[None]]
 
@@ -32,7 +32,7 @@ MAX_REFLECTIONS, MAX_REFLECTIONS_PER_CALLER = 100, 10
 """Streams of reflection, in a worker."""
 
 MAX_OPEN_WAITS, MAX_OPEN_WAITS_PER_CALLER = 1_000, 100
-"""Watches of the server's health, for which nobody is asked who he is."""
+"""Watches of the server's health, for which nobody is asked who they are."""
 
 _FAILURES_AT_ONCE = 10
 """Times the rate, so that a client of many threads with an old token is told what is wrong with it."""

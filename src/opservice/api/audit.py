@@ -1,7 +1,7 @@
 """What the audit log tells of: every Start, Cancel, Delete and end of an operation, and every refusal.
 
 An event is the line of its call, told by the logger `opservice.audit` whatever the level of the log: the
-method, the code, the caller and how he showed who he is, where from, the operation, its parent, and
+method, the code, the caller and how they showed who they are, where from, the operation, its parent, and
 whether anything changed. What time does to operations is told by housekeeping.
 """
 
@@ -44,7 +44,7 @@ _MAX_ADDRESSES = 1_000
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether it says no to the caller, rather than to his request."""
+    """Whether it says no to the caller, rather than to their request."""
     hidden = isinstance(error, OperationNotFound) and error.hidden
     return hidden or isinstance(
         error, Unauthenticated | PermissionDenied | LimitReached | ServerBusy | KeysUnavailable
@@ -52,7 +52,7 @@ def is_refusal(error: Exception) -> bool:
 
 
 class Sums:
-    """Of what anybody can have told as often as he likes, so many lines a second, then their number.
+    """Of what anybody can have told as often as they like, so many lines a second, then their number.
 
     `sum_up` is told each address, what it was that was not told, and how often.
     """

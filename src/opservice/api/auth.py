@@ -1,4 +1,4 @@
-"""Who calls, and what each method asks of him: credentials in, an Identity out.
+"""Who calls, and what each method asks of them: credentials in, an Identity out.
 
 Credentials are a bearer token in `authorization`, a static one or a JWT, or else the certificate that the
 client showed. Without authentication there is no Authenticator, and every caller may do everything.
@@ -71,7 +71,7 @@ class Credentials:
 
 @dataclass(slots=True)
 class Caller:
-    """Who makes a call, and which right it takes. `identity` changes when his grants do."""
+    """Who makes a call, and which right it takes. `identity` changes when their grants do."""
 
     identity: Identity
     right: Right
@@ -81,12 +81,12 @@ class Caller:
     """What the call asked for and what it came to, for the audit log."""
 
     def admit_call(self) -> None:
-        """Raises PermissionDenied when what this call does he may do with no operation at all."""
+        """Raises PermissionDenied when what this call does they may do with no operation at all."""
         if not self.identity.may_any(self.right):
             raise PermissionDenied(f"You may not {self.right.value} any operation")
 
     def admit(self, record: Record | Origin) -> None:
-        """Raises OperationNotFound when he may not see the operation, PermissionDenied when he may
+        """Raises OperationNotFound when they may not see the operation, PermissionDenied when they may
         see it but not do with it what this call does."""
         may = self.identity.may
         if not may(Right.SEE, record.parent, record.created_by):

@@ -244,7 +244,7 @@ class _Call:
         return self._request_id
 
     async def enter(self) -> None:
-        """Finds out who calls. Raises what refuses him, whatever he asks for."""
+        """Finds out who calls. Raises what refuses them, whatever they ask for."""
         if self._around.door is not None:
             self.caller = await self._around.door(self._context, self._metadata)
             self.caller.admit_call()
@@ -426,7 +426,7 @@ def _wrap_unary(
             raise
         except Exception as error:  # noqa: BLE001 - every error becomes a status
             refusal = this.refused(error)
-            # Who reads nothing does not read this either: no large answer may be kept until he does, so
+            # Who reads nothing does not read this either: no large answer may be kept until they do, so
             # neither the error, whose traceback leads to it.
             request = answer = None
         finally:

@@ -1,4 +1,4 @@
-"""The store as the caller of the present call may use it: what he may not see is not there.
+"""The store as the caller of the present call may use it: what they may not see is not there.
 
 Whether a caller may see an operation is decided before its payloads are read: how long that takes would tell
 that there is one. An operation's parent and creator never change, so what was found of them holds when
@@ -28,7 +28,7 @@ MAX_LISTS_PER_CALLER = MAX_LISTS // 8
 
 class GuardedStore:
     """As OperationStore; everything raises OperationNotFound for what the caller may not see, and
-    PermissionDenied for what he may see, but not change as his call would.
+    PermissionDenied for what they may see, but not change as their call would.
     """
 
     def __init__(self, store: OperationStore, authenticator: Authenticator | None) -> None:

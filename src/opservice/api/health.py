@@ -26,7 +26,7 @@ class HealthService:
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
-        """NOT_SERVING from now on; whoever watches is told, and his stream ends."""
+        """NOT_SERVING from now on; whoever watches is told, and their stream ends."""
         self._stopping.set()
 
     async def Check(

@@ -12,7 +12,7 @@ class Who(Enum):
     """Who may call a method that is about no operation."""
 
     ANYBODY = "anybody"
-    AUTHENTICATED = "whoever has shown who he is"
+    AUTHENTICATED = "whoever has shown who they are"
 
 
 @dataclass(frozen=True, slots=True)

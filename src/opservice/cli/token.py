@@ -14,14 +14,16 @@ from opservice.policy import hash_token, new_token, valid_subject
 
 @click.command("token")
 @click.option(
-    "--subject", required=True, help="Who the caller is; what he starts is created_by him."
+    "--subject",
+    required=True,
+    help="Who the caller is: the created_by of the operations that they start.",
 )
 @click.option(
     "--grant",
     "grants",
     multiple=True,
     metavar="ROLE:PARENT",
-    help="What he may do, such as viewer:folders/b1g, or editor:folders/b1g/* with all below it, or"
+    help="What they may do, such as viewer:folders/b1g, or editor:folders/b1g/* with all below it, or"
     " producer:* everywhere. Roles: viewer, editor, producer, admin. May be repeated.",
 )
 @click.option("--expires-in", type=Duration(), help="How long it is good for, such as 90d.")

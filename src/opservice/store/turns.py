@@ -1,4 +1,4 @@
-"""What is done one by one, by callers in turn: who asks for much waits for himself, not others for him."""
+"""What is done one by one, by callers in turn: who asks for much keeps themselves waiting, not others."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Turns:
             await let_in
         except asyncio.CancelledError:
             if let_in.done() and not let_in.cancelled():
-                self._pass_on()  # it was his turn
+                self._pass_on()  # it was their turn
             else:
                 with suppress(ValueError):  # it was taken out meanwhile
                     queue.remove(let_in)
