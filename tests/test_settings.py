@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from opservice.addresses import is_loopback, socket_path, split_address
 from opservice.errors import StartupError
 from opservice.settings import (
     Settings,
@@ -16,10 +17,7 @@ from opservice.settings import (
     flag,
     format_duration,
     format_value,
-    is_loopback,
     parse_duration,
-    socket_path,
-    split_address,
 )
 
 NAMES = [setting.name for setting in fields(Settings)]

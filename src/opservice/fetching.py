@@ -15,7 +15,7 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnec
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from opservice.settings import is_loopback
+from opservice.addresses import is_loopback
 
 _OK = 200
 

@@ -34,6 +34,7 @@ from opservice._proto.yandex.cloud.operation import (
     operation_service_pb2,
     operation_service_pb2_grpc,
 )
+from opservice.addresses import socket_path, split_address
 from opservice.api.admission import Admission
 from opservice.api.calls import Methods
 from opservice.api.convert import LEASE_EXPIRED, TIMED_OUT
@@ -60,7 +61,7 @@ from opservice.operation import (
 )
 from opservice.private_files import group_id
 from opservice.security import Security
-from opservice.settings import Settings, socket_path, split_address
+from opservice.settings import Settings
 from opservice.store.engine import Database, open_database
 from opservice.store.migrations import check_schema, migrate
 from opservice.store.operations import OperationStore

@@ -22,6 +22,7 @@ from functools import partial
 import structlog
 import uvloop
 
+from opservice.addresses import split_address
 from opservice.errors import OpserviceError, StartupError
 from opservice.files import Files, Reading, Reloader, read_files
 from opservice.links import Link
@@ -36,7 +37,7 @@ from opservice.server import (
     prepare_database,
     run,
 )
-from opservice.settings import Settings, split_address
+from opservice.settings import Settings
 from opservice.store.engine import open_database
 from opservice.threads import OneThread, no_garbage_collection
 

@@ -27,9 +27,10 @@ from opservice.operation import (
     derive_id,
     new_id,
 )
+from opservice.store.clocks import database_clock
 from opservice.store.engine import Database, open_database
 from opservice.store.operations import OperationStore
-from opservice.store.repository import Repository, database_clock
+from opservice.store.repository import Repository
 from support.postgres import PostgresServer
 from support.proxy import CommitLosingProxy, Loss
 from support.replicas import apply, apply_one, find, sweep

@@ -24,8 +24,9 @@ from opservice.operation import (
     Sweep,
     new_id,
 )
+from opservice.store.clocks import database_clock
 from opservice.store.engine import Database, open_database
-from opservice.store.repository import Repository, database_clock
+from opservice.store.repository import Repository
 from support.replicas import apply, find, sweep
 
 COOPERATIVE = CancelPolicy.COOPERATIVE

@@ -30,8 +30,9 @@ from opservice.operation import (
     hash_lease_token,
     new_id,
 )
+from opservice.store.clocks import database_clock
 from opservice.store.engine import Database
-from opservice.store.repository import Repository, database_clock
+from opservice.store.repository import Repository
 from support.replicas import REPOSITORY, Replicas, apply, apply_one, find, sweep
 
 MINUTE, HOUR = 60 * SECOND, 3600 * SECOND
