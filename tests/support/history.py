@@ -18,6 +18,7 @@ from typing import Literal
 Call = Literal[
     "Start", "Get", "GetRecord", "Wait", "Watch", "Renew", "Cancel", "Complete", "Fail", "Delete", "List",
     "LongrunningGet", "LongrunningWait", "LongrunningCancel", "LongrunningDelete",
+    "LongrunningList",
 ]  # fmt: skip
 Answer = Literal["ok", "refused", "unknown"]
 
@@ -31,7 +32,9 @@ MEMORY_SECONDS = 5.0
 """So long after a Delete another process may answer from memory for a done operation without a key."""
 _MEMORY_MARGIN = 0.5
 _FROM_MEMORY = frozenset({"Get", "GetRecord", "Wait", "Watch", "LongrunningGet", "LongrunningWait"})
-_SHOWS_NO_VERSION = DELETES | {"LongrunningGet", "LongrunningWait", "LongrunningCancel"}
+_SHOWS_NO_VERSION = DELETES | {
+    "LongrunningGet", "LongrunningWait", "LongrunningCancel", "LongrunningList",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

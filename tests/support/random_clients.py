@@ -321,6 +321,24 @@ class RandomClient:
             request.page_token = page.next_page_token
         self._pool.listings.append(Listing(began, time.monotonic(), tuple(listed), since, done))
 
+    async def longrunning_list(self, known: Known) -> None:
+        """A page of the newest operations."""
+        request = longrunning_pb.ListOperationsRequest(
+            name=self._pool.parent or "", page_size=self._random.randint(3, 40)
+        )
+        client = self._random.choice(self._replicas)
+        invoked_at = time.monotonic()
+        try:
+            page = await _longrunning(client).ListOperations(request, timeout=_DEADLINE)
+        except grpc.aio.AioRpcError as error:
+            told = refusal_to_fields(error)
+            await self._record("", call="LongrunningList", invoked_at=invoked_at, **told)
+            return
+        for operation in page.operations:
+            id_ = operation.name.rpartition("/")[2]
+            glimpse = _glimpse_of(operation)
+            await self._record(id_, call="LongrunningList", invoked_at=invoked_at, glimpse=glimpse)
+
     def _name(self, known: Known) -> str:
         """With the parent or without."""
         parent = self._random.choice(["", self._pool.parent])
@@ -394,7 +412,7 @@ WORKER: Sequence[Act] = [
 ]
 FOLLOWER: Sequence[Act] = [
     *[RandomClient.wait, RandomClient.watch] * 2,
-    *[RandomClient.longrunning_wait, RandomClient.list],
+    *[RandomClient.longrunning_wait, RandomClient.longrunning_list, RandomClient.list],
 ]
 
 
