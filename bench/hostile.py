@@ -4,7 +4,8 @@
     PYTHONPATH=tests .venv/bin/python bench/hostile.py --seconds 10 'rapid resets' 'slow readers'
 
 Serves a new SQLite database and calls it 50 times a second, first in quiet, then beside each attack of
-tests/support/hostile.py, which runs in a process of the lowest priority. Prints the latencies of the calls,
+tests/support/hostile.py, which runs in a process of the lowest priority. Another server, which takes signed
+tokens, is there for failed authentication, and quiet until then. Prints the latencies of the calls,
 from when each was due, p99 as a multiple of the quiet one, how many failed, and the server's CPU time and
 memory.
 """
@@ -17,15 +18,28 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from subprocess import Popen
 
 from expiry import serve
 from support.bystander import Bystander
-from support.hostile import ATTACKS, Done, launch
+from support.hostile import ATTACKS, FAILED_AUTHENTICATION, Done, launch
+from support.identities import AUDIENCE, ISSUER, Issuer
 from support.process import cpu_seconds, peak_mib, restart_peak
 
 QUIET = "(quiet)"
+
+
+@dataclass
+class Served:
+    address: str
+    process: Popen[str]
+    token: str = ""
+    """Of the client that means well."""
 
 
 def main() -> None:
@@ -40,22 +54,39 @@ def main() -> None:
         f"{'attack':22} {'p50 ms':>8} {'p99 ms':>8} {'max ms':>8} {'p99 ratio':>9} {'failed':>7}"
         f" {'cores':>6} {'peak MiB':>9}   sent"
     )
-    with tempfile.TemporaryDirectory() as made, serve(f"sqlite:///{made}/bench.db") as running:
-        address, process = running
+    with open_to_all() as usual, asking_who_calls() as asking:
         quiet: list[float] = []
         for name in (QUIET, *attacks, QUIET):
-            p99 = asyncio.run(beside(name, address, process.pid, seconds, median(quiet or [0])))
+            served = asking if name == FAILED_AUTHENTICATION else usual
+            p99 = asyncio.run(beside(name, served, seconds, median(quiet or [0])))
             if name == QUIET:
                 quiet.append(p99)
-            if process.poll() is not None:
-                sys.exit(f"the server ended with {process.returncode}")
+            if served.process.poll() is not None:
+                sys.exit(f"the server ended with {served.process.returncode}")
 
 
-async def beside(name: str, address: str, pid: int, seconds: float, quiet_p99: float) -> float:
+@contextmanager
+def open_to_all() -> Iterator[Served]:
+    with tempfile.TemporaryDirectory() as made, serve(f"sqlite:///{made}/bench.db") as running:
+        yield Served(*running)
+
+
+@contextmanager
+def asking_who_calls() -> Iterator[Served]:
+    with tempfile.TemporaryDirectory() as made:
+        issuer = Issuer(Path(made))
+        asks = ["--jwks", str(issuer.file), "--jwt-issuer", ISSUER, "--jwt-audience", AUDIENCE]
+        with serve(f"sqlite:///{made}/bench.db", *asks) as running:
+            yield Served(*running, issuer.token("ann", "admin:*"))
+
+
+async def beside(name: str, served: Served, seconds: float, quiet_p99: float) -> float:
     """Prints a row. Returns the calls' p99, in milliseconds."""
+    pid = served.process.pid
+    bystander = Bystander(served.address, served.token)
+    await bystander.prepare()
     restart_peak(pid)
-    bystander = Bystander(address)
-    attacker = None if name == QUIET else launch(name, address, seconds)
+    attacker = None if name == QUIET else launch(name, served.address, seconds)
     cpu, began = cpu_seconds(pid), time.monotonic()
     over = began + seconds
     await bystander.run(

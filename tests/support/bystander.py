@@ -27,15 +27,25 @@ class Bystander:
     """Calls at a steady pace, whether those before were answered or not."""
 
     address: str
+    token: str = ""
     took: list[float] = field(default_factory=list)
     """Seconds from when a call was due until it was answered."""
     failures: list[grpc.RpcError] = field(default_factory=list)
+    _id: str = ""
+
+    @property
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        return (("authorization", f"Bearer {self.token}"),) if self.token else ()
+
+    async def prepare(self) -> None:
+        """To be called before the attack: starts the operation to get, and makes the token known."""
+        async with self._connect() as channel:
+            self._id = await self._start(channel)
 
     async def run(self, enough: Callable[[], bool]) -> None:
         """Gets on one connection, and now and then an operation that is started and ended on another."""
         async with self._connect() as channel:
-            id_ = await _start(channel)
-            get = GetOperationRequest(operation_id=id_)
+            get = GetOperationRequest(operation_id=self._id)
             stub = OperationServiceStub(channel)
             began = time.monotonic()
             async with asyncio.TaskGroup() as calls:
@@ -44,7 +54,11 @@ class Bystander:
                         break
                     due = began + number * INTERVAL
                     await asyncio.sleep(due - time.monotonic())
-                    call = stub.Get(get, timeout=_DEADLINE) if number % ANEW else self._anew()
+                    call = (
+                        stub.Get(get, timeout=_DEADLINE, metadata=self._metadata)
+                        if number % ANEW
+                        else self._anew()
+                    )
                     calls.create_task(self._timed(due, call))
 
     async def _timed(self, due: float, call: Awaitable[object]) -> None:
@@ -57,15 +71,17 @@ class Bystander:
 
     async def _anew(self) -> None:
         async with self._connect() as channel:
-            complete = CompleteRequest(operation_id=await _start(channel))
-            done = await ProducerServiceStub(channel).Complete(complete, timeout=_DEADLINE)
+            complete = CompleteRequest(operation_id=await self._start(channel))
+            stub = ProducerServiceStub(channel)
+            done = await stub.Complete(complete, timeout=_DEADLINE, metadata=self._metadata)
             assert done.done
+
+    async def _start(self, channel: grpc.aio.Channel) -> str:
+        stub = ProducerServiceStub(channel)
+        start = StartRequest()
+        started = await stub.Start(start, timeout=_DEADLINE, metadata=self._metadata)
+        return started.operation.id
 
     def _connect(self) -> grpc.aio.Channel:
         own = [("grpc.use_local_subchannel_pool", 1)]
         return grpc.aio.insecure_channel(self.address, own)
-
-
-async def _start(channel: grpc.aio.Channel) -> str:
-    started = await ProducerServiceStub(channel).Start(StartRequest(), timeout=_DEADLINE)
-    return started.operation.id

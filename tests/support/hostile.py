@@ -9,6 +9,7 @@ import random
 import resource
 import subprocess
 import sys
+import tempfile
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -40,8 +41,11 @@ from support.http2 import (
     request_headers,
     setting,
 )
+from support.identities import Issuer, with_random_signature
 
 IDLE_CONNECTIONS = 10_000
+FAILED_AUTHENTICATION = "failed authentication"
+"""The attack that is one only on a server that asks who calls."""
 _GET = "/yandex.cloud.operation.OperationService/Get"
 _WATCH = "/opservice.v1.OperationRecordService/Watch"
 _LIST = "/opservice.v1.OperationRecordService/List"
@@ -333,6 +337,22 @@ def _reflection_streams() -> Iterator[bytes]:
         yield frame(DATA, 0, stream, question * 10)
 
 
+@cache
+def _forged() -> str:
+    """By a key of the attacker's own, under the name that the server's has."""
+    with tempfile.TemporaryDirectory() as made:
+        return Issuer(Path(made)).token("eve", "admin:*")
+
+
+def _failed_authentication() -> Iterator[bytes]:
+    """Calls with tokens that only a check of the signature tells from good ones, no two the same."""
+    yield _HELLO
+    for stream in range(1, 200, 2):
+        token = with_random_signature(_forged())
+        yield request_headers(stream, _GET, {"authorization": b"Bearer " + token.encode()})
+        yield frame(DATA, END_STREAM, stream, grpc_message(b""))
+
+
 async def _lists(target: Target) -> None:
     """More at once than are read at once, again and again."""
     await asyncio.gather(
@@ -363,6 +383,7 @@ ATTACKS: dict[str, Attack] = {
     "inflated requests": _poured(_inflated_requests),
     "reflection streams": _poured(_reflection_streams),
     "lists": _lists,
+    FAILED_AUTHENTICATION: _poured(_failed_authentication),
     "large headers": _poured(_large_headers),
     "rapid resets": _poured(_rapid_resets),
     "slow readers": _slow_readers,

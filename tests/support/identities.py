@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import random
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -149,6 +150,11 @@ def with_another_signature(token: str) -> str:
     made = bytearray(urlsafe_b64decode(signature + "=" * (-len(signature) % 4)))
     made[0] ^= 1
     return f"{content}.{_encoded(bytes(made))}"
+
+
+def with_random_signature(token: str) -> str:
+    content, _, _ = token.rpartition(".")
+    return f"{content}.{_encoded(random.randbytes(64))}"
 
 
 def _compact(
