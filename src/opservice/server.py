@@ -81,6 +81,9 @@ _SERVICES = [service.full_name for file in _FILES for service in file.services_b
 
 _OTHER_FILES = 256
 _READ_BYTES = 64 << 10
+_ALGORITHMS = "grpc.compression_enabled_algorithms_bitset"
+_IDENTITY = 1
+"""The bit of requests that are sent as they are."""
 CLOSE_SECONDS = 5
 """How long the end of a server may wait for its database."""
 _WILDCARDS = {"0.0.0.0", "[::]"}  # noqa: S104 - to warn of them
@@ -247,7 +250,9 @@ def _prepare_schema(database: Database, *, migrates: bool) -> None:
 
 
 def server_options(settings: Settings, *, share_port: bool = False) -> list[tuple[str, Any]]:
+    algorithms = [(_ALGORITHMS, _IDENTITY)] if settings.no_compression else []
     return [
+        *algorithms,
         # By default a second server would silently share the port.
         ("grpc.so_reuseport", int(share_port)),
         ("grpc.max_receive_message_length", settings.max_message_bytes),

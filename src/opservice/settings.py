@@ -238,6 +238,12 @@ class Settings:
         " reads of a connection begin later.",
         least=1 << 20,
     )
+    no_compression: bool = _setting(
+        "flag",
+        False,
+        "Refuse calls with compressed requests, with UNIMPLEMENTED (streams: sometimes INTERNAL). gRPC"
+        " decompresses requests before it is known who calls. Clients compress none unless they are told to.",
+    )
     max_connections: int = _setting(
         "count",
         20_000,

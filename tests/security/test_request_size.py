@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 import pytest
@@ -11,6 +12,7 @@ from google.protobuf.any_pb2 import Any as AnyPb
 from google.rpc.status_pb2 import Status
 
 from opservice._proto.opservice.v1.producer_service_pb2 import FailRequest
+from opservice._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
 from opservice.api.methods import METHODS
 from security.calls import EVERY_METHOD, PRODUCER, REFLECTION, PendingCall, request_for
 from support.client import Refusal, refusal_from
@@ -105,3 +107,35 @@ def test_who_may_end_some_operation_has_it_read(site: Site) -> None:
 
 def test_reflection_takes_short_names_only(site: Site) -> None:
     assert METHODS[REFLECTION[0]].max_bytes == 1024
+
+
+def test_compressed_requests_are_refused_where_the_setting_says_so_and_only_these(
+    tmp_path: Path,
+) -> None:
+    request = GetOperationRequest(operation_id="none")
+    with serving(tmp_path, f"sqlite:///{tmp_path}/o.db", no_compression=True) as server:
+        get = server.client.operations.Get
+        codes = {}
+        for how in (
+            grpc.Compression.NoCompression,
+            grpc.Compression.Gzip,
+            grpc.Compression.Deflate,
+        ):
+            with pytest.raises(grpc.RpcError) as caught:
+                get(request, compression=how)
+            codes[how] = caught.value.code()
+
+    assert codes == {
+        grpc.Compression.NoCompression: grpc.StatusCode.NOT_FOUND,
+        grpc.Compression.Gzip: grpc.StatusCode.UNIMPLEMENTED,
+        grpc.Compression.Deflate: grpc.StatusCode.UNIMPLEMENTED,
+    }
+
+
+@pytest.mark.parametrize("how", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+def test_compressed_requests_are_taken_otherwise(site: Site, how: grpc.Compression) -> None:
+    request = GetOperationRequest(operation_id="none")
+    token = bearer(site.issuer.token("ann", "viewer:*"))
+    with pytest.raises(grpc.RpcError) as caught:
+        site.server.client.operations.Get(request, compression=how, metadata=token)
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
