@@ -112,6 +112,7 @@ REFUSED = [
     (f"postgresql:user:{SECRET}@host/database", "does not parse"),
     (f"postgresql://user:{SECRET}@host/database\n", "does not parse"),
     (f"postgresql://user:{SECRET}@host:port/database", "does not parse"),
+    (f"postgresql://user:{SECRET}@[]:1/database", "does not parse"),
     (f"postgresql://user:{SECRET}@host:65536/database", "a number from 1 to 65535"),
     (f"postgresql://user:1@{SECRET}:{SECRET}@host/database", "does not parse"),
     (f"postgresql://user:1/{SECRET}@host/database", "written %2F"),

@@ -198,7 +198,7 @@ def _parse_postgresql(rest: str) -> DatabaseUrl:
 def _parse_addresses(addresses: str) -> dict[str, str | int | None]:
     hosts, ports = [], []
     for address in addresses.split(","):
-        match = re.fullmatch(r"(?:\[([^\[\]]*)\]|([^\[\]:]*))(?::([0-9]{1,5}))?", address)
+        match = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^\[\]:]*))(?::([0-9]{1,5}))?", address)
         if match is None:
             raise StartupError(
                 f"{_PREFIX} does not parse: expected HOST:PORT, or [IPV6]:PORT, and a port is a number;"
