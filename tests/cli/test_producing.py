@@ -126,6 +126,7 @@ def test_whoever_has_not_the_lease_token_is_refused(
         ["start", "--metadata", '{"@type": "type.googleapis.com/no.Such", "a": 1}'],
         ["start", "--metadata", '{"@type": "type.googleapis.com/google.protobuf.Duration"}'],
         ["start", "--metadata", '{"@type": "t/opservice.v1.StartRequest", "cancelPolicy": 1e999}'],
+        ["start", "--metadata", r'{"@type": "t/google.rpc.Status", "\ud800": 1}'],
         ["start", "--metadata", "@/no/such/file"],
         ["start", "--cancel-policy", "never"],
         ["start", "--lease", "soon"],

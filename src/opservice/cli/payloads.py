@@ -70,6 +70,8 @@ class Payloads:
                 raise click.BadParameter(
                     'expected a JSON object with "@type"', param_hint=f"'{option}'"
                 )
+            # Half a surrogate pair is a UnicodeEncodeError here, and a SystemError for what comes next.
+            json.dumps(value, ensure_ascii=False).encode()
             json_format.ParseDict(value, payload, descriptor_pool=self._pool)
         except _NOT_JSON as error:
             # A KeyError: what a well-known type holds, such as a Duration, is its "value".

@@ -87,7 +87,7 @@ _NOT_OURS: Final = {
 _WRITABLE: Final = frozenset({"any", "primary", "read-write"})
 
 _FORMS = "sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
-_ENCODING = "/ ? # @ : % in a user, password or name are written %2F %3F %23 %40 %3A %25"
+_ENCODING = "/ ? # @ : % = in a user, password or name are written %2F %3F %23 %40 %3A %25 %3D"
 _UNNAMED = "a parameter after a password, in which & is written %26,"
 _PREFIX = "the database URL"
 
@@ -167,8 +167,10 @@ def _parse_postgresql(rest: str) -> DatabaseUrl:
     path, question, query = rest[len(authority) :].partition("?")
     path = path.removeprefix("/")
     login, at, addresses = authority.rpartition("@")
-    # So an unencoded / ? or # in a password cannot move a part of it into the host, the database or a name.
-    if "@" in login + path + query or "#" in rest or re.search("[/:]", path):
+    # So an unencoded / ? or # in a password cannot move a part of it into the host, the database or a name,
+    # nor can a parameter that does not begin with ? or & be taken for the end of what stands before it.
+    named = login.partition(":")[0] + addresses + path
+    if "@" in login + path + query or "#" in rest or "=" in named or re.search("[/:]", path):
         raise StartupError(f"{_PREFIX} does not parse: {_ENCODING}")
     parameters: dict[str, str | int | None] = {}
     if at:
@@ -198,14 +200,14 @@ def _parse_postgresql(rest: str) -> DatabaseUrl:
 def _parse_addresses(addresses: str) -> dict[str, str | int | None]:
     hosts, ports = [], []
     for address in addresses.split(","):
-        match = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^\[\]:]*))(?::([0-9]{1,5}))?", address)
+        match = re.fullmatch(r"(\[[^\[\]]+\]|[^\[\]:]*)(?::([0-9]{1,5}))?", address)
         if match is None:
             raise StartupError(
                 f"{_PREFIX} does not parse: expected HOST:PORT, or [IPV6]:PORT, and a port is a number;"
                 f" {_ENCODING}"
             )
-        hosts.append(_decode(match[1] or match[2]))
-        ports.append(match[3] or "")
+        hosts.append(_decode(match[1].strip("[]")))
+        ports.append(match[2] or "")
     found: dict[str, str | int | None] = {}
     if any(hosts):
         found["host"] = ",".join(hosts)
@@ -222,6 +224,8 @@ def _parse_parameter(assignment: str, *, shown: bool) -> tuple[str, str | int | 
         raise StartupError(f"{_PREFIX} does not parse: expected {said} as NAME=VALUE")
     if "+" in rest:
         raise StartupError(f"{_PREFIX}: in {said} write a space as %20, and + as %2B")
+    if "=" in rest and name != "options" and name not in SECRETS:
+        raise StartupError(f"{_PREFIX}: in {said} write = as %3D; & begins a parameter")
     value = _decode(rest)
     if name in _NOT_OURS:
         raise StartupError(f"{_PREFIX} has {name}, which cannot be set: {_NOT_OURS[name]}")
