@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, closing
 
 import pytest
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError
 
 from opservice.errors import StoreUnavailable
 from opservice.filters import ListQuery
 from opservice.operation import DAY, Complete, DeleteExpired, Start, new_id
 from opservice.store import batching, hints
+from opservice.store.drivers import connections
 from opservice.store.engine import Database, open_database
 from opservice.store.migrations import migrate
 from opservice.store.operations import OperationStore
@@ -146,3 +150,51 @@ async def test_a_commit_that_waits_for_a_standby_is_left_alone(
         finally:
             set_standby("")
         assert (await ending).changed
+
+
+async def test_a_connection_that_was_just_used_is_left_alone_however_long_it_was_taken_ago(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with database.reader.connect() as connection:
+        connection.exec_driver_sql("SELECT 1")
+        later = time.monotonic() + 100
+        monkeypatch.setattr(connections.time, "monotonic", lambda: later)
+        assert await database.shut_down_frozen(50) == 0
+        connection.exec_driver_sql("SELECT 1")
+
+
+async def test_what_postgresql_does_not_tell_of_is_left_alone(
+    database: Database, database_url: str
+) -> None:
+    silent = open_database(f"{database_url}?options=-c%20track_activities=off")
+    with closing(silent), silent.reader.connect() as connection:
+        connection.exec_driver_sql("SELECT 1")
+        assert await silent.shut_down_frozen(0) == 0
+        connection.exec_driver_sql("SELECT 1")
+
+
+async def test_what_is_idle_in_use_for_long_is_shut_down(database: Database) -> None:
+    with database.reader.connect() as connection:
+        connection.exec_driver_sql("SELECT 1")
+        assert await database.shut_down_frozen(0) == 1
+        with pytest.raises(DBAPIError):
+            connection.exec_driver_sql("SELECT 1")
+        connection.invalidate()
+    assert database.read(lambda c: c.exec_driver_sql("SELECT 1").scalar_one()) == 1
+
+
+def test_a_new_connection_is_used_though_all_are_replaced_while_it_is_made(
+    database: Database,
+) -> None:
+    event.listen(database.reader, "connect", lambda *_: database.connections.replace())
+    assert database.read(lambda c: c.exec_driver_sql("SELECT 1").scalar_one()) == 1
+
+
+def test_a_statement_that_is_not_prepared_is_sent_again_on_another_connection_too(
+    database: Database,
+) -> None:
+    """Of two threads that meet it, only the first has to stop preparing."""
+    database.stop_preparing()
+    statements = iter(["EXECUTE nothing", "SELECT 1"])
+
+    assert database.read(lambda c: c.exec_driver_sql(next(statements)).scalar_one()) == 1

@@ -192,7 +192,7 @@ class Database:
         ]
 
     def _run(self, attempt: Callable[[], Result]) -> Result:
-        retries, reconnected = 0, False
+        retries, reconnected, unprepared = 0, False, False
         while True:
             self.refuse_if_lost()
             try:
@@ -205,8 +205,9 @@ class Database:
                 if _sqlstate(error) in _SERIALIZATION_STATES and retries < _SERIALIZATION_RETRIES:
                     time.sleep(_FIRST_BACKOFF_SECONDS * 2**retries * random.uniform(0.5, 1))
                     retries += 1
-                elif _sqlstate(error) in UNPREPARED_STATES and self.may_prepare():
+                elif _sqlstate(error) in UNPREPARED_STATES and not unprepared:
                     # Something between us and PostgreSQL that was not recognized has dropped it.
+                    unprepared = True
                     self.stop_preparing()
                 elif error.connection_invalidated and not reconnected:
                     reconnected = True

@@ -111,7 +111,7 @@ class Hints:
 async def _ask(connection: psycopg.AsyncConnection, statement: LiteralString) -> None:
     """Raises psycopg.Error, also when there is no answer in time."""
     with shut_down_after(PROBE_SECONDS, connection):
-        await connection.execute(statement)
+        await connection.execute(statement, prepare=False)
 
 
 async def _nothing() -> AsyncGenerator[Sequence[str] | None]:

@@ -46,7 +46,7 @@ class _LoopReads(ABC, Generic[Opened]):
     def __init__(self, database: Database) -> None:
         self._database = database
         self._connection: Opened | None = None
-        self._generation = -1
+        self._generation: object = None
         self._connecting: asyncio.Task[None] | None = None
         self._not_before = 0.0
         self._closed = False
@@ -60,7 +60,7 @@ class _LoopReads(ABC, Generic[Opened]):
 
     def _connected(self) -> Opened | None:
         if self._connection is not None:
-            if self._generation == self._database.connections.generation:
+            if self._generation is self._database.connections.generation:
                 return self._connection
             self._disconnect()
         if self._connecting is None and not self._closed:

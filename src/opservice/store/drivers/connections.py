@@ -23,13 +23,22 @@ PROBE_SECONDS = 5
 """How long a new connection may take to tell which others PostgreSQL is at work for."""
 
 _GENERATION = "opservice_generation"
+_NEW = "opservice_new"
 _AT_WORK = """
 SELECT pg_backend_pid(), ARRAY(
     SELECT pid FROM pg_stat_activity
-    WHERE pid = ANY(%s) AND state = 'active' AND wait_event_type IS DISTINCT FROM 'Client'
+    WHERE pid = ANY(%s) AND NOT coalesce(
+        (state <> 'active' OR wait_event_type = 'Client')
+        AND clock_timestamp() - state_change >= make_interval(secs => %s),
+        false
+    )
 )
 """
-"""https://www.postgresql.org/docs/current/monitoring-stats.html: those that wait for a client do nothing."""
+"""https://www.postgresql.org/docs/current/monitoring-stats.html: those that wait for a client do nothing.
+
+They do so between any two statements, too: only for how long tells that a connection is frozen. With
+track_activities=off, and to another role than the one that connected, both columns are NULL.
+"""
 
 
 class HasSocket(Protocol):
@@ -44,16 +53,12 @@ class Connections:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._in_use: dict[int, tuple[psycopg.Connection, float]] = {}
-        self._generation = 0
-
-    @property
-    def generation(self) -> int:
-        """Changes when connections that were made before must not be used again."""
-        return self._generation
+        self.generation = object()
+        """Another one when connections that were made before must not be used again."""
 
     def replace(self) -> None:
         """Has each connection that there is closed, and another made, before it is used the next time."""
-        self._generation += 1
+        self.generation = object()
 
     def watch(self, engine: Engine) -> None:
         """Counts the engine's connections among these. Called before any other listener is added."""
@@ -68,40 +73,47 @@ class Connections:
             self._in_use.pop(id(connection), None)
 
     async def shut_down_frozen(self, arguments: Mapping[str, Any], seconds: float) -> int:
-        """Shuts down what has been in use for `seconds` and that PostgreSQL does nothing for.
+        """Shuts down what has been in use for `seconds` and that PostgreSQL has done nothing for as long.
 
         Returns how many those were. Whoever waits on one is told that it was lost. What PostgreSQL is at work
-        for is left alone, such as a COMMIT that waits for a standby. A new connection, made with these
-        arguments, is asked which those are: raises psycopg.Error when none can be made. Behind a pooler that
-        cannot be known, and nothing is shut down.
+        for is left alone, such as a COMMIT that waits for a standby, and so is what it does not tell of. A
+        new connection, made with these arguments, is asked which those are: raises psycopg.Error when none
+        can be made. Behind a pooler that cannot be known, and nothing is shut down.
         """
         before = time.monotonic() - seconds
         with self._lock:
             held = [
-                (each.info.backend_pid, each)
+                (each.info.backend_pid, each, since)
                 for each, since in self._in_use.values()
                 if since <= before and not each.closed
             ]
-        at_work = await _at_work(arguments, [process for process, _ in held])
+        at_work = await _at_work(arguments, [process for process, *_ in held], seconds)
         if at_work is None:
             return 0
-        frozen = [each for process, each in held if process not in at_work]
-        if frozen:
-            self.replace()
-        for each in frozen:
-            # So that the pool closes none meanwhile, whose number becomes another's.
-            with self._lock:
-                if id(each) in self._in_use:
-                    shut_down(each)
+        # So that the pool closes none meanwhile, whose number becomes another's.
+        with self._lock:
+            frozen = [
+                each
+                for process, each, since in held
+                # It may have gone on, and be used for something else by now.
+                if process not in at_work and self._in_use.get(id(each)) == (each, since)
+            ]
+            if frozen:
+                self.replace()
+            for each in frozen:
+                shut_down(each)
         return len(frozen)
 
     def _connected(self, connection: psycopg.Connection, record: Any) -> None:
-        record.info[_GENERATION] = self._generation
+        record.info[_GENERATION] = self.generation
+        record.info[_NEW] = True
         with self._lock:
             self._in_use[id(connection)] = connection, time.monotonic()
 
     def _taken(self, connection: psycopg.Connection, record: Any, _proxy: object) -> None:
-        if record.info[_GENERATION] != self._generation:
+        # A new one is used once in any case: the pool gives up soon, with an error that nobody expects.
+        new = record.info.pop(_NEW, False)
+        if not new and record.info[_GENERATION] is not self.generation:
             raise DisconnectionError  # the pool makes another
         with self._lock:
             self._in_use[id(connection)] = connection, time.monotonic()
@@ -126,12 +138,17 @@ def shut_down_after(seconds: float, connection: HasSocket) -> Iterator[None]:
         timer.cancel()
 
 
-async def _at_work(arguments: Mapping[str, Any], processes: list[int]) -> set[int] | None:
-    """Which of these processes PostgreSQL is at work in; None behind a pooler. Raises psycopg.Error."""
+async def _at_work(
+    arguments: Mapping[str, Any], processes: list[int], seconds: float
+) -> set[int] | None:
+    """In which of these processes PostgreSQL was at work in the last `seconds`, or does not tell.
+
+    None behind a pooler. Raises psycopg.Error.
+    """
     connection = await psycopg.AsyncConnection.connect(**arguments, autocommit=True)
     with shut_down_after(PROBE_SECONDS, connection):
         async with connection:
-            cursor = await connection.execute(_AT_WORK, [processes], prepare=False)
+            cursor = await connection.execute(_AT_WORK, [processes, seconds], prepare=False)
             row = await cursor.fetchone()
             assert row is not None
             backend, at_work = row

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from urllib.parse import quote
 
 from sqlalchemy import URL, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
@@ -69,7 +68,7 @@ def engines(
     keep_private()
     url = URL.create(
         "sqlite",
-        database=f"file:{quote(str(Path(file).absolute()))}",
+        database=Path(file).absolute().as_uri(),
         query={"uri": "true", "mode": "rw"},  # https://www.sqlite.org/uri.html
     )
     module: ModuleType = dbapi
