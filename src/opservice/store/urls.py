@@ -209,7 +209,7 @@ def _parse_addresses(addresses: str) -> dict[str, str | int | None]:
         hosts.append(_decode(match[1].strip("[]")))
         ports.append(match[2] or "")
     found: dict[str, str | int | None] = {}
-    if any(hosts):
+    if any(hosts) or len(hosts) > 1:
         found["host"] = ",".join(hosts)
     if any(ports):
         found["port"] = ",".join(ports)
