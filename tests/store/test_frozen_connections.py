@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, closing
 from functools import partial
 
+import psycopg
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 
 from opservice.errors import StoreUnavailable
@@ -174,6 +175,48 @@ async def test_what_postgresql_does_not_tell_of_is_left_alone(
         connection.exec_driver_sql("SELECT 1")
         assert await silent.shut_down_frozen(0) == 0
         connection.exec_driver_sql("SELECT 1")
+
+
+async def test_a_statement_of_a_role_that_may_not_be_watched_is_left_alone(
+    database: Database, database_url: str, postgres: PostgresServer
+) -> None:
+    lock = text("SELECT pg_advisory_lock(1)")
+    waits = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    url = f"{database_url}?options=-c%20role=pg_signal_backend%20-c%20lock_timeout=10s"
+    with closing(open_database(url)) as hidden, database.writer.connect() as holder:
+        holder.execute(lock)
+        waiting = asyncio.create_task(
+            asyncio.to_thread(hidden.read, lambda c: c.execute(lock).one())
+        )
+        async with asyncio.timeout(PATIENCE):
+            while not postgres.execute(waits):  # noqa: ASYNC110 - nothing signals it
+                await asyncio.sleep(0.01)
+        assert await hidden.shut_down_frozen(0) == 0
+        holder.invalidate()  # lets go of the lock
+        await waiting
+
+
+async def test_a_connection_that_is_used_for_something_else_meanwhile_is_left_alone(
+    database: Database,
+) -> None:
+    with database.writer.connect() as connection:
+        looking = asyncio.create_task(database.shut_down_frozen(0))
+        await asyncio.sleep(0)
+        used = connection.connection.dbapi_connection
+    with database.writer.connect() as connection:
+        assert connection.connection.dbapi_connection is used
+        assert await looking == 0
+
+
+async def test_a_listener_prepares_nothing(postgres: PostgresServer) -> None:
+    """A pooler, of which it is not told, would keep that and give it to others."""
+    async with await psycopg.AsyncConnection.connect(
+        postgres.url("postgres"), autocommit=True
+    ) as connection:
+        for _ in range(10):
+            await hints._ask(connection, "SELECT 1")
+        cursor = await connection.execute("SELECT count(*) FROM pg_prepared_statements")
+        assert await cursor.fetchone() == (0,)
 
 
 async def test_what_is_idle_in_use_for_long_is_shut_down(database: Database) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
@@ -152,3 +153,20 @@ def test_any_name_of_a_file_is_that_of_the_file(tmp_path: Path) -> None:
     with closing(open_database(f"sqlite:///{quote(str(file))}")) as opened:
         opened.write(lambda c: c.exec_driver_sql("CREATE TABLE made (id)"))
     assert file.stat().st_size > 0
+
+
+def test_a_path_may_begin_with_two_slashes(tmp_path: Path) -> None:
+    with closing(open_database(f"sqlite:////{tmp_path}/operations.db")) as opened:
+        opened.read(lambda _: None)
+    assert (tmp_path / "operations.db").stat().st_size > 0
+
+
+def test_the_working_directory_need_not_be_named_in_utf_8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / os.fsdecode(b"\xff")
+    directory.mkdir()
+    monkeypatch.chdir(directory)
+    with closing(open_database("sqlite:///operations.db")) as opened:
+        opened.read(lambda _: None)
+    assert (directory / "operations.db").stat().st_size > 0
