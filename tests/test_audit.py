@@ -2,20 +2,17 @@
 
 import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from zipfile import ZipFile
 
-import pytest
+from support.tools import require_tool
 
 ROOT = Path(__file__).parents[1]
 
 
 def audit(database: Path) -> subprocess.CompletedProcess[str]:
-    # Not a failure in CI: osv-scanner takes minutes to build. docs/vulnerabilities.md wants a job of its own.
-    if shutil.which("osv-scanner") is None:
-        pytest.skip("osv-scanner is not installed: scripts/audit.sh says how to")
+    require_tool("osv-scanner", "scripts/audit.sh says how to")
     return subprocess.run(
         [ROOT / "scripts" / "audit.sh", database.name],
         cwd=database.parent,
