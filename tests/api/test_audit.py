@@ -83,6 +83,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         "alice": tokens.add("alice", f"editor:{PARENT}/*"),
         "viewer": tokens.add("viewer", f"viewer:{PARENT}"),
         "stranger": tokens.add("stranger", "admin:folders/other"),
+        "root": tokens.add("root", "admin:*"),
     }
     url = f"sqlite:///{directory}/a.db"
     with serving(directory, url, tokens=tokens.file, audit_log=file) as server:
@@ -296,10 +297,19 @@ def test_who_asks_for_what_he_may_not_see_is_told_of_to_the_log_alone(
     assert refusal.message.replace(id_, "ops-that-is-none") == of_none.message
 
 
-def test_a_read_of_what_does_not_exist_is_no_refusal(site: Site) -> None:
+def test_a_read_of_what_does_not_exist_is_told_of_as_what_is_hidden(site: Site) -> None:
     get = operation_pb.GetOperationRequest(operation_id="nowhere")
 
-    request_id = refused_call(site, "alice", f"{OPERATIONS}/Get", get).request_id
+    line = of_refusal(site, "alice", f"{OPERATIONS}/Get", get)
+
+    assert {"code": "NOT_FOUND", "operation_id": "nowhere"}.items() <= line.items()
+    assert "hidden" not in line
+
+
+def test_who_sees_everything_is_not_refused_what_does_not_exist(site: Site) -> None:
+    get = operation_pb.GetOperationRequest(operation_id="nowhere")
+
+    request_id = refused_call(site, "root", f"{OPERATIONS}/Get", get).request_id
 
     (line,) = eventually(lambda: site.server.log(request_id=request_id))
     assert line["logger"] == "opservice.call"

@@ -9,7 +9,13 @@ import pytest
 
 from opservice.api.auth import Authenticator, Caller, set_caller
 from opservice.api.guard import MAX_LISTS_PER_CALLER, GuardedStore
-from opservice.errors import OperationNotFound, PermissionDenied, TooManyLists, Unauthenticated
+from opservice.errors import (
+    OperationNotFound,
+    PermissionDenied,
+    StoreError,
+    TooManyLists,
+    Unauthenticated,
+)
 from opservice.filters import ListQuery
 from opservice.identity import Identity, Right, parse_grant
 from opservice.operation import (
@@ -28,6 +34,7 @@ from opservice.store.engine import open_database
 from opservice.store.operations import OperationStore
 from opservice.store.repository import Repository
 from store.conftest import CANCELLED
+from support.fixtures import without_column
 
 MINE, THEIRS = "folders/mine", "folders/theirs"
 KEYED = derive_id("ops", "caller", MINE, "key")
@@ -38,8 +45,8 @@ class Interrupted(OperationStore):
 
     meanwhile: Callable[[], Awaitable[object]] | None = None
 
-    async def origin(self, operation_id: str) -> Record | Origin:
-        origin = await super().origin(operation_id)
+    async def origin(self, operation_id: str, *, remembered: bool = True) -> Record | Origin:
+        origin = await super().origin(operation_id, remembered=remembered)
         if self.meanwhile is not None:
             await self.meanwhile()
         return origin
@@ -90,6 +97,23 @@ async def test_an_id_that_came_again_as_an_operation_that_may_not_be_seen_is_not
 
     with pytest.raises(OperationNotFound):
         await guarded.get(KEYED)
+
+
+async def test_of_what_is_hidden_nothing_is_answered_from_memory(
+    store: Interrupted, guarded: GuardedStore, database_url: str
+) -> None:
+    """That would take less time than an answer for an operation that does not exist."""
+    id_ = await started(store, THEIRS)
+    await store.apply(Complete(id_, b"response"))
+    await store.read_clock()
+    await store.get(id_)
+    calling(Right.SEE, f"viewer:{MINE}")
+
+    with without_column(database_url, "parent"):
+        assert (await store.get(id_)).id == id_, "it is in memory"
+        for each in (new_id(), id_):
+            with pytest.raises(StoreError):
+                await guarded.get(each)
 
 
 async def test_what_may_be_seen_and_not_cancelled_is_denied(

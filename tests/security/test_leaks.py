@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from opservice._proto.opservice.v1.operation_record_service_pb2 import (
     WaitOperationRecordRequest,
     WatchOperationRecordRequest,
 )
+from opservice.operation import new_id
 from security.calls import (
     BY_NAME,
     GOOGLE,
@@ -41,7 +41,7 @@ from security.calls import (
     request_for,
 )
 from support.client import TOKEN, Client, refusal_from, refused
-from support.fixtures import empty_database, execute
+from support.fixtures import empty_database, without_column
 from support.identities import (
     Issuer,
     TokenFile,
@@ -171,16 +171,6 @@ def test_no_payload_is_read_of_what_may_not_be_seen(
         (code, *_) = everything_told(site, method, request)
 
     assert code == grpc.StatusCode.NOT_FOUND
-
-
-@contextmanager
-def without_column(database: str, name: str) -> Iterator[None]:
-    """Whoever asks for the column gets an error."""
-    execute(database, f"ALTER TABLE operations RENAME COLUMN {name} TO taken_away")
-    try:
-        yield
-    finally:
-        execute(database, f"ALTER TABLE operations RENAME COLUMN taken_away TO {name}")
 
 
 @pytest.mark.parametrize("method", BY_NAME)
@@ -432,11 +422,33 @@ def test_the_audit_log_tells_of_attempts_at_what_may_not_be_seen(site: Site, met
 
     everything_told(site, method, request_for(method, id_, THEIRS))
 
-    (attempt,) = [
+    attempt = told_of(site, method, id_)
+    told = (attempt["subject"], attempt["code"], attempt.get("hidden"))
+    assert told == ("ann", "NOT_FOUND", True)
+
+
+def told_of(site: Site, method: str, id_: str) -> dict[str, Any]:
+    """The audit log's line of the one call for this operation."""
+    (line,) = [
         line
         for line in map(json.loads, site.audit_log.read_text().splitlines())
         if line["method"] == method
         and id_ in (line.get("operation_id"), line.get("name", "")[-20:])
     ]
-    told = (attempt["subject"], attempt["code"], attempt.get("hidden"))
-    assert told == ("ann", "NOT_FOUND", True)
+    assert isinstance(line, dict)
+    return line
+
+
+@pytest.mark.parametrize("method", OF_OPERATION)
+def test_the_audit_log_tells_as_much_of_attempts_at_what_does_not_exist(
+    site: Site, method: str
+) -> None:
+    """What is told of one alone would make its answer come later."""
+    hidden, missing = running(site.bob, THEIRS), new_id()
+
+    for id_ in (hidden, missing):
+        everything_told(site, method, request_for(method, id_, THEIRS))
+
+    of_hidden, of_missing = (told_of(site, method, id_) for id_ in (hidden, missing))
+    assert of_hidden.keys() - of_missing.keys() == {"hidden"}
+    assert of_missing["code"] == "NOT_FOUND"

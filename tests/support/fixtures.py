@@ -34,6 +34,16 @@ def execute(database_url: str, statement: str) -> None:
 
 
 @contextmanager
+def without_column(database_url: str, name: str) -> Iterator[None]:
+    """Whoever asks for the column gets an error."""
+    execute(database_url, f"ALTER TABLE operations RENAME COLUMN {name} TO taken_away")
+    try:
+        yield
+    finally:
+        execute(database_url, f"ALTER TABLE operations RENAME COLUMN taken_away TO {name}")
+
+
+@contextmanager
 def held_up_writes(database_url: str) -> Iterator[None]:
     """Lets no write end within the block; the server gives up after 5 s."""
     database = open_database(database_url)

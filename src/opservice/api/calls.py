@@ -295,7 +295,7 @@ class _Call:
             log.warning("call", **line, cause=str(error.__cause__ or error))
         if not told:
             pass
-        elif self._around.method.audited or is_refusal(error):
+        elif self._around.method.audited or is_refusal(error, self.caller):
             audit.info("call", **line, **described(error))
         elif code != Code.INTERNAL and not isinstance(error, StoreError):
             log.info("call", **line, **described(error))

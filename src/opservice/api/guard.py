@@ -16,7 +16,13 @@ from dataclasses import replace
 
 from opservice.api.auth import Authenticator, Caller, current_caller
 from opservice.api.lasting import LastingCalls
-from opservice.errors import PermissionDenied, ServerStopping, TooManyLists, Unauthenticated
+from opservice.errors import (
+    OperationNotFound,
+    PermissionDenied,
+    ServerStopping,
+    TooManyLists,
+    Unauthenticated,
+)
 from opservice.filters import ListQuery
 from opservice.operation import SECOND, Command, Outcome, Record, Start
 from opservice.store.listing import Listed
@@ -123,6 +129,11 @@ class GuardedStore:
         origin = await self._store.origin(operation_id)
         try:
             caller.admit(origin)
+        except OperationNotFound:
+            if isinstance(origin, Record):
+                # It was in memory: the database is asked as it is for one that does not exist.
+                await self._store.origin(operation_id, remembered=False)
+            raise
         except PermissionDenied:
             await self._store.get(operation_id)  # one that has expired is not found, not denied
             raise

@@ -89,9 +89,12 @@ class OperationStore:
         """
         return await self._reads.get(operation_id)
 
-    async def origin(self, operation_id: str) -> Record | Origin:
-        """Whose the operation is, without its payloads; also when it has expired. Raises as `get` does."""
-        return await self._reads.origin(operation_id)
+    async def origin(self, operation_id: str, *, remembered: bool = True) -> Record | Origin:
+        """Whose the operation is, without its payloads; also when it has expired.
+
+        The record when that is in memory, unless what is `remembered` is not wanted. Raises as `get` does.
+        """
+        return await self._reads.origin(operation_id, remembered=remembered)
 
     async def page(self, query: ListQuery, caller: str = "") -> Listed:
         """A page of operations, as of some moment after the call. Callers have their lists by turns.

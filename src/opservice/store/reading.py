@@ -80,13 +80,14 @@ class Reads:
             self._memory.put(record)
         return record
 
-    async def origin(self, operation_id: str) -> Record | Origin:
+    async def origin(self, operation_id: str, *, remembered: bool = True) -> Record | Origin:
         """Who may see the operation, by a query that does not read its payloads (origins.py).
 
-        Also of one that has expired and is not deleted yet. Raises as `get` does.
+        Also of one that has expired and is not deleted yet. What is `remembered` is not asked for. Raises as
+        `get` does.
         """
         self._database.refuse_if_lost()
-        found: Record | Origin | None = self._memory.get(operation_id)
+        found: Record | Origin | None = self._memory.get(operation_id) if remembered else None
         if found is None and self._sqlite is not None:
             found = self._sqlite.origin(operation_id)
         return await self._origins.submit(operation_id) if found is None else found
