@@ -21,6 +21,7 @@ from support.client import Client, Refusal, refusal_from, refused
 from support.fixtures import held_up_writes
 from support.identities import Issuer, bearer, calling_with, with_another_signature
 from support.server import ServerProcess, eventually, serving
+from support.tools import stable_port
 
 CALLS = 200
 
@@ -102,6 +103,20 @@ def test_refused_calls_of_reflection_have_fewer_lines(site: Site) -> None:
             call.answer()
 
     all_are_told(site.server, before, LINES_A_SECOND)
+
+
+def test_tokens_that_cannot_be_checked_for_want_of_keys_are_summed_up(
+    tmp_path: Path, site: Site
+) -> None:
+    nobody = f"http://127.0.0.1:{stable_port()}/jwks.json"
+    settings = {**site.issuer.settings, "jwks": nobody}
+    with serving(tmp_path, f"sqlite:///{tmp_path}/o.db", **settings) as server:
+        before = len(lines(server)), summed(server)
+
+        refusals = Site(server, site.issuer).refusals(site.issuer.token("eve"))
+
+        assert {refusal.reason for refusal in refusals} == {"KEYS_UNAVAILABLE"}
+        all_are_told(server, before, CALLS)
 
 
 def test_calls_beyond_the_limit_of_calls_are_summed_up(tmp_path: Path) -> None:

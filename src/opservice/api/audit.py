@@ -28,6 +28,7 @@ from opservice.operation import Start
 
 _CAUSED_BY_ANYBODY = (
     Unauthenticated,
+    KeysUnavailable,
     LimitReached,
     RequestTooLarge,
     MalformedRequest,
