@@ -178,6 +178,7 @@ async def run(
         log.info("draining", seconds=settings.drain / SECOND)
         health.stop()
         store.stop_following()
+        admission.stop()
         for task in background:
             task.cancel()
         await server.stop(settings.drain / SECOND)

@@ -121,6 +121,20 @@ def test_a_silent_stream_ends_when_its_token_expires(
         assert end(call) == "CREDENTIALS_EXPIRED"
 
 
+@pytest.mark.parametrize("callers", ["known", "not known"])
+def test_a_silent_stream_ends_when_the_server_stops(
+    tmp_path: Path, issuer: Issuer, over: Event, callers: str
+) -> None:
+    settings = issuer.settings if callers == "known" else {}
+    with serving(tmp_path, f"sqlite:///{tmp_path}/o.db", drain="1h", **settings) as server:
+        call = silent(server, issuer.token("eve"), over)
+
+        server.send_signal(signal.SIGTERM)
+
+        assert end(call) == "SERVER_STOPPING"
+        assert server.wait() == 0
+
+
 def test_each_question_of_a_stream_counts_as_a_call(
     tmp_path_factory: pytest.TempPathFactory, issuer: Issuer
 ) -> None:

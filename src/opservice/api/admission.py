@@ -121,7 +121,7 @@ class Admission:
 
     def __init__(self, settings: Settings, authenticator: Authenticator | None) -> None:
         self._authenticator = authenticator
-        self._lasting = None if authenticator is None else LastingCalls(authenticator)
+        self._lasting = LastingCalls(authenticator)
         self._asks_for_certificates = settings.tls_client_ca is not None
         burst = settings.rate_burst or settings.rate_limit
         self._rates = Rates(settings.rate_limit, burst) if settings.rate_limit else None
@@ -170,11 +170,15 @@ class Admission:
         return lambda caller, context: waits.counted(name_of(caller, context))
 
     def lasting(self, method: Method) -> LastingCalls | None:
-        """The calls of a method that end with their callers' credentials; None when none are asked for.
+        """The calls of a method that end with their callers' credentials, and when the server stops.
 
-        Those that are about an operation end by the store (guard.py).
+        None of those that are about an operation, which the store ends (guard.py), or the server's health.
         """
         return self._lasting if method.takes is Who.AUTHENTICATED else None
+
+    def stop(self) -> None:
+        """Ends the streams of reflection, in which nothing may be asked for as long as the client likes."""
+        self._lasting.stop()
 
     async def _identify(
         self, authenticator: Authenticator, credentials: Credentials, context: Context

@@ -256,8 +256,8 @@ class _Call:
         return self._around.waiting(self.caller, self._context)
 
     def lasting(self) -> AbstractContextManager[Lasting | None]:
-        """While the call lasts, if it ends when its caller's credentials are not good any more."""
-        if self._around.lasting is None or self.caller is None:
+        """While the call lasts, if there is something that ends it."""
+        if self._around.lasting is None:
             return nullcontext()
         return self._around.lasting.of(self.caller)
 

@@ -1,7 +1,8 @@
-"""Calls that last end when their callers cannot show any longer who they are, or may not go on.
+"""Calls that last end when the server stops, and when their callers cannot show any longer who they are, or
+may not go on.
 
-That is found out when a token or certificate expires, and when what the server knows of callers has
-changed: then no call is told anything more before its caller was checked again.
+Of callers that is found out when a token or certificate expires, and when what the server knows of them
+has changed: then no call is told anything more before its caller was checked again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 import structlog
 
 from opservice.api.auth import Authenticator, Caller
-from opservice.errors import OpserviceError, Unauthenticated
+from opservice.errors import OpserviceError, ServerStopping, Unauthenticated
 from opservice.identity import Identity
 from opservice.operation import Record
 
@@ -31,22 +32,33 @@ log = structlog.stdlib.get_logger("opservice.guard")
 class LastingCalls:
     """Those that there are."""
 
-    def __init__(self, authenticator: Authenticator) -> None:
+    def __init__(self, authenticator: Authenticator | None) -> None:
+        """Without an authenticator they end only when the server stops."""
         self._authenticator = authenticator
         self._calls: set[Lasting] = set()
         self._checking: asyncio.Task[None] | None = None
-        authenticator.listeners.append(self._check_all)
+        self._stopped = False
+        if authenticator is not None:
+            authenticator.listeners.append(self._check_all)
 
     @contextmanager
-    def of(self, caller: Caller) -> Iterator[Lasting]:
-        """A call of this caller, which lasts as long as this."""
+    def of(self, caller: Caller | None) -> Iterator[Lasting]:
+        """A call of this caller, which lasts as long as this. With an authenticator there is one."""
         call = Lasting(caller, self._authenticator)
+        if self._stopped:
+            call.refuse(ServerStopping())
         self._calls.add(call)
         try:
             yield call
         finally:
             self._calls.discard(call)
             call.close()
+
+    def stop(self) -> None:
+        """Ends whichever there are, or will be."""
+        self._stopped = True
+        for call in self._calls:
+            call.refuse(ServerStopping())
 
     def _check_all(self) -> None:
         for call in self._calls:
@@ -64,7 +76,7 @@ class LastingCalls:
 class Lasting:
     """A call that goes on only while its caller may see the operation that it is about, if there is one."""
 
-    def __init__(self, caller: Caller, authenticator: Authenticator) -> None:
+    def __init__(self, caller: Caller | None, authenticator: Authenticator | None) -> None:
         self._caller = caller
         self._authenticator = authenticator
         self._end: End | None = None
@@ -76,7 +88,10 @@ class Lasting:
 
     def begin(self, end: End) -> None:
         self._end = end
-        self.check()
+        if self._refusal is None:
+            self.check()
+        else:
+            end(self._refusal)
 
     def admit(self, record: Record) -> None:
         """Raises why the caller may not see the operation, or not any more."""
@@ -84,6 +99,7 @@ class Lasting:
             self.check()
         if self._refusal is not None:
             raise self._refusal
+        assert self._caller is not None
         self._caller.admit(record)
         self._record = record
 
@@ -91,30 +107,27 @@ class Lasting:
         """Looks again at who the caller is, and ends the call when it may not go on."""
         self.close()
         self.stale = False
+        if self._authenticator is None:
+            return
+        assert self._caller is not None
         try:
-            identity = self._identity()
+            identity = _identify_again(self._caller, self._authenticator)
             self._caller.identity = identity
             if self._record is not None:
                 self._caller.admit(self._record)
         except OpserviceError as error:
-            self._refuse(error)
+            self.refuse(error)
             return
         except Exception:  # whatever it is, the caller is not known to be allowed to go on
             log.exception("a caller could not be checked")
-            self._refuse(Unauthenticated())
+            self.refuse(Unauthenticated())
             return
         if identity.expires_at is not None:
             left = identity.expires_at - self._authenticator.clock()
             self._expiry = asyncio.get_running_loop().call_later(left, self.check)
 
-    def _identity(self) -> Identity:
-        """Raises Unauthenticated."""
-        identity = self._authenticator.identify_now(self._caller.credentials)
-        if identity is None:
-            raise Unauthenticated("The token is signed with a key that is not accepted any more")
-        return identity
-
-    def _refuse(self, refusal: OpserviceError) -> None:
+    def refuse(self, refusal: OpserviceError) -> None:
+        """Ends the call."""
         self._refusal = refusal
         if self._end is not None:
             self._end(refusal)
@@ -123,6 +136,14 @@ class Lasting:
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None
+
+
+def _identify_again(caller: Caller, authenticator: Authenticator) -> Identity:
+    """Raises Unauthenticated."""
+    identity = authenticator.identify_now(caller.credentials)
+    if identity is None:
+        raise Unauthenticated("The token is signed with a key that is not accepted any more")
+    return identity
 
 
 async def until_ended(requests: AsyncIterator[Request], call: Lasting) -> AsyncIterator[Request]:
