@@ -32,6 +32,16 @@ def postgres() -> Iterator[PostgresServer]:
         server.remove()
 
 
+@pytest.fixture(scope="module")
+def own_postgres() -> Iterator[PostgresServer]:
+    """For tests that stop it, or set it otherwise."""
+    server = PostgresServer()
+    try:
+        yield server
+    finally:
+        server.remove()
+
+
 @pytest.fixture(scope="session")
 def migrated_databases(postgres: PostgresServer) -> list[str]:
     """URLs of databases with the schema and no operations, to be borrowed: making one takes long."""

@@ -6,7 +6,6 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -105,15 +104,6 @@ def test_what_a_killed_process_acknowledged_is_there(
         acknowledged |= running.acknowledged()
         assert_all_is_there(database_url, acknowledged)
     assert_no_batch_is_there_in_part(database_url)
-
-
-@pytest.fixture(scope="module")
-def own_postgres() -> Iterator[PostgresServer]:
-    server = PostgresServer()
-    try:
-        yield server
-    finally:
-        server.remove()
 
 
 @KILLS

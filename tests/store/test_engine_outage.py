@@ -16,15 +16,6 @@ from support.replicas import apply_one, find
 Ending = Callable[[PostgresServer], None]
 
 
-@pytest.fixture(scope="module")
-def own_postgres() -> Iterator[PostgresServer]:
-    server = PostgresServer()
-    try:
-        yield server
-    finally:
-        server.remove()
-
-
 @pytest.fixture
 def database(own_postgres: PostgresServer) -> Iterator[Database]:
     opened = open_database(own_postgres.create_database())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
 from functools import partial
 
@@ -115,15 +115,6 @@ async def test_a_listener_whose_connection_freezes_listens_on_a_new_one(
         again = store._hints.receive()
         assert await anext(again) is None
         await again.aclose()
-
-
-@pytest.fixture
-def own_postgres() -> Iterator[PostgresServer]:
-    server = PostgresServer()
-    try:
-        yield server
-    finally:
-        server.remove()
 
 
 @pytest.mark.slow

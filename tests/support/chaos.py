@@ -15,6 +15,7 @@ from typing import Any, cast
 import grpc
 
 from opservice._proto.opservice.v1.operation_record_service_pb2 import GetOperationRecordRequest
+from support.answers import refusal_to_fields, state_of
 from support.client import Client
 from support.disturbances import Disturber
 from support.history import Event, Sight, Violation, check
@@ -27,8 +28,6 @@ from support.random_clients import (
     Act,
     Pool,
     RandomClient,
-    refusal_to_fields,
-    state_of,
 )
 from support.relay import Relay
 from support.server import ServerProcess, eventually

@@ -10,9 +10,10 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 
 from opservice._proto.opservice.v1 import producer_service_pb2 as producer_pb
+from support.answers import text
 from support.history import Event
 from support.lease_rules import LAPSED, Lease
-from support.random_clients import CANCELLED, Known, RandomClient, text
+from support.random_clients import CANCELLED, Known, RandomClient
 
 LEASES = (3, 4)
 """Seconds. Pauses are longer."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, TypeAlias
@@ -12,30 +12,25 @@ from typing import Any, TypeAlias
 import grpc
 from google.longrunning import operations_proto_pb2 as longrunning_pb
 from google.longrunning.operations_pb2_grpc import OperationsStub
-from google.protobuf.any_pb2 import Any as AnyPb
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.protobuf.wrappers_pb2 import StringValue
 from google.rpc.code_pb2 import Code
-from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
-from grpc_status import rpc_status
 
 from opservice._proto.opservice.v1 import operation_record_service_pb2 as record_pb
 from opservice._proto.opservice.v1 import producer_service_pb2 as producer_pb
 from opservice._proto.opservice.v1.operation_record_pb2 import (
     CancelPolicy,
-    OperationRecord,
     Progress,
 )
-from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
 from opservice._proto.yandex.cloud.operation.operation_service_pb2 import (
     CancelOperationRequest,
     GetOperationRequest,
 )
-from support.client import Client, packed, unpacked
-from support.history import DONE, Call, Event, Sight, State
+from support.answers import glimpse_of, refusal_to_fields, state_of, text, told_by
+from support.client import Client, unpacked
+from support.history import DONE, Call, Event, Sight
 from support.lease_rules import LAPSED, Lease
 from support.listing_rules import Listing
 
@@ -45,12 +40,7 @@ TIMED_OUT = "DEADLINE_EXCEEDED OPERATION_TIMEOUT"
 _OPERATIONS = 24
 """So many are in play at a time."""
 _DEADLINE = 2.0
-_UNHEARD = frozenset({"STORE_UNAVAILABLE", "SERVER_STOPPING"})
-"""Reasons that leave open whether the call happened."""
 
-Answer: TypeAlias = (
-    Operation | OperationRecord | producer_pb.StartResponse | producer_pb.RenewResponse
-)
 Act: TypeAlias = "Callable[[RandomClient, Known], Any]"
 
 
@@ -336,7 +326,7 @@ class RandomClient:
             return
         for operation in page.operations:
             id_ = operation.name.rpartition("/")[2]
-            glimpse = _glimpse_of(operation)
+            glimpse = glimpse_of(operation)
             await self._record(id_, call="LongrunningList", invoked_at=invoked_at, glimpse=glimpse)
 
     def _name(self, known: Known) -> str:
@@ -378,7 +368,7 @@ class RandomClient:
         except grpc.aio.AioRpcError as error:
             told = refusal_to_fields(error)
         else:
-            told = _told(answer)
+            told = told_by(answer)
             if isinstance(answer, producer_pb.StartResponse):
                 known = answer.operation.id
                 told["owned"] = answer.owned
@@ -436,67 +426,5 @@ def start_request(
     return request, tuple(ends)
 
 
-def _told(answer: Any) -> dict[str, Any]:
-    if isinstance(answer, longrunning_pb.Operation):
-        return {"glimpse": _glimpse_of(answer)}
-    if isinstance(answer, Empty):
-        return {}
-    return {"seen": (Sight(time.monotonic(), state_of(answer)),)}
-
-
-def _glimpse_of(operation: longrunning_pb.Operation) -> State:
-    return State(
-        modified_at=0,
-        done=operation.done,
-        result=_result_of(operation),
-        metadata=unpacked(operation.metadata, StringValue).value,
-    )
-
-
-def _result_of(operation: Operation | longrunning_pb.Operation) -> str | None:
-    if operation.HasField("response"):
-        return f"response {unpacked(operation.response, StringValue).value}"
-    if operation.HasField("error"):
-        error = operation.error
-        return f"{Code.Name(error.code)} {_reason(error.details) or error.message}"
-    return None
-
-
 def _longrunning(client: Client) -> Any:
     return OperationsStub(client.channel)  # type: ignore[no-untyped-call] # has no stub
-
-
-def state_of(answer: Answer) -> State:
-    """What is equal in two answers is equal in their states."""
-    operation = answer if isinstance(answer, Operation) else answer.operation
-    record = answer if isinstance(answer, OperationRecord) else None
-    return State(
-        modified_at=operation.modified_at.ToMicroseconds(),
-        done=operation.done,
-        result=_result_of(operation),
-        metadata=unpacked(operation.metadata, StringValue).value,
-        born=operation.created_at.ToMicroseconds(),
-        rest=operation.SerializeToString(deterministic=True),
-        revision=None if record is None else record.revision,
-        beside=b"" if record is None else record.SerializeToString(deterministic=True),
-    )
-
-
-def refusal_to_fields(error: grpc.RpcError) -> dict[str, Any]:
-    """Only the server gives reasons; what has none comes from the network, or from the deadline."""
-    assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # an AioRpcError has what is asked for
-    reason = "" if status is None else _reason(status.details)
-    if reason and reason not in _UNHEARD:
-        return {"answer": "refused", "refusal": reason}
-    return {"answer": "unknown", "refusal": reason or error.code().name}
-
-
-def _reason(details: Iterable[AnyPb]) -> str:
-    name = ErrorInfo.DESCRIPTOR.full_name
-    infos = (each for each in details if each.TypeName() == name)
-    return next((unpacked(info, ErrorInfo).reason for info in infos), "")
-
-
-def text(value: str) -> AnyPb:
-    return packed(StringValue(value=value))
