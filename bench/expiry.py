@@ -22,7 +22,7 @@ from sqlalchemy import func, insert, select, update
 
 from opservice._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
 from opservice._proto.yandex.cloud.operation.operation_service_pb2_grpc import OperationServiceStub
-from opservice.operation import DAY, SECOND, CancelPolicy, Record, new_id
+from opservice.domain.operation import DAY, SECOND, CancelPolicy, Record, new_id
 from opservice.store.engine import Database, open_database
 from opservice.store.migrations import migrate
 from opservice.store.schema import operations

@@ -29,7 +29,7 @@ from google.protobuf.any_pb2 import Any
 from sqlalchemy import text
 
 import speed
-from opservice.operation import DAY, SECOND
+from opservice.domain.operation import DAY, SECOND
 from opservice.store.engine import Database, open_database
 from opservice.store.migrations import migrate
 

@@ -16,9 +16,9 @@ from dataclasses import fields
 
 from sqlalchemy import insert, text
 
-from opservice.api.filtering import parse_filter
-from opservice.filters import ListQuery
-from opservice.operation import SECOND, CancelPolicy, Record, new_id
+from opservice.domain.filters import ListQuery
+from opservice.domain.operation import SECOND, CancelPolicy, Record, new_id
+from opservice.methods.filtering import parse_filter
 from opservice.store.engine import Database, open_database
 from opservice.store.listing import Listed, read_page
 from opservice.store.migrations import migrate

@@ -20,11 +20,11 @@ import uvloop
 
 from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
 from opservice._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
-from opservice.api.admission import Admission
-from opservice.api.calls import Methods
-from opservice.logs import configure_logging
-from opservice.server import server_options
-from opservice.settings import Settings
+from opservice.fronts.grpc.calls import Methods
+from opservice.main.server import server_options
+from opservice.methods.admission import Admission, AdmissionLimits
+from opservice.runtime.logs import configure_logging
+from opservice.runtime.settings import Settings
 from speed import Send, Server, connect, get, run
 
 KINDS = {"answered": "OK", "by gRPC": "RESOURCE_EXHAUSTED", "by opservice": "RESOURCE_EXHAUSTED"}
@@ -55,7 +55,7 @@ async def serve(kind: str) -> None:
     if kind == "by opservice":
         settings = Settings()
         configure_logging(settings)
-        methods = Methods(0, settings.max_unsent_bytes, Admission(settings, None))
+        methods = Methods(0, settings.max_unsent_bytes, Admission(AdmissionLimits(), None))
         methods.add_registered_method_handlers(service, handlers)
         server.add_generic_rpc_handlers((methods,))
     else:

@@ -45,10 +45,10 @@ from opservice._proto.yandex.cloud.operation.operation_service_pb2 import (
     CancelOperationRequest,
     GetOperationRequest,
 )
-from opservice.api.convert import payload_to_bytes
-from opservice.operation import DAY, SECOND, CancelPolicy, Record, hash_lease_token, new_id
-from opservice.server import server_options
-from opservice.settings import Settings
+from opservice.domain.operation import DAY, SECOND, CancelPolicy, Record, hash_lease_token, new_id
+from opservice.main.server import server_options
+from opservice.methods.convert import payload_to_bytes
+from opservice.runtime.settings import Settings
 from opservice.store.engine import Database, open_database
 from opservice.store.migrations import migrate
 from opservice.store.schema import operations

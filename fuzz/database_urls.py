@@ -7,7 +7,7 @@ from urllib.parse import quote, unquote
 
 import atheris
 
-from opservice.errors import StartupError
+from opservice.domain.errors import StartupError
 from opservice.store.urls import SECRETS, parse_database_url
 from shapes import database_url, text
 

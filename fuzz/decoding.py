@@ -12,11 +12,11 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-import opservice.server  # noqa: F401 - with it the messages of all methods are known
-from opservice.api.calls import _bounded
-from opservice.api.methods import MAX_FIELDS, METHODS
-from opservice.api.wire import has_more_fields
-from opservice.errors import MalformedRequest, RequestTooLarge
+import opservice.main.server  # noqa: F401 - with it the messages of all methods are known
+from opservice.domain.errors import MalformedRequest, RequestTooLarge
+from opservice.fronts.grpc.calls import _bounded
+from opservice.methods.policies import MAX_FIELDS, METHODS
+from opservice.methods.wire import has_more_fields
 from shapes import encoded
 
 _GROUP = 3

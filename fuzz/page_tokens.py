@@ -11,14 +11,14 @@ import atheris
 from google.longrunning.operations_proto_pb2 import ListOperationsRequest
 
 from opservice._proto.opservice.v1.operation_record_service_pb2 import ListOperationRecordsRequest
-from opservice.api.filtering import FilterError, parse_filter
-from opservice.api.guard import GuardedStore
-from opservice.api.listing import position_to_token
-from opservice.api.longrunning import Operations
-from opservice.api.records import OperationRecordService
-from opservice.errors import InvalidArgument
-from opservice.filters import ListQuery, Position
-from opservice.operation import DAY
+from opservice.domain.errors import InvalidArgument
+from opservice.domain.filters import ListQuery, Position
+from opservice.domain.operation import DAY
+from opservice.methods.filtering import FilterError, parse_filter
+from opservice.methods.guard import GuardedStore
+from opservice.methods.listing import position_to_token
+from opservice.methods.longrunning import Operations
+from opservice.methods.records import OperationRecordService
 from opservice.store.listing import Listed
 
 

@@ -34,17 +34,17 @@ with atheris.instrument_imports(include=INSTRUMENTED):
         ListOperationRecordsRequest,
         WaitOperationRecordRequest,
     )
-    from opservice.api import convert
-    from opservice.api.auth import Authenticator, Credentials, JwtRules
-    from opservice.api.filtering import FilterError, parse_filter
-    from opservice.api.listing import position_from_token, position_to_token
-    from opservice.api.status import error_to_pb
-    from opservice.api.validation import Limits, valid_id, wait_time
-    from opservice.errors import InvalidArgument, OperationDone, Unauthenticated
-    from opservice.identity import MAX_SUBJECT, Right
-    from opservice.keys import KeySource
-    from opservice.operation import DAY, CancelPolicy, Record
-    from opservice.policy import Policy
+    from opservice.auth.authenticator import Authenticator, Credentials, JwtRules
+    from opservice.auth.keys import KeySource
+    from opservice.auth.policy import Policy
+    from opservice.domain.errors import InvalidArgument, OperationDone, Unauthenticated
+    from opservice.domain.identity import MAX_SUBJECT, Right
+    from opservice.domain.operation import DAY, CancelPolicy, Record
+    from opservice.methods import convert
+    from opservice.methods.filtering import FilterError, parse_filter
+    from opservice.methods.listing import position_from_token, position_to_token
+    from opservice.methods.status import error_to_pb
+    from opservice.methods.validation import Limits, valid_id, wait_time
 
 LIMITS = Limits(retention=DAY, max_retention=DAY, max_lease=DAY, max_payload_bytes=1 << 20)
 MOST_HEADER_BYTES = 8 << 10

@@ -101,7 +101,7 @@ def test_a_client_command_does_not_import_the_server(client: Client, command: st
         "import sys\n"
         "from opservice.cli import cli\n"
         f"cli(['{command}', '--help'], standalone_mode=False)\n"
-        "print(sorted({'sqlalchemy', 'alembic', 'lark', 'opservice.server'} & set(sys.modules)))\n"
+        "print(sorted({'sqlalchemy', 'alembic', 'lark', 'opservice.main.server'} & set(sys.modules)))\n"
     )
 
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from opservice import __version__
 from opservice.cli import cli
 from opservice.cli.serve import serve_command
-from opservice.settings import Settings, environment_variable, flag
+from opservice.runtime.settings import Settings, environment_variable, flag
 from support.server import ServerProcess, run_opservice, serving
 
 SAMPLES: dict[str, tuple[str, Any]] = {

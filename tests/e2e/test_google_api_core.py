@@ -27,7 +27,7 @@ from opservice._proto.opservice.demo.v1.container_registry_pb2 import (
     Registry,
 )
 from opservice._proto.opservice.v1.operation_record_pb2 import CancelPolicy
-from opservice.api.listing import DEFAULT_PAGE_SIZE
+from opservice.methods.listing import DEFAULT_PAGE_SIZE
 from support.client import TOKEN, Client, packed
 from support.server import PATIENCE, ServerProcess
 from support.tools import require_tool

@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2
 
 from opservice._proto.opservice.v1.operation_record_service_pb2 import WaitOperationRecordRequest
 from opservice._proto.yandex.cloud.operation.operation_service_pb2 import CancelOperationRequest
-from opservice.logs import AUDIT_LOGGER
+from opservice.common.loggers import AUDIT_LOGGER
 from support.client import Client, Refusal, refusal_from, refused
 from support.fixtures import held_up_writes
 from support.server import PATIENCE, eventually, serving

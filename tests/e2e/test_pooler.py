@@ -17,8 +17,8 @@ from opservice._proto.opservice.v1.operation_record_service_pb2 import (
     ListOperationRecordsRequest,
     WaitOperationRecordRequest,
 )
-from opservice.errors import StartupError
-from opservice.operation import DAY, Record, Start, new_id
+from opservice.domain.errors import StartupError
+from opservice.domain.operation import DAY, Record, Start, new_id
 from opservice.store.drivers import postgresql
 from opservice.store.engine import open_database
 from opservice.store.loop_reads import PostgresqlReads

@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from e2e.test_workers import is_running, pid_of
-from opservice.policy import hash_token, new_token
+from opservice.auth.policy import hash_token, new_token
 from support.client import Client, refusal_from
 from support.identities import calling_with, replace_text
 from support.server import ServerProcess, eventually, serving

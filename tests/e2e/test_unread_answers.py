@@ -13,7 +13,7 @@ from opservice._proto.opservice.v1.operation_record_service_pb2 import WatchOper
 from opservice._proto.opservice.v1.producer_service_pb2 import CompleteRequest
 from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
 from opservice._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
-from opservice.logs import AUDIT_LOGGER
+from opservice.common.loggers import AUDIT_LOGGER
 from support import http2
 from support.client import Client, refused
 from support.process import resident_mib

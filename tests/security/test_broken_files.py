@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from opservice.errors import StartupError
-from opservice.policy import read_tokens
+from opservice.auth.policy import read_tokens
+from opservice.domain.errors import StartupError
 from support.identities import AUDIENCE, ISSUER, TokenFile, make_key
 from support.server import ServerProcess
 

@@ -27,7 +27,7 @@ from opservice._proto.opservice.v1.operation_record_service_pb2 import (
     WaitOperationRecordRequest,
     WatchOperationRecordRequest,
 )
-from opservice.operation import new_id
+from opservice.domain.operation import new_id
 from security.calls import (
     BY_NAME,
     GOOGLE,

@@ -22,11 +22,10 @@ from grpc_reflection.v1alpha.reflection_pb2 import (
 )
 
 from opservice._proto.opservice.v1.producer_service_pb2 import StartRequest
-from opservice.api.admission import Admission
-from opservice.api.calls import Methods
-from opservice.api.methods import METHODS
-from opservice.policy import new_token
-from opservice.settings import Settings
+from opservice.auth.policy import new_token
+from opservice.fronts.grpc.calls import Methods
+from opservice.methods.admission import Admission, AdmissionLimits
+from opservice.methods.policies import METHODS
 from security.calls import (
     EVERY_METHOD,
     OF_NOTHING,
@@ -445,7 +444,7 @@ def served_methods(channel: grpc.Channel, metadata: Metadata) -> Iterator[str]:
 
 
 def test_a_method_of_which_nobody_said_who_may_call_it_cannot_be_served() -> None:
-    methods = Methods(1, 1, Admission(Settings(), None))
+    methods = Methods(1, 1, Admission(AdmissionLimits(), None))
     handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(
         lambda request, context: request
     )

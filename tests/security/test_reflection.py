@@ -15,8 +15,8 @@ import pytest
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
 from opservice._proto.opservice.v1.operation_record_service_pb2 import WatchOperationRecordRequest
-from opservice.api.admission import MAX_REFLECTIONS_PER_CALLER
-from opservice.api.auth import LEEWAY_SECONDS
+from opservice.auth.authenticator import LEEWAY_SECONDS
+from opservice.methods.admission import MAX_REFLECTIONS_PER_CALLER
 from security.calls import REFLECTION
 from support.client import refusal_from
 from support.identities import Issuer, TokenFile, bearer, calling_with

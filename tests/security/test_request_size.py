@@ -13,7 +13,7 @@ from google.rpc.status_pb2 import Status
 
 from opservice._proto.opservice.v1.producer_service_pb2 import FailRequest
 from opservice._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
-from opservice.api.methods import METHODS
+from opservice.methods.policies import METHODS
 from security.calls import EVERY_METHOD, PRODUCER, REFLECTION, PendingCall, request_for
 from support.client import Refusal, refusal_from
 from support.identities import Issuer, bearer

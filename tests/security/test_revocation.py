@@ -19,7 +19,7 @@ from opservice._proto.opservice.v1.operation_record_service_pb2 import (
     WaitOperationRecordRequest,
     WatchOperationRecordRequest,
 )
-from opservice.api.auth import LEEWAY_SECONDS
+from opservice.auth.authenticator import LEEWAY_SECONDS
 from support.certificates import Authority
 from support.client import Client, Refusal, refusal_from, refused
 from support.identities import (

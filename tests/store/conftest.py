@@ -8,7 +8,7 @@ from typing import TypeVar
 import pytest
 from sqlalchemy import BigInteger, bindparam, delete
 
-from opservice.operation import (
+from opservice.domain.operation import (
     DAY,
     SECOND,
     CancelPolicy,

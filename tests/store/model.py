@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from opservice.errors import (
+from opservice.domain.errors import (
     IdempotencyKeyReused,
     LeaseTokenMismatch,
     OperationDone,
@@ -12,7 +12,7 @@ from opservice.errors import (
     OperationNotFound,
     OperationRunning,
 )
-from opservice.operation import (
+from opservice.domain.operation import (
     Cancel,
     CancelPolicy,
     Command,

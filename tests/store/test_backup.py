@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from opservice.errors import BackupFailed
-from opservice.housekeeping import keep_checkpointing
-from opservice.operation import DAY, Start, new_id
+from opservice.background.housekeeping import keep_checkpointing
+from opservice.domain.errors import BackupFailed
+from opservice.domain.operation import DAY, Start, new_id
 from opservice.store.backup import back_up
 from opservice.store.drivers.sqlite import dbapi
 from opservice.store.engine import Database, open_database

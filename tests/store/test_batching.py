@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import pytest
 
-from opservice.errors import StoreUnavailable
+from opservice.domain.errors import StoreUnavailable
 from opservice.store.batching import MAX_BATCH, Batcher
 
 Result = TypeVar("Result")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from opservice.errors import StoreUnavailable
+from opservice.domain.errors import StoreUnavailable
 from opservice.store import batching
 from opservice.store.batching import Batcher
 

@@ -10,14 +10,14 @@ from typing import TypeVar
 import pytest
 from sqlalchemy import Connection, Engine, event, text
 
-from opservice.errors import (
+from opservice.domain.errors import (
     LeaseTokenMismatch,
     OperationDone,
     OperationNotFound,
     StoreError,
     StoreUnavailable,
 )
-from opservice.operation import (
+from opservice.domain.operation import (
     DAY,
     SECOND,
     Command,

@@ -12,9 +12,8 @@ from typing import Any, TypeVar
 import pytest
 from sqlalchemy import event
 
-from opservice.api.guard import GuardedStore
-from opservice.errors import OperationNotFound, ServerStopping, Unauthenticated
-from opservice.operation import (
+from opservice.domain.errors import OperationNotFound, ServerStopping, Unauthenticated
+from opservice.domain.operation import (
     DAY,
     SECOND,
     Cancel,
@@ -28,6 +27,7 @@ from opservice.operation import (
     Start,
     new_id,
 )
+from opservice.methods.guard import GuardedStore
 from opservice.store.changes import Follower
 from opservice.store.engine import open_database
 from opservice.store.operations import OperationStore

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from opservice.errors import (
+from opservice.domain.errors import (
     IdempotencyKeyReused,
     LeaseTokenMismatch,
     OperationDone,
@@ -12,7 +12,7 @@ from opservice.errors import (
     OperationRunning,
     OpserviceError,
 )
-from opservice.operation import (
+from opservice.domain.operation import (
     DAY,
     Cancel,
     Complete,

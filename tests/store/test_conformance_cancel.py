@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from opservice.errors import OperationNotCancellable, OperationNotFound, OperationRunning
-from opservice.operation import (
+from opservice.domain.errors import OperationNotCancellable, OperationNotFound, OperationRunning
+from opservice.domain.operation import (
     SECOND,
     Cancel,
     CancelPolicy,

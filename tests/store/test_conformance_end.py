@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from opservice.errors import LeaseTokenMismatch, OperationDone, OperationNotFound
-from opservice.operation import (
+from opservice.domain.errors import LeaseTokenMismatch, OperationDone, OperationNotFound
+from opservice.domain.operation import (
     SECOND,
     Cancel,
     CancelPolicy,

@@ -9,7 +9,7 @@ from dataclasses import astuple, replace
 import pytest
 from sqlalchemy import Connection, event, insert, text
 
-from opservice.operation import (
+from opservice.domain.operation import (
     DAY,
     SECOND,
     Cancel,

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from opservice.errors import IdempotencyKeyReused
-from opservice.operation import (
+from opservice.domain.errors import IdempotencyKeyReused
+from opservice.domain.operation import (
     DAY,
     SECOND,
     Cancel,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from opservice.operation import (
+from opservice.domain.operation import (
     DAY,
     SECOND,
     Cancel,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select
 
-from opservice.operation import Cancel, Complete, Fail, Record
+from opservice.domain.operation import Cancel, Complete, Fail, Record
 from opservice.store.engine import Database, open_database
 from opservice.store.migrations import migrate
 from opservice.store.repository import Repository

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import insert, literal_column, text
 
-from opservice.errors import StartupError, StoreBusy, StoreError, StoreFull, StoreUnavailable
-from opservice.operation import DAY, CancelPolicy, Start, new_id
+from opservice.domain.errors import StartupError, StoreBusy, StoreError, StoreFull, StoreUnavailable
+from opservice.domain.operation import DAY, CancelPolicy, Start, new_id
 from opservice.store.engine import Database, open_database
 from opservice.store.repository import Repository
 from opservice.store.schema import operations

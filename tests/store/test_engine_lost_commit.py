@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from opservice.errors import StoreUnavailable
-from opservice.operation import (
+from opservice.domain.errors import StoreUnavailable
+from opservice.domain.operation import (
     DAY,
     SECOND,
     Cancel,

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from opservice.errors import StoreUnavailable
-from opservice.operation import DAY, Complete, Start, new_id
+from opservice.domain.errors import StoreUnavailable
+from opservice.domain.operation import DAY, Complete, Start, new_id
 from opservice.store.engine import Database, open_database
 from opservice.store.migrations import migrate
 from support.postgres import PostgresServer

@@ -10,8 +10,8 @@ from threading import Barrier
 import pytest
 from sqlalchemy import Connection, text
 
-from opservice.errors import StoreBusy, StoreError, StoreUnavailable
-from opservice.operation import DAY, Complete, Start, new_id
+from opservice.domain.errors import StoreBusy, StoreError, StoreUnavailable
+from opservice.domain.operation import DAY, Complete, Start, new_id
 from opservice.store.engine import Database, open_database
 from support.postgres import PostgresServer
 from support.replicas import REPOSITORY, Replicas, apply_one, find

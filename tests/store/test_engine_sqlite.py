@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy import Connection, Engine, event, text
 
-from opservice.errors import StoreFull, StoreUnavailable
-from opservice.operation import DAY, Complete, Outcome, Start, new_id
+from opservice.domain.errors import StoreFull, StoreUnavailable
+from opservice.domain.operation import DAY, Complete, Outcome, Start, new_id
 from opservice.store.engine import Database, open_database
 from support.replicas import Replicas, apply, apply_one, find
 

@@ -13,9 +13,9 @@ import pytest
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 
-from opservice.errors import StoreUnavailable
-from opservice.filters import ListQuery
-from opservice.operation import DAY, DeleteExpired, Start, new_id
+from opservice.domain.errors import StoreUnavailable
+from opservice.domain.filters import ListQuery
+from opservice.domain.operation import DAY, DeleteExpired, Start, new_id
 from opservice.store import batching, hints
 from opservice.store.engine import Database, open_database
 from opservice.store.migrations import migrate

@@ -11,9 +11,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import BigInteger, bindparam, delete, event, insert
 
-from opservice.api.filtering import parse_filter
-from opservice.filters import Comparison, Condition, Field, ListQuery, Not, Operator, Position
-from opservice.operation import SECOND, CancelPolicy, Complete, Record
+from opservice.domain.filters import (
+    Comparison,
+    Condition,
+    Field,
+    ListQuery,
+    Not,
+    Operator,
+    Position,
+)
+from opservice.domain.operation import SECOND, CancelPolicy, Complete, Record
+from opservice.methods.filtering import parse_filter
 from opservice.store.engine import Database, open_database
 from opservice.store.listing import PAGE_BYTES, WINDOW, WINDOWS, Listed, read_page
 from opservice.store.migrations import migrate

@@ -10,9 +10,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from opservice.api.filtering import parse_filter
-from opservice.filters import ListQuery, Position
-from opservice.identity import Scope, Subtree
+from opservice.domain.filters import ListQuery, Position
+from opservice.domain.identity import Scope, Subtree
+from opservice.methods.filtering import parse_filter
 from opservice.store.engine import Database
 from opservice.store.listing import read_page
 from opservice.store.repository import Repository

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import event
 
-from opservice.api.filtering import parse_filter
-from opservice.filters import Condition, ListQuery
-from opservice.identity import EVERYWHERE, Grant, Identity, Right, Role, Scope, Subtree
-from opservice.operation import Record
+from opservice.domain.filters import Condition, ListQuery
+from opservice.domain.identity import EVERYWHERE, Grant, Identity, Right, Role, Scope, Subtree
+from opservice.domain.operation import Record
+from opservice.methods.filtering import parse_filter
 from opservice.store.engine import Database, open_database
 from opservice.store.listing import MAX_RANGES, PAGE_BYTES, WINDOW, Listed
 from opservice.store.migrations import migrate

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 from sqlalchemy import Connection, text
 
-from opservice.operation import (
+from opservice.domain.operation import (
     DAY,
     SECOND,
     Cancel,

@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager, closing, suppress
 import psycopg
 import pytest
 
-from opservice.errors import OperationNotFound, StoreUnavailable
-from opservice.operation import DAY, Record, Start, new_id
+from opservice.domain.errors import OperationNotFound, StoreUnavailable
+from opservice.domain.operation import DAY, Record, Start, new_id
 from opservice.store import batching, loop_reads
 from opservice.store.batching import MAX_BATCH
 from opservice.store.engine import Database, open_database

@@ -8,8 +8,8 @@ from functools import partial
 
 import pytest
 
-from opservice.errors import IdempotencyKeyReused, OpserviceError, TooManyOperations
-from opservice.operation import (
+from opservice.domain.errors import IdempotencyKeyReused, OpserviceError, TooManyOperations
+from opservice.domain.operation import (
     DAY,
     SECOND,
     Cancel,

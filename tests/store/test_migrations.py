@@ -16,8 +16,8 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, text
 
-from opservice.errors import StartupError
-from opservice.operation import Complete
+from opservice.domain.errors import StartupError
+from opservice.domain.operation import Complete
 from opservice.store import migrations
 from opservice.store.engine import Database, open_database
 from opservice.store.migrations import check_schema, migrate

@@ -15,7 +15,7 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import delete, select
 
-from opservice.operation import (
+from opservice.domain.operation import (
     SECOND,
     Cancel,
     CancelPolicy,

@@ -9,8 +9,8 @@ from itertools import combinations
 
 import pytest
 
-from opservice.errors import OperationDone, OperationNotFound, OperationRunning
-from opservice.operation import (
+from opservice.domain.errors import OperationDone, OperationNotFound, OperationRunning
+from opservice.domain.operation import (
     DAY,
     SECOND,
     Cancel,

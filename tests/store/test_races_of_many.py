@@ -9,8 +9,8 @@ from functools import partial
 import pytest
 from sqlalchemy import Connection, text
 
-from opservice.errors import IdempotencyKeyReused, OperationDone, OpserviceError
-from opservice.operation import (
+from opservice.domain.errors import IdempotencyKeyReused, OperationDone, OpserviceError
+from opservice.domain.operation import (
     DAY,
     SECOND,
     Cancel,

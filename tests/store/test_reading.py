@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import text, update
 
-from opservice.errors import OperationNotFound
-from opservice.operation import DAY, SECOND, Complete, Delete, Record, Start, new_id
+from opservice.domain.errors import OperationNotFound
+from opservice.domain.operation import DAY, SECOND, Complete, Delete, Record, Start, new_id
 from opservice.store.engine import Database, open_database
 from opservice.store.loop_reads import SqliteReads
 from opservice.store.operations import OperationStore

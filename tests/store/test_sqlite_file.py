@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 import pytest
 
-from opservice.errors import StartupError, StoreFileLost
-from opservice.operation import DAY, DeleteExpired, Start, new_id
+from opservice.domain.errors import StartupError, StoreFileLost
+from opservice.domain.operation import DAY, DeleteExpired, Start, new_id
 from opservice.store.engine import Database, open_database
 from opservice.store.operations import OperationStore
 from opservice.store.repository import Repository

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from opservice.errors import ServerBusy
+from opservice.domain.errors import ServerBusy
 from opservice.store.turns import Turns
 
 

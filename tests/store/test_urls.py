@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from opservice.errors import StartupError
+from opservice.domain.errors import StartupError
 from opservice.store.engine import open_database
 from opservice.store.urls import parse_database_url
 

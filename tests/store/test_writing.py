@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import pytest
 from sqlalchemy import Connection, event, text
 
-from opservice.errors import StoreBusy, StoreError
-from opservice.operation import (
+from opservice.domain.errors import StoreBusy, StoreError
+from opservice.domain.operation import (
     DAY,
     Cancel,
     Command,

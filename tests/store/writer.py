@@ -13,8 +13,8 @@ import time
 from collections.abc import Iterator
 from threading import Lock, Thread
 
-from opservice.errors import OpserviceError, StoreUnavailable
-from opservice.operation import (
+from opservice.domain.errors import OpserviceError, StoreUnavailable
+from opservice.domain.operation import (
     DAY,
     Cancel,
     Command,

@@ -9,7 +9,7 @@ from typing import Any
 from google.rpc.code_pb2 import Code
 from hypothesis import strategies as st
 
-from opservice.filters import (
+from opservice.domain.filters import (
     Anchor,
     And,
     Comparison,
@@ -22,7 +22,7 @@ from opservice.filters import (
     Or,
     Present,
 )
-from opservice.operation import SECOND, Record
+from opservice.domain.operation import SECOND, Record
 
 EPOCH = 1_700_000_000 * SECOND
 

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
-from opservice.policy import hash_token, new_token
+from opservice.auth.policy import hash_token, new_token
 from support.certificates import Authority, Pair
 from support.client import Client
 

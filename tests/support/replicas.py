@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import TypeVar
 
-from opservice.errors import OpserviceError
-from opservice.operation import Command, Outcome, Record, Sweep
+from opservice.domain.errors import OpserviceError
+from opservice.domain.operation import Command, Outcome, Record, Sweep
 from opservice.store.engine import Database, open_database
 from opservice.store.repository import Repository
 

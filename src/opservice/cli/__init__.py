@@ -14,7 +14,7 @@ import click
 
 from opservice import __version__
 from opservice.cli.exits import INTERRUPTED, CommandFailed, Exit
-from opservice.errors import OpserviceError, StoreError
+from opservice.domain.errors import OpserviceError, StoreError
 
 _COMMANDS = {
     "serve": "serve",

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from opservice.cli.serve import database_option, refuse_password
-from opservice.errors import BackupFailed
+from opservice.domain.errors import BackupFailed
 
 
 @click.command("backup")

@@ -8,7 +8,7 @@ from typing import IO, Any
 
 import click
 
-from opservice.plain import plain_lines
+from opservice.common.plain import plain_lines
 
 
 class Exit(IntEnum):

@@ -12,7 +12,7 @@ from rich.table import Column
 
 from opservice._proto.opservice.v1.operation_record_pb2 import OperationRecord
 from opservice.cli.tables import progress_of, state_of_record
-from opservice.plain import plain
+from opservice.common.plain import plain
 
 
 class Bars:

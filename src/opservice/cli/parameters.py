@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from opservice.operation import SECOND
-from opservice.settings import parse_duration
+from opservice.common.durations import parse_duration
+from opservice.domain.operation import SECOND
 
 _LONGEST = 315_576_000_000 * SECOND  # google/protobuf/duration.proto
 

@@ -21,7 +21,7 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
 from opservice.cli.connection import Connection
-from opservice.plain import plain_lines
+from opservice.common.plain import plain_lines
 
 _REFLECTION_SECONDS = 5.0
 _MOST_FILES = 1_000

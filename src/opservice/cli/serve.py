@@ -13,7 +13,13 @@ import click
 from click.core import ParameterSource
 
 from opservice.cli.parameters import Duration
-from opservice.settings import Settings, default_of, environment_variable, flag, format_value
+from opservice.runtime.settings import (
+    Settings,
+    default_of,
+    environment_variable,
+    flag,
+    format_value,
+)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -86,9 +92,9 @@ def serve_command(**arguments: Any) -> None:
     # Only now: they take most of a second, which --help and wrong usage need not wait for.
     import uvloop
 
-    from opservice.logs import configure_logging
-    from opservice.server import serve
-    from opservice.workers import supervise
+    from opservice.main.server import serve
+    from opservice.main.workers import supervise
+    from opservice.runtime.logs import configure_logging
 
     configure_logging(settings)
     if settings.workers > 1:
@@ -106,7 +112,7 @@ def migrate_command(database: str, file_group: str) -> None:
     OPSERVICE_DATABASE=postgresql://... opservice migrate
     """
     refuse_password(database)
-    from opservice.private_files import group_id
+    from opservice.common.private_files import group_id
     from opservice.store.engine import open_database
     from opservice.store.migrations import migrate
 

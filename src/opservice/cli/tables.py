@@ -19,7 +19,7 @@ from rich.text import Text
 
 from opservice._proto.opservice.v1.operation_record_pb2 import CancelPolicy, OperationRecord
 from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
-from opservice.plain import plain
+from opservice.common.plain import plain
 
 State = Literal["running", "cancelling", "done", "failed", "cancelled"]
 

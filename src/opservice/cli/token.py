@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 import click
 import yaml
 
+from opservice.auth.policy import hash_token, new_token, valid_subject
 from opservice.cli.parameters import Duration
-from opservice.identity import MAX_SUBJECT, parse_grant
-from opservice.policy import hash_token, new_token, valid_subject
+from opservice.domain.identity import MAX_SUBJECT, parse_grant
 
 
 @click.command("token")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from opservice.errors import BackupFailed
+from opservice.domain.errors import BackupFailed
 from opservice.store.drivers.sqlite import dbapi
 
 _LOCK_WAIT_SECONDS = 5

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-from opservice.errors import ServerBusy, StoreUnavailable
+from opservice.domain.errors import ServerBusy, StoreUnavailable
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -23,8 +23,8 @@ from contextlib import aclosing, contextmanager, suppress
 
 import structlog
 
-from opservice.errors import OperationNotFound, OpserviceError, ServerStopping, StoreError
-from opservice.operation import SECOND, Record
+from opservice.domain.errors import OperationNotFound, OpserviceError, ServerStopping, StoreError
+from opservice.domain.operation import SECOND, Record
 
 log = structlog.stdlib.get_logger("opservice.changes")
 

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from opservice.errors import StartupError, StoreBusy, StoreError, StoreFull, StoreUnavailable
+from opservice.domain.errors import StartupError, StoreBusy, StoreError, StoreFull, StoreUnavailable
 from opservice.store.drivers import postgresql, sqlite
 from opservice.store.drivers.connections import Connections
 from opservice.store.drivers.sqlite_file import SqliteFiles

@@ -16,7 +16,7 @@ import psycopg
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import DBAPIError
 
-from opservice.errors import StoreUnavailable
+from opservice.domain.errors import StoreUnavailable
 from opservice.store.drivers.connections import PROBE_SECONDS, shut_down_after
 from opservice.store.engine import Database, store_error
 

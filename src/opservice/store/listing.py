@@ -35,7 +35,7 @@ from sqlalchemy import (
     union_all,
 )
 
-from opservice.filters import (
+from opservice.domain.filters import (
     Anchor,
     And,
     Comparison,
@@ -50,8 +50,8 @@ from opservice.filters import (
     Position,
     Present,
 )
-from opservice.identity import EVERYWHERE
-from opservice.operation import Record
+from opservice.domain.identity import EVERYWHERE
+from opservice.domain.operation import Record
 from opservice.store.repository import RECORD, among_ids, record_of
 from opservice.store.schema import BY_CREATION, operations
 

@@ -16,8 +16,8 @@ import structlog
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from opservice.errors import OperationNotFound, OpserviceError
-from opservice.operation import Origin, Record
+from opservice.domain.errors import OperationNotFound, OpserviceError
+from opservice.domain.operation import Origin, Record
 from opservice.store.compiled import PostgresqlFind, SqliteGet
 from opservice.store.drivers import postgresql
 from opservice.store.drivers.connections import PROBE_SECONDS, shut_down_after

@@ -11,9 +11,15 @@ from typing import Any
 
 import structlog
 
-from opservice.errors import OperationNotFound, StoreBusy, StoreError, StoreFull, StoreUnavailable
-from opservice.filters import ListQuery
-from opservice.operation import (
+from opservice.domain.errors import (
+    OperationNotFound,
+    StoreBusy,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+)
+from opservice.domain.filters import ListQuery
+from opservice.domain.operation import (
     SECOND,
     Command,
     Delete,

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from sqlalchemy import Connection, bindparam, select
 
-from opservice.operation import Origin
+from opservice.domain.operation import Origin
 from opservice.store.compiled import PostgresqlFind, SqliteGet
 from opservice.store.repository import among_ids
 from opservice.store.schema import operations

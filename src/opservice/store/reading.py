@@ -14,8 +14,8 @@ from typing import TypeVar
 
 from sqlalchemy import Connection
 
-from opservice.errors import OperationNotFound, StoreUnavailable
-from opservice.operation import SECOND, Origin, Record
+from opservice.domain.errors import OperationNotFound, StoreUnavailable
+from opservice.domain.operation import SECOND, Origin, Record
 from opservice.store.batching import Batcher
 from opservice.store.engine import Database
 from opservice.store.loop_reads import PostgresqlReads, SqliteReads

@@ -41,7 +41,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from opservice.errors import (
+from opservice.domain.errors import (
     IdempotencyKeyReused,
     LeaseTokenMismatch,
     OperationDone,
@@ -52,7 +52,7 @@ from opservice.errors import (
     StoreUnavailable,
     TooManyOperations,
 )
-from opservice.operation import (
+from opservice.domain.operation import (
     SECOND,
     Cancel,
     CancelPolicy,

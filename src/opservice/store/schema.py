@@ -18,7 +18,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql
 
-from opservice.operation import CancelPolicy
+from opservice.domain.operation import CancelPolicy
 
 
 class CancelPolicyType(TypeDecorator[CancelPolicy]):

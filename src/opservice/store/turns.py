@@ -7,7 +7,7 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-from opservice.errors import ServerBusy
+from opservice.domain.errors import ServerBusy
 
 
 class Turns:

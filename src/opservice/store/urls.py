@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Final, NoReturn
 from urllib.parse import quote, unquote_to_bytes
 
-from opservice.errors import StartupError
+from opservice.domain.errors import StartupError
 
 SECRETS: Final = frozenset(
     {"password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"}

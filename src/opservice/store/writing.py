@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from opservice.errors import (
+from opservice.domain.errors import (
     OperationNotFound,
     OpserviceError,
     StoreBusy,
     StoreError,
     StoreUnavailable,
 )
-from opservice.operation import Command, Delete, Outcome, Renew
+from opservice.domain.operation import Command, Delete, Outcome, Renew
 from opservice.store.drivers import postgresql
 from opservice.store.engine import Database, store_error
 from opservice.store.repository import Repository

@@ -12,9 +12,9 @@ from typing import Any
 from sqlalchemy import URL, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
-from opservice.errors import StartupError
-from opservice.private_files import check_place as check_private_place
-from opservice.private_files import make_private
+from opservice.common.private_files import check_place as check_private_place
+from opservice.common.private_files import make_private
+from opservice.domain.errors import StartupError
 from opservice.store.drivers.sqlite_file import SqliteFiles
 
 try:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import structlog
 
-from opservice.errors import StoreFileLost
+from opservice.domain.errors import StoreFileLost
 
 log = structlog.stdlib.get_logger("opservice.store")
 

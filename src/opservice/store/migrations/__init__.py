@@ -11,7 +11,7 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, text
 
-from opservice.errors import StartupError, StoreError
+from opservice.domain.errors import StartupError, StoreError
 from opservice.store.engine import Database
 
 

@@ -1,0 +1,137 @@
+"""What time does to operations: lapsed leases, timeouts, cancel grace, retention.
+
+Every replica does all of it, without a leader: a sweep changes only what was due at a time that was
+read from the database's clock before, and passes over rows that another replica is changing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from opservice.background.grace import Grace
+from opservice.common.loggers import AUDIT_LOGGER
+from opservice.domain.errors import StoreError
+from opservice.domain.operation import SECOND, DeleteExpired, Sweep
+from opservice.store.operations import OperationStore
+
+SWEEP_LIMIT = 200
+"""Rows a sweep changes at once: bounds how long it keeps other writers waiting."""
+
+CHECKPOINT_SECONDS = 30
+"""How much of what was done last a copy of an SQLite file without its log may lack."""
+
+LEAST_WATCH_SECONDS, MOST_WATCH_SECONDS = 0.1, 1.0
+"""How often it is looked whether renewals can be taken: with the sweeps, within these bounds."""
+
+log = structlog.stdlib.get_logger("opservice.housekeeping")
+audit = structlog.stdlib.get_logger(AUDIT_LOGGER)
+
+
+async def keep_house(
+    store: OperationStore,
+    sweeps: Sequence[Sweep],
+    interval: int,
+    restart_grace: int,
+    knows_callers: Callable[[], bool] = lambda: True,
+) -> None:
+    """Runs the sweeps every `interval` microseconds, until cancelled.
+
+    While not `knows_callers`, such as before the keys were read, all are refused, and it is a gap.
+
+    Operations may have become due only because nobody could reach the server: after the start and
+    after each gap (see grace.py) none is ended for `restart_grace` microseconds.
+    """
+    loop = asyncio.get_running_loop()
+    grace = Grace(restart_grace / SECOND, loop.time())
+    store.when_write_fails = lambda: grace.gap(loop.time())
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(_watch(store, grace, interval / SECOND, knows_callers))
+        tasks.create_task(_sweep_all(store, grace, sweeps, interval / SECOND))
+
+
+async def _watch(
+    store: OperationStore, grace: Grace, interval: float, knows_callers: Callable[[], bool]
+) -> None:
+    """Tells `grace` whether this process runs, the database's clock, and whether writes become durable."""
+    loop = asyncio.get_running_loop()
+    seconds = min(max(interval, LEAST_WATCH_SECONDS), MOST_WATCH_SECONDS)
+    while True:
+        began = loop.time()
+        try:
+            clock, awaited = await store.read_clock()
+            grace.read(clock, began, loop.time())
+            began = loop.time()
+            if awaited:
+                await store.prove_writes()
+            grace.proven(clock, began, loop.time())
+        except StoreError as error:
+            grace.gap(loop.time())
+            log.warning("database check failed", cause=str(error.__cause__ or error))
+        except Exception:
+            grace.gap(loop.time())
+            log.exception("database check failed")
+        if not knows_callers():
+            grace.gap(loop.time())
+        began = loop.time()
+        await asyncio.sleep(seconds)
+        grace.slept(began, seconds, loop.time())
+
+
+async def _sweep_all(
+    store: OperationStore, grace: Grace, sweeps: Sequence[Sweep], interval: float
+) -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        more_is_due = False
+        # A batch of each in turn, so that much of one does not keep the others waiting.
+        for sweep in sweeps:
+            # Deleting takes nothing from a holder.
+            cutoff = (grace.reading if isinstance(sweep, DeleteExpired) else grace.cutoff)(
+                loop.time()
+            )
+            if cutoff is None:
+                continue
+            try:
+                more_is_due |= await _sweep(store, sweep, cutoff)
+            except StoreError as error:
+                log.warning("sweep failed", sweep=_name(sweep), cause=str(error.__cause__ or error))
+                grace.gap(loop.time())
+            except Exception:  # whatever it is, the other sweeps must go on
+                log.exception("sweep failed", sweep=_name(sweep))
+                grace.gap(loop.time())
+        if not more_is_due:
+            # Replicas that were started together should not sweep together for ever.
+            await asyncio.sleep(interval * random.uniform(0.75, 1))
+
+
+async def keep_checkpointing(store: OperationStore, seconds: float) -> None:
+    """Every `seconds` puts what SQLite has in its log (-wal) into the database file, until cancelled."""
+    while True:
+        await asyncio.sleep(seconds * random.uniform(0.75, 1))
+        try:
+            await store.checkpoint()
+        except StoreError as error:
+            log.warning("checkpoint failed", cause=str(error.__cause__ or error))
+        except Exception:  # whatever it is, the next checkpoint must be tried
+            log.exception("checkpoint failed")
+
+
+async def _sweep(store: OperationStore, sweep: Sweep, cutoff: int) -> bool:
+    """Whether there may be more."""
+    ids = (await store.sweep(sweep, cutoff)).ids
+    if ids:
+        log.info("swept", sweep=_name(sweep), count=len(ids), operation_ids=ids[:10])
+        if isinstance(sweep, DeleteExpired):  # of which there may be very many
+            audit.info("swept", sweep=_name(sweep), operation_ids=ids)
+        else:
+            for id_ in ids:
+                audit.info("swept", sweep=_name(sweep), operation_id=id_, done=True)
+    return len(ids) == sweep.limit
+
+
+def _name(sweep: Sweep) -> str:
+    return type(sweep).__name__

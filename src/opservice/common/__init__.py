@@ -1,0 +1,1 @@
+"""Small tools for every room above: addresses, threads, private files, harmless text."""

@@ -1,0 +1,42 @@
+"""Addresses as settings have them: HOST:PORT, [IPV6]:PORT, unix:PATH."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import ip_address
+from pathlib import Path
+
+from opservice.domain.errors import StartupError
+
+_MAX_SOCKET_PATH = 107  # bytes; the kernel's limit
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it; for all that is no IP address but `localhost`, no."""
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def socket_path(address: str) -> Path | None:
+    """The path of unix:PATH, None when it is another address. Raises StartupError for a path that is none."""
+    scheme, _, path = address.partition(":")
+    if scheme != "unix":
+        return None
+    # gRPC reads it as a URI, where others have a meaning.
+    if not re.fullmatch(r"(?!//)[\w./+@,=~-]+", path, re.ASCII):
+        raise StartupError(
+            f"{address!r} is no address: expected unix:PATH, of letters, digits and . / _ + @ , = ~ -"
+        )
+    if len(path) > _MAX_SOCKET_PATH:
+        raise StartupError(f"{address!r}: the path has more than {_MAX_SOCKET_PATH} characters")
+    return Path(path)
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of HOST:PORT or [IPV6]:PORT. Raises StartupError when it is neither."""
+    match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^:\[\]/\s]+):([0-9]{1,5})", address)
+    if match is None or int(match[2]) > 65_535:
+        raise StartupError(f"{address!r} is no address: expected HOST:PORT")
+    return match[1], int(match[2])

@@ -1,0 +1,1 @@
+"""What operations, commands, filters and identities are. Standard library only."""

@@ -1,0 +1,407 @@
+"""The composition root: from settings to a running server, and down again."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import resource
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any, cast
+
+import grpc
+import structlog
+from google.longrunning import operations_proto_pb2
+from google.protobuf.descriptor import FileDescriptor
+from google.protobuf.descriptor_pool import DescriptorPool
+from grpc_health.v1 import health_pb2
+
+from opservice import __version__
+from opservice._proto.opservice.demo.v1 import container_registry_pb2
+from opservice._proto.opservice.v1 import (
+    operation_record_service_pb2,
+    operation_record_service_pb2_grpc,
+    producer_service_pb2,
+    producer_service_pb2_grpc,
+)
+from opservice._proto.yandex.cloud.endpoint import (
+    api_endpoint_service_pb2,
+    api_endpoint_service_pb2_grpc,
+)
+from opservice._proto.yandex.cloud.operation import (
+    operation_service_pb2,
+    operation_service_pb2_grpc,
+)
+from opservice.auth.authenticator import Authenticator
+from opservice.background.housekeeping import (
+    CHECKPOINT_SECONDS,
+    SWEEP_LIMIT,
+    keep_checkpointing,
+    keep_house,
+)
+from opservice.common.addresses import socket_path, split_address
+from opservice.common.private_files import group_id
+from opservice.domain.errors import StartupError, StoreUnavailable
+from opservice.domain.operation import (
+    SECOND,
+    DeleteExpired,
+    EndCancelGrace,
+    LapseLeases,
+    ReachTimeouts,
+    Sweep,
+)
+from opservice.fronts.grpc.calls import Methods
+from opservice.fronts.grpc.health import HealthService, add_health
+from opservice.fronts.grpc.reflection import add_reflection, build_pool
+from opservice.main.demo import run_demo
+from opservice.methods.admission import Admission, AdmissionLimits
+from opservice.methods.convert import LEASE_EXPIRED, TIMED_OUT
+from opservice.methods.endpoints import OWN_ENDPOINTS, ApiEndpointService
+from opservice.methods.guard import GuardedStore
+from opservice.methods.longrunning import Operations, add_operations
+from opservice.methods.operations import OperationService
+from opservice.methods.producer import ProducerService
+from opservice.methods.records import OperationRecordService
+from opservice.methods.validation import Limits
+from opservice.runtime.files import Reloader, read_files
+from opservice.runtime.security import Security
+from opservice.runtime.settings import Settings
+from opservice.runtime.tls import CurrentCredentials
+from opservice.runtime.unix_socket import bound
+from opservice.store.engine import Database, open_database
+from opservice.store.migrations import check_schema, migrate
+from opservice.store.operations import OperationStore
+from opservice.store.repository import Repository
+
+_FILES: Sequence[FileDescriptor] = (
+    operation_service_pb2.DESCRIPTOR,
+    producer_service_pb2.DESCRIPTOR,
+    operation_record_service_pb2.DESCRIPTOR,
+    operations_proto_pb2.DESCRIPTOR,
+    api_endpoint_service_pb2.DESCRIPTOR,
+    cast("FileDescriptor", health_pb2.DESCRIPTOR),
+)
+_SERVICES = [service.full_name for file in _FILES for service in file.services_by_name.values()]
+
+_OTHER_FILES = 256
+_READ_BYTES = 64 << 10
+_ALGORITHMS = "grpc.compression_enabled_algorithms_bitset"
+_IDENTITY = 1
+"""The bit of requests that are sent as they are."""
+CLOSE_SECONDS = 5
+"""How long the end of a server may wait for its database."""
+_WILDCARDS = {"0.0.0.0", "[::]"}  # noqa: S104 - to warn of them
+
+log = structlog.stdlib.get_logger("opservice.server")
+
+
+async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
+    """Serves until SIGTERM or SIGINT, then drains. `announce` gets the line that says it is ready.
+
+    Raises StartupError, or StoreError, when it cannot start.
+    """
+    stop = _stop_on_signals()
+    # Everything that can be wrong with the settings is found before the database is touched.
+    files = read_files(settings)
+    security = Security(settings, files)
+
+    reloader = Reloader(settings, files, security.replace)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.request)
+    await security.start()
+    known_types = build_known_types(settings)
+    database = await asyncio.to_thread(prepare_database, settings)
+    await run(settings, database, security, known_types, stop, announce)
+
+
+async def run(
+    settings: Settings,
+    database: Database,
+    security: Security,
+    known_types: DescriptorPool,
+    stop: asyncio.Event,
+    announce: Callable[[str], None],
+    *,
+    share_port: bool = False,
+) -> None:
+    """Serves until `stop`, then drains and closes the database, which was prepared before.
+
+    With `share_port` other processes of this user may listen on the same port. Raises StartupError
+    when it cannot listen.
+    """
+    store = OperationStore(
+        database, Repository(), settings.poll_interval, notify=not settings.no_notify
+    )
+    health = HealthService(_SERVICES)
+    loop = asyncio.get_running_loop()
+    database.when_lost(lambda: loop.call_soon_threadsafe(health.stop))
+    server = grpc.aio.server(options=server_options(settings, share_port=share_port))
+    listening = ExitStack()
+    try:
+        address = _listen(server, settings, security.credentials, listening)
+        admission = _admission(settings, security.authenticator)
+        methods = Methods(settings.max_calls, settings.max_unsent_bytes, admission)
+        guarded = GuardedStore(store, security.authenticator)
+        # Generated code adds services to it as it does to a server.
+        _add_services(cast("grpc.aio.Server", methods), settings, guarded, address, health)
+        add_reflection(cast("grpc.aio.Server", methods), _SERVICES, known_types)
+        server.add_generic_rpc_handlers((methods,))
+        # What there is now stays until the end: looking for garbage in it would stop all calls for 50 ms.
+        gc.collect()
+        gc.freeze()
+        await server.start()
+        background = [
+            asyncio.create_task(
+                keep_house(
+                    store,
+                    _sweeps(settings),
+                    settings.housekeeping_interval,
+                    settings.restart_grace,
+                    lambda: security.keys is None or security.keys.has_keys,
+                )
+            )
+        ]
+        if database.is_sqlite:
+            background.append(asyncio.create_task(keep_checkpointing(store, CHECKPOINT_SECONDS)))
+        if security.keys is not None:
+            background.append(asyncio.create_task(security.keys.keep_fresh()))
+        transport = "plaintext" if security.credentials is None else "TLS"
+        shown = database.url.shown
+        if not settings.advertise and address.rpartition(":")[0] in _WILDCARDS:
+            log.warning(
+                "set --advertise: SDKs that look for services here would be told", address=address
+            )
+        for warning in security.warnings():
+            log.warning(warning)
+        announce(f"opservice {__version__} serving on {address} ({transport}, {shown})")
+        log.info("serving", address=address, security=transport, database=shown)
+        if settings.demo and not stop.is_set():
+            background.append(
+                asyncio.create_task(run_demo(store, announce, _grpcurl(settings, address)))
+            )
+        await stop.wait()
+        log.info("draining", seconds=settings.drain / SECOND)
+        health.stop()
+        store.stop_following()
+        admission.stop()
+        for task in background:
+            task.cancel()
+        await server.stop(settings.drain / SECOND)
+        await asyncio.gather(*background, return_exceptions=True)
+        log.info("stopped")
+    finally:
+        await server.stop(None)
+        listening.close()
+        await _close(store)
+
+
+def _stop_on_signals() -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT. A second one ends the process at once."""
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            log.warning("stopped at once by a second signal")
+            os._exit(1)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    return stop
+
+
+async def _close(store: OperationStore) -> None:
+    try:
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await store.close()
+    except TimeoutError:
+        # A thread that waits for the database cannot be ended, only left. Nobody was told of success.
+        log.error("the database hangs: stopped without waiting for it")  # noqa: TRY400 - no more to say
+        os._exit(1)
+
+
+def build_known_types(settings: Settings) -> DescriptorPool:
+    """What reflection tells of. Raises StartupError when a file of the settings cannot be used."""
+    return build_pool((*_FILES, container_registry_pb2.DESCRIPTOR), settings.descriptor_set)
+
+
+def prepare_database(settings: Settings) -> Database:
+    """Brings the schema up to date where that is asked for, and checks it.
+
+    Raises StartupError or StoreError when it cannot be served from.
+    """
+    database = open_database(settings.database, group=group_id(settings.file_group))
+    try:
+        _prepare_schema(database, migrates=database.is_sqlite or settings.migrate)
+    except StoreUnavailable:
+        # A connection that is lost while SQLAlchemy makes it counts as one that cannot be made.
+        log.warning("the database is not available: trying once more")
+        _prepare_schema(database, migrates=database.is_sqlite or settings.migrate)
+    for warning in database.warnings():
+        log.warning(warning)
+    if not settings.no_notify and database.through_pooler():
+        log.warning(
+            "a pooler is between this server and PostgreSQL: give --no-notify, unless it is in session mode"
+        )
+    return database
+
+
+def _prepare_schema(database: Database, *, migrates: bool) -> None:
+    database.check_connections()
+    if migrates:
+        before, after = migrate(database)
+        if before != after:
+            log.info("migrated", before=before, after=after)
+    check_schema(database)
+
+
+def server_options(settings: Settings, *, share_port: bool = False) -> list[tuple[str, Any]]:
+    algorithms = [(_ALGORITHMS, _IDENTITY)] if settings.no_compression else []
+    return [
+        *algorithms,
+        # By default a second server would silently share the port.
+        ("grpc.so_reuseport", int(share_port)),
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
+        # By default streams that have ended count too: a fifth of the calls of a client at the limit fails.
+        ("grpc.http.overload_protection", 0),
+        ("grpc.max_allowed_incoming_connections", _connections(settings.max_connections)),
+        ("grpc.server_handshake_timeout_ms", settings.handshake_timeout // 1000),
+        # By default core refuses calls, at random, once 1,000 wait to be accepted.
+        ("grpc.server.max_pending_requests", settings.max_pending_requests),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * settings.max_pending_requests),
+        # By default Go clients would be sent away for pinging while idle; and a flood of pings costs core the
+        # square of their number when it is about to send their sender away, but little to answer.
+        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # By default a connection that sends much has megabytes taken, and kept, at a time: SETTINGS frames of
+        # 4 MiB keep a thread busy for 0.4 s.
+        ("grpc.experimental.tcp_max_read_buffer_size", _READ_BYTES),
+        ("grpc.keepalive_time_ms", settings.keepalive // 1000),
+    ]
+
+
+def _connections(most: int) -> int:
+    """As many as are asked for, if they leave files for the database and the rest.
+
+    Lets the process open as many files as it may.
+    """
+    files, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, allowed))
+        files = allowed
+    return most if files == resource.RLIM_INFINITY else max(1, min(most, files - _OTHER_FILES))
+
+
+def _listen(
+    server: grpc.aio.Server,
+    settings: Settings,
+    credentials: CurrentCredentials | None,
+    listening: ExitStack,
+) -> str:
+    """Binds, until `listening` ends. Returns the address with the port that it got."""
+    path = socket_path(settings.listen)
+    if path is None:
+        return _bind(server, settings.listen, credentials)
+    mode = int(settings.unix_socket_mode, 8)
+    listening.enter_context(
+        bound(path, mode, lambda: _add_port(server, settings.listen, credentials))
+    )
+    return settings.listen
+
+
+def _bind(server: grpc.aio.Server, listen: str, credentials: CurrentCredentials | None) -> str:
+    """Binds, and returns the address with the port that it got."""
+    host, _ = split_address(listen)
+    try:
+        return f"{host}:{_add_port(server, listen, credentials)}"
+    except RuntimeError as error:
+        raise cannot_listen(listen) from error
+
+
+def _add_port(server: grpc.aio.Server, listen: str, credentials: CurrentCredentials | None) -> int:
+    if credentials is None:
+        return server.add_insecure_port(listen)
+    return server.add_secure_port(listen, credentials.of_grpc)
+
+
+def cannot_listen(listen: str) -> StartupError:
+    return StartupError(
+        f"cannot listen on {listen}: the port is taken, or the address is not this machine's"
+    )
+
+
+def _add_services(
+    server: grpc.aio.Server,
+    settings: Settings,
+    store: GuardedStore,
+    address: str,
+    health: HealthService,
+) -> None:
+    operation_service_pb2_grpc.add_OperationServiceServicer_to_server(
+        OperationService(store, hide_error=settings.hide_error_until_done), server
+    )
+    producer_service_pb2_grpc.add_ProducerServiceServicer_to_server(
+        ProducerService(store, _limits(settings), hide_error=settings.hide_error_until_done),
+        server,
+    )
+    operation_record_service_pb2_grpc.add_OperationRecordServiceServicer_to_server(
+        OperationRecordService(
+            store,
+            max_wait=settings.max_wait,
+            watch_repeat=settings.watch_repeat,
+            hide_error=settings.hide_error_until_done,
+        ),
+        server,
+    )
+    add_operations(server, Operations(store, settings.max_wait))
+    own = dict.fromkeys(OWN_ENDPOINTS, settings.advertise or address)
+    api_endpoint_service_pb2_grpc.add_ApiEndpointServiceServicer_to_server(
+        ApiEndpointService(own | settings.endpoints()), server
+    )
+    add_health(server, health)
+
+
+def _admission(settings: Settings, authenticator: Authenticator | None) -> Admission:
+    limits = AdmissionLimits(
+        rate_limit=settings.rate_limit,
+        rate_burst=settings.rate_burst,
+        failed_auth_rate=settings.failed_auth_rate,
+        max_waits=settings.max_waits,
+        max_waits_per_caller=settings.max_waits_per_caller,
+    )
+    asks_for_certificates = settings.tls_client_ca is not None
+    return Admission(limits, authenticator, asks_for_certificates=asks_for_certificates)
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        settings.retention,
+        settings.max_retention,
+        settings.max_lease,
+        settings.max_payload_bytes,
+        settings.max_running_per_parent or None,
+    )
+
+
+def _sweeps(settings: Settings) -> list[Sweep]:
+    return [
+        LapseLeases(LEASE_EXPIRED, SWEEP_LIMIT),
+        ReachTimeouts(TIMED_OUT, SWEEP_LIMIT),
+        EndCancelGrace(settings.cancel_grace, SWEEP_LIMIT),
+        DeleteExpired(SWEEP_LIMIT),
+    ]
+
+
+def _grpcurl(settings: Settings, address: str) -> str:
+    """A line to paste into a shell, with places for an id and a method."""
+    security = "-plaintext" if settings.tls_cert is None else f"-cacert {settings.tls_cert}"
+    if settings.authenticates:
+        security += ' -H "authorization: Bearer $TOKEN"'
+    path = socket_path(address)
+    if path is not None:
+        address = f"-unix {path}"
+    service = operation_service_pb2.DESCRIPTOR.services_by_name["OperationService"].full_name
+    request = '\'{{"operation_id": "{id}"}}\''
+    return f"grpcurl {security} -d {request} {address} {service}/{{method}}"

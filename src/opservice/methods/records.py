@@ -1,0 +1,96 @@
+"""opservice.v1.OperationRecordService."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from functools import partial
+
+from google.protobuf.empty_pb2 import Empty
+from grpc.aio import ServicerContext
+
+from opservice._proto.opservice.v1.operation_record_pb2 import OperationRecord
+from opservice._proto.opservice.v1.operation_record_service_pb2 import (
+    DeleteOperationRecordRequest,
+    GetOperationRecordRequest,
+    ListOperationRecordsRequest,
+    ListOperationRecordsResponse,
+    WaitOperationRecordRequest,
+    WatchOperationRecordRequest,
+)
+from opservice._proto.opservice.v1.operation_record_service_pb2_grpc import (
+    OperationRecordServiceServicer,
+)
+from opservice.domain.operation import SECOND, Delete
+from opservice.methods.convert import record_to_pb
+from opservice.methods.guard import GuardedStore
+from opservice.methods.listing import list_page
+from opservice.methods.pages import fill
+from opservice.methods.validation import valid_id, wait_time
+
+
+class OperationRecordService(OperationRecordServiceServicer):
+    """`max_wait` and `watch_repeat` are microseconds."""
+
+    def __init__(
+        self, store: GuardedStore, *, max_wait: int, watch_repeat: int, hide_error: bool
+    ) -> None:
+        """With a `watch_repeat` of 0 a Watch never repeats its record; with `hide_error` an operation has no
+        error until it is done.
+        """
+        self._to_pb = partial(record_to_pb, hide_error=hide_error)
+        self._store = store
+        self._max_wait = max_wait
+        self._watch_repeat = watch_repeat / SECOND or None
+
+    async def Get(
+        self,
+        request: GetOperationRecordRequest,
+        context: ServicerContext[GetOperationRecordRequest, OperationRecord],
+    ) -> OperationRecord:
+        return self._to_pb(await self._store.get(valid_id(request.operation_id)))
+
+    async def Watch(
+        self,
+        request: WatchOperationRecordRequest,
+        context: ServicerContext[WatchOperationRecordRequest, OperationRecord],
+    ) -> AsyncIterator[OperationRecord]:
+        following = self._store.follow(valid_id(request.operation_id), self._watch_repeat)
+        async with aclosing(following) as records:
+            async for record in records:
+                yield self._to_pb(record)
+
+    async def Wait(
+        self,
+        request: WaitOperationRecordRequest,
+        context: ServicerContext[WaitOperationRecordRequest, OperationRecord],
+    ) -> OperationRecord:
+        id_ = valid_id(request.operation_id)
+        timeout = request.timeout if request.HasField("timeout") else None
+        at_most = wait_time(timeout, self._max_wait, context.time_remaining())
+        return self._to_pb(await self._store.wait(id_, at_most))
+
+    async def List(
+        self,
+        request: ListOperationRecordsRequest,
+        context: ServicerContext[ListOperationRecordsRequest, ListOperationRecordsResponse],
+    ) -> ListOperationRecordsResponse:
+        page = await list_page(
+            self._store,
+            context,
+            parent=request.parent,
+            page_size=request.page_size,
+            page_token=request.page_token,
+            filter_=request.filter,
+        )
+        response = ListOperationRecordsResponse(next_page_token=page.next_page_token)
+        await fill(response.operation_records, page.records, self._to_pb)
+        return response
+
+    async def Delete(
+        self,
+        request: DeleteOperationRecordRequest,
+        context: ServicerContext[DeleteOperationRecordRequest, Empty],
+    ) -> Empty:
+        await self._store.apply(Delete(valid_id(request.operation_id)))
+        return Empty()

@@ -1,0 +1,67 @@
+"""The Unix socket of `--listen unix:PATH`: made with its mode, never another server's, removed at the end."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from opservice.domain.errors import StartupError
+
+_ONLY_OWNER = 0o177
+
+
+@contextmanager
+def bound(path: Path, mode: int, bind: Callable[[], object]) -> Iterator[None]:
+    """Has `bind` make the socket, which is removed when the block ends.
+
+    What a server that was killed has left there is replaced. Raises StartupError when the socket belongs to a
+    server that runs, when something else is there, or when it cannot be made.
+    """
+    _make_room(path)
+    # Nobody else may connect before the mode is set.
+    umask = os.umask(_ONLY_OWNER)
+    try:
+        bind()
+    except RuntimeError as error:
+        raise StartupError(
+            f"cannot listen on unix:{path}: the directory must exist and be writable"
+        ) from error
+    finally:
+        os.umask(umask)
+    try:
+        path.chmod(mode)
+        made = path.lstat()
+    except OSError as error:
+        raise StartupError(f"cannot listen on unix:{path}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        with suppress(FileNotFoundError):  # gRPC has removed it
+            if os.path.samestat(path.lstat(), made):
+                path.unlink()
+
+
+def _make_room(path: Path) -> None:
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StartupError(f"cannot listen on unix:{path}: {error.strerror}") from error
+    if not stat.S_ISSOCK(found.st_mode):
+        raise StartupError(f"cannot listen on unix:{path}: a file that is no socket is there")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1)
+        refused = probe.connect_ex(str(path))
+    if refused != errno.ECONNREFUSED:
+        # Also when it is not clear: a socket that is taken away leaves its server without callers.
+        raise StartupError(f"cannot listen on unix:{path}: another server listens there")
+    try:
+        path.unlink()
+    except OSError as error:
+        raise StartupError(f"cannot listen on unix:{path}: {error.strerror}") from error

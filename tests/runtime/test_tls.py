@@ -1,0 +1,85 @@
+"""Credentials from files, and what is wrong with those that give none."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from opservice.domain.errors import StartupError
+from opservice.runtime.settings import Settings
+from opservice.runtime.tls import server_credentials
+from support.certificates import Authority
+
+Files = dict[str, Path]
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("certificates"))
+
+
+def test_without_files_there_are_no_credentials() -> None:
+    assert server_credentials(Settings()) is None
+
+
+def test_a_certificate_and_its_key_are_credentials(authority: Authority) -> None:
+    pair = authority.issue()
+
+    assert server_credentials(Settings(tls_cert=pair.certificate, tls_key=pair.key)) is not None
+
+
+def another_key(authority: Authority, directory: Path) -> Files:
+    return {
+        "tls_cert": authority.issue("one").certificate,
+        "tls_key": authority.issue("another").key,
+    }
+
+
+def missing_file(authority: Authority, directory: Path) -> Files:
+    return {"tls_cert": authority.issue("two").certificate, "tls_key": directory / "missing.key"}
+
+
+def not_pem(authority: Authority, directory: Path) -> Files:
+    text = directory / "not.pem"
+    text.write_text("no certificate")
+    return {"tls_cert": text, "tls_key": authority.issue("three").key}
+
+
+def encrypted_key(authority: Authority, directory: Path) -> Files:
+    pair = authority.issue("encrypted", password=b"secret")
+    return {"tls_cert": pair.certificate, "tls_key": pair.key}
+
+
+def bad_client_ca(authority: Authority, directory: Path) -> Files:
+    pair = authority.issue("four")
+    return {"tls_cert": pair.certificate, "tls_key": pair.key, "tls_client_ca": pair.key}
+
+
+def key_alone(authority: Authority, directory: Path) -> Files:
+    return {"tls_key": authority.issue("five").key}
+
+
+WRONG = {
+    "a key of another certificate": (another_key, "the TLS key is not the key of the certificate"),
+    "a missing file": (missing_file, "missing.key: No such file or directory"),
+    "a file that is not PEM": (not_pem, "the TLS files cannot be used"),
+    "an encrypted key": (encrypted_key, "the TLS key is encrypted: give one that is not"),
+    "a client authority that is none": (bad_client_ca, "the TLS files cannot be used"),
+    "a key without a certificate": (key_alone, "--tls-cert and --tls-key belong together"),
+}
+
+
+@pytest.mark.parametrize(("make", "complaint"), WRONG.values(), ids=WRONG)
+def test_files_that_do_not_work_are_refused_with_what_is_wrong(
+    tmp_path: Path,
+    authority: Authority,
+    make: Callable[[Authority, Path], Files],
+    complaint: str,
+) -> None:
+    files: Any = make(authority, tmp_path)
+
+    with pytest.raises(StartupError) as caught:
+        server_credentials(Settings(**files))
+
+    assert complaint in caught.value.message
