@@ -166,6 +166,30 @@ def test_an_empty_list_is_an_empty_array(run: Run, parent: str, format_: str) ->
     assert run("list", "--parent", parent, "--format", format_).stdout == "[]\n"
 
 
+@pytest.mark.parametrize("arguments", [("--parent", "nowhere"), ("--filter", "id = nothing")])
+def test_a_list_that_finds_nothing_names_the_option_for_all_parents(
+    run: Run, arguments: tuple[str, ...]
+) -> None:
+    result = run("list", *arguments)
+
+    assert result.stdout == ""
+    assert "give --all-parents" in result.stderr
+    assert result.exit_code == 0
+
+
+@pytest.mark.parametrize("arguments", [("-q",), ("--format", "json")])
+def test_a_list_for_programs_that_finds_nothing_says_nothing(
+    run: Run, arguments: tuple[str, ...]
+) -> None:
+    assert run("list", "--filter", "id = nothing", *arguments).stderr == ""
+
+
+def test_a_list_of_all_parents_that_finds_nothing_says_so(run: Run) -> None:
+    result = run("list", "--all-parents", "--filter", "id = nothing")
+
+    assert result.stderr == "No operations were found.\n"
+
+
 def test_parent_and_all_parents_exclude_each_other(run: Run) -> None:
     assert run("list", "--parent", "a", "--all-parents").exit_code == 2
 

@@ -13,6 +13,7 @@ from opservice._proto.yandex.cloud.operation.operation_service_pb2 import Cancel
 from opservice.cli.connection import Calls, Connection
 from opservice.cli.output import Output, output_options
 from opservice.cli.target import server_options
+from opservice.common.plain import plain
 
 _PAGE = 500
 _ALL_PARENTS = "-"
@@ -27,7 +28,8 @@ ids_argument = click.argument("ids", nargs=-1, required=True, metavar="ID...")
 def get_command(connection: Connection, output: Output, ids: tuple[str, ...]) -> None:
     """Show operations.
 
-    Exits with 0 for whatever could be shown, running or done: see `wait`.
+    The exit code is 0 when every operation could be shown, whether it runs, succeeded or failed. To get an
+    exit code that says how an operation ended, use `wait`.
 
     \b
     opservice get ops3f1…
@@ -47,13 +49,19 @@ def get_command(connection: Connection, output: Output, ids: tuple[str, ...]) ->
 @click.command("list")
 @server_options()
 @output_options
-@click.option("--parent", default="", help="The collection whose operations to list.")
-@click.option("--all-parents", is_flag=True, help="List those of every collection, and of none.")
+@click.option("--parent", default="", help="List the operations of this parent.")
 @click.option(
-    "--filter", "filter_", default="", metavar="FILTER", help="Which ones to list (AIP-160)."
+    "--all-parents", is_flag=True, help="List the operations of all parents, and those without one."
 )
-@click.option("--limit", type=click.IntRange(min=1), help="How many to list at most.")
-@click.option("-q", "--quiet", is_flag=True, help="Print ids only.")
+@click.option(
+    "--filter",
+    "filter_",
+    default="",
+    metavar="FILTER",
+    help="List only what matches, such as 'done = false' (AIP-160).",
+)
+@click.option("--limit", type=click.IntRange(min=1), help="List at most this many.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only the ids.")
 def list_command(
     connection: Connection,
     output: Output,
@@ -63,7 +71,9 @@ def list_command(
     limit: int | None,
     quiet: bool,
 ) -> None:
-    """List operations, newest first: those without a parent unless told otherwise.
+    """List operations, newest first.
+
+    Without --parent and --all-parents, lists the operations that have no parent.
 
     \b
     opservice list --all-parents --limit 20
@@ -80,8 +90,16 @@ def list_command(
     if quiet:
         for page in pages:
             output.ids(page)
-    else:
-        output.pages(pages)
+        return
+    if output.pages(pages) == 0 and output.format == "table":
+        click.echo(_nothing_found(parent, all_parents), err=True)
+
+
+def _nothing_found(parent: str, all_parents: bool) -> str:
+    if all_parents:
+        return "No operations were found."
+    where = f"in {plain(parent)}" if parent else "without a parent"
+    return f"No operations {where} were found. To list those of all parents, give --all-parents."
 
 
 def _pages(
@@ -111,8 +129,9 @@ def _pages(
 def cancel_command(connection: Connection, output: Output, ids: tuple[str, ...]) -> None:
     """Cancel operations.
 
-    Exits with 0 when the wish was accepted; a cooperative operation is then cancelling, and may still
-    succeed: see `wait`. One that is done stays as it is.
+    The exit code is 0 when the server accepted every request. A cooperative operation is then "cancelling":
+    its producer ends it, and it may still succeed. Use `wait` to see how it ends. A done operation stays as
+    it is.
 
     \b
     opservice cancel ops3f1…
@@ -133,7 +152,9 @@ def cancel_command(connection: Connection, output: Output, ids: tuple[str, ...])
 @ids_argument
 @server_options()
 def delete_command(connection: Connection, ids: tuple[str, ...]) -> None:
-    """Delete operations that are done. Never cancels: one that is running is refused.
+    """Delete operations that are done.
+
+    The server refuses to delete an operation that is running. Cancel it first.
 
     \b
     opservice delete ops3f1…

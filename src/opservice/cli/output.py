@@ -48,13 +48,16 @@ class Output:
             for record in records:
                 print_card(record, self._operation(record.operation))
 
-    def pages(self, pages: Iterable[Sequence[OperationRecord]]) -> None:
-        """A table or an array, as its parts arrive."""
-        if self.format == "table":
-            for index, page in enumerate(pages):
-                print_table(page, header=index == 0)
-        else:
-            self._print_array(self._record(record) for page in pages for record in page)
+    def pages(self, pages: Iterable[Sequence[OperationRecord]]) -> int:
+        """Prints a table or an array as its pages arrive. Returns how many records it printed."""
+        if self.format != "table":
+            return self._print_array(self._record(record) for page in pages for record in page)
+        count = 0
+        for page in pages:
+            if page:
+                print_table(page, header=count == 0)
+            count += len(page)
+        return count
 
     def ids(self, records: Iterable[OperationRecord]) -> None:
         for record in records:
@@ -94,8 +97,8 @@ class Output:
         else:
             click.echo(json_text(value, indent=2))
 
-    def _print_array(self, values: Iterator[Any]) -> None:
-        """Each value as soon as it is there."""
+    def _print_array(self, values: Iterator[Any]) -> int:
+        """Prints each value as soon as it arrives. Returns how many it printed."""
         count = 0
         for count, value in enumerate(values, 1):
             if self.format == "yaml":
@@ -107,6 +110,7 @@ class Output:
             click.echo("[]")
         elif self.format == "json":
             click.echo("\n]")
+        return count
 
     def _record(self, record: OperationRecord) -> dict[str, Any]:
         bare = OperationRecord()
