@@ -24,7 +24,7 @@ fail() {
 inside() { timeout 20 "$engine" exec "$container" "$@"; }
 call() { timeout 20 grpcurl -plaintext "${@:2}" "$address" "$1"; }
 
-# What README.md says to run it with.
+# What docs/deploying.md says to run it with.
 strict=(--read-only --cap-drop ALL --security-opt no-new-privileges --memory 2g --pids-limit 512)
 # podman would lay file systems over /tmp and others that can be written to; docker does not.
 if [[ ${engine##*/} == podman ]]; then strict+=(--read-only-tmpfs=false); fi

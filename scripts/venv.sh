@@ -20,8 +20,9 @@ if [[ $(.venv/bin/python -VV 2>/dev/null) == "$("$python" -VV)" ]]; then
 else
     "$python" -m venv --clear .venv
 fi
-echo "installing requirements/$group.txt into .venv" >&2
+echo "Installing requirements/$group.txt into $PWD/.venv. This downloads packages and takes one to three minutes." >&2
 rm -f .venv/*.stamp
 .venv/bin/python -m pip install --quiet --require-hashes --requirement "requirements/$group.txt"
 .venv/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 stamp "$group" >".venv/$group.stamp"
+echo "Installed. The next start will skip this." >&2

@@ -1,6 +1,6 @@
 """Every setting of the server: its default, its bounds, what it means, its environment variable.
 
-The command line, the environment and the README's table are made from this one list.
+The command line, the environment and docs/settings.md are made from this one list.
 Durations are microseconds, as everywhere; on the command line they are written `30d`, `2m`, `1.5s`.
 """
 
