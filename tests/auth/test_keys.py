@@ -303,7 +303,7 @@ async def test_keys_that_an_operator_had_read_again_and_that_did_not_change_are_
 
             await until(lambda: logged)
 
-    assert [line["event"] for line in logged] == ["the keys were read again, nothing changed"]
+    assert [line["event"] for line in logged] == ["the keys were reloaded, and nothing has changed"]
 
 
 async def test_the_old_keys_stay_while_the_source_is_away(hasty: None) -> None:

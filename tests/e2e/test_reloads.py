@@ -19,8 +19,8 @@ from support.server import ServerProcess, eventually, serving
 pytestmark = pytest.mark.slow  # several processes each
 
 MANY = 5_000
-TAKEN = "SIGHUP: the files were read again, what changed is in use"
-UNCHANGED = "SIGHUP: the files were read again, nothing changed"
+TAKEN = "SIGHUP: the files were reloaded, and the changes are in use"
+UNCHANGED = "SIGHUP: the files were reloaded, and nothing has changed"
 SILENT = "a worker does not answer: killed"
 
 

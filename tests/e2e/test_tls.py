@@ -77,6 +77,6 @@ def test_tls_files_that_do_not_work_are_a_refusal_to_start(
     server = ServerProcess(tmp_path, sqlite_url, **mixed)
 
     assert server.expect_refusal() == 1
-    assert "opservice: the TLS key is not the key of the certificate" in server.stderr
+    assert "opservice: the TLS key does not belong to the certificate" in server.stderr
     assert "Traceback" not in server.stderr
     assert not (tmp_path / "operations.db").exists()

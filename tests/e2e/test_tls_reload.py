@@ -20,8 +20,8 @@ from support.certificates import Authority, Pair
 from support.client import Client, open_channel, refused
 from support.server import ServerProcess, eventually, serving
 
-TAKEN = "new connections get new TLS files"
-KEPT = "SIGHUP: what was read before stays in use"
+TAKEN = "new connections use the new TLS files"
+KEPT = "SIGHUP: the previous content stays in use"
 
 BOTH = pytest.mark.parametrize(
     "workers", [pytest.param(1, id="alone"), pytest.param(2, id="two", marks=pytest.mark.slow)]
@@ -154,7 +154,7 @@ def test_files_that_do_not_fit_leave_the_old_ones_in_use(
         line = hang_up(server, KEPT)
         assert line["level"] == "error"
         assert line["of"] == "TLS files"
-        assert "the TLS key is not the key of the certificate" in line["cause"]
+        assert "the TLS key does not belong to the certificate" in line["cause"]
         assert shown_certificates(server) == {old}
 
         pair.key.unlink()

@@ -341,7 +341,7 @@ def test_a_hangup_without_files_to_read_again_ends_nobody(
         pids = [server.pid, *(line["pid"] for line in server.log(event="started a worker"))]
         for pid in pids:  # as when a terminal goes away
             os.kill(pid, signal.SIGHUP)
-        eventually(lambda: server.log(event="SIGHUP: there is nothing to read again"))
+        eventually(lambda: server.log(event="SIGHUP: there are no files to reload"))
 
         assert server.client.started()
         assert all(map(is_running, pids))

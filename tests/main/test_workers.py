@@ -13,7 +13,7 @@ import pytest
 
 from opservice.domain.errors import StartupError
 from opservice.main.workers import _SIGNS, _START, _Worker, supervise
-from opservice.runtime.links import Link
+from opservice.runtime.connection import MessageConnection
 from opservice.runtime.settings import Settings
 from support.tools import stable_port
 
@@ -22,12 +22,12 @@ from support.tools import stable_port
 async def worker() -> AsyncIterator[_Worker]:
     """One whose process has long ended."""
     ours, theirs = socket.socketpair()
-    link = await Link.over(ours)
+    connection = await MessageConnection.over(ours)
     process = subprocess.Popen(["true"])  # noqa: ASYNC220 - it ends at once
     process.wait()
     with theirs:
-        yield _Worker(1, process, link, -1)
-    link.close()
+        yield _Worker(1, process, connection, -1)
+    connection.close()
 
 
 def looks_until_silent(worker: _Worker) -> int:

@@ -1,4 +1,4 @@
-"""Credentials from files, and what is wrong with those that give none."""
+"""TLS files, and what is wrong with those that cannot be used."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 from opservice.domain.errors import StartupError
 from opservice.runtime.settings import Settings
-from opservice.runtime.tls import server_credentials
+from opservice.runtime.tls import read_tls_files
 from support.certificates import Authority
 
 Files = dict[str, Path]
@@ -19,14 +19,14 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("certificates"))
 
 
-def test_without_files_there_are_no_credentials() -> None:
-    assert server_credentials(Settings()) is None
+def test_without_files_there_is_no_tls() -> None:
+    assert read_tls_files(Settings()) is None
 
 
-def test_a_certificate_and_its_key_are_credentials(authority: Authority) -> None:
+def test_a_certificate_and_its_key_are_read(authority: Authority) -> None:
     pair = authority.issue()
 
-    assert server_credentials(Settings(tls_cert=pair.certificate, tls_key=pair.key)) is not None
+    assert read_tls_files(Settings(tls_cert=pair.certificate, tls_key=pair.key)) is not None
 
 
 def another_key(authority: Authority, directory: Path) -> Files:
@@ -61,10 +61,10 @@ def key_alone(authority: Authority, directory: Path) -> Files:
 
 
 WRONG = {
-    "a key of another certificate": (another_key, "the TLS key is not the key of the certificate"),
+    "a key of another certificate": (another_key, "the TLS key does not belong to the certificate"),
     "a missing file": (missing_file, "missing.key: No such file or directory"),
     "a file that is not PEM": (not_pem, "the TLS files cannot be used"),
-    "an encrypted key": (encrypted_key, "the TLS key is encrypted: give one that is not"),
+    "an encrypted key": (encrypted_key, "the TLS key is encrypted: give a key without a password"),
     "a client authority that is none": (bad_client_ca, "the TLS files cannot be used"),
     "a key without a certificate": (key_alone, "--tls-cert and --tls-key belong together"),
 }
@@ -80,6 +80,6 @@ def test_files_that_do_not_work_are_refused_with_what_is_wrong(
     files: Any = make(authority, tmp_path)
 
     with pytest.raises(StartupError) as caught:
-        server_credentials(Settings(**files))
+        read_tls_files(Settings(**files))
 
     assert complaint in caught.value.message

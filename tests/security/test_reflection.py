@@ -169,7 +169,7 @@ def test_a_question_after_the_token_has_gone_is_refused(
         assert next(call)
         tokens.remove("eve")
         server.send_signal(signal.SIGHUP)
-        changed = "SIGHUP: the files were read again, what changed is in use"
+        changed = "SIGHUP: the files were reloaded, and the changes are in use"
         assert eventually(lambda: server.log(event=changed))
         gone.set()
         with pytest.raises(grpc.RpcError) as caught:

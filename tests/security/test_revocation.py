@@ -311,11 +311,11 @@ def test_what_cannot_be_used_leaves_the_last_good_in_use(site: Site) -> None:
         replace_text(file, "half of a fi: [le")
     site.server.send_signal(signal.SIGHUP)
 
-    kept = "SIGHUP: what was read before stays in use"
+    kept = "SIGHUP: the previous content stays in use"
     for what in ("policy", "tokens"):
         line = eventually(lambda of=what: site.server.log(event=kept, of=of))[-1]  # type: ignore[misc] # mypy does not see the default's type
         assert (line["level"], "is not YAML at line" in line["cause"]) == ("error", True)
-    line = eventually(lambda: site.server.log(event="the old keys stay in use"))[-1]
+    line = eventually(lambda: site.server.log(event="the previous keys stay in use"))[-1]
     assert (line["level"], "no keys from" in line["cause"]) == ("error", True)
     assert [client.get(id_).id for client in clients] == [id_] * 3
 

@@ -158,7 +158,7 @@ def test_while_the_keys_are_away_the_known_ones_go_on(
 
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "KEYS_UNAVAILABLE")
     assert refusal.retry_seconds > 0
-    assert server.log(event="the old keys stay in use", level="error")
+    assert server.log(event="the previous keys stay in use", level="error")
     assert server.log(logger="opservice.audit", error="KeysUnavailable", code="UNAVAILABLE")
     # A token that was never seen, of a key that is known.
     assert calling_with(server.client.channel, issuer.token("bob", "viewer:*")).get(id_).id == id_

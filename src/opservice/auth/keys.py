@@ -218,15 +218,15 @@ class KeySource:
                     log.info("new keys", key_ids=sorted(keys))
                     self._on_change()
                 elif tell:
-                    log.info("the keys were read again, nothing changed")
+                    log.info("the keys were reloaded, and nothing has changed")
             except KeysUnreadable as error:
-                log.error("the old keys stay in use", cause=str(error))  # noqa: TRY400 - no more to say
+                log.error("the previous keys stay in use", cause=str(error))  # noqa: TRY400 - no more to say
                 backoff = (
                     min(2 * backoff, self._interval) if self._failed else _FIRST_BACKOFF_SECONDS
                 )
                 self._failed = True
             except Exception:  # whatever it is, the keys must be read again
-                log.exception("the old keys stay in use")
+                log.exception("the previous keys stay in use")
                 self._failed = True
             finally:
                 awaited.set()

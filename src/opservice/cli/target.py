@@ -15,6 +15,7 @@ import grpc
 from opservice.cli.connection import Connection
 from opservice.cli.parameters import Duration
 from opservice.client.targets import is_loopback
+from opservice.common.tls_files import TlsFilesUnusable, explain_unreadable, load_tls_files
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -148,28 +149,18 @@ def _credentials(ca: Path | None, cert: Path | None, key: Path | None) -> grpc.C
         # Else gRPC would trust what it brings along, and not what this machine's owner added.
         system = ssl.get_default_verify_paths().cafile
         ca = Path(system) if system is not None else None
-    # gRPC says only that the connection failed; OpenSSL says what is wrong with the files.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
-        if ca is not None:
-            context.load_verify_locations(ca)
-        if cert is not None:
-            context.load_cert_chain(cert, key, password=_no_password)
+        load_tls_files(context, certificate=cert, key=key, authorities=ca)
         return grpc.ssl_channel_credentials(
             ca.read_bytes() if ca else None,
             key.read_bytes() if key else None,
             cert.read_bytes() if cert else None,
         )
-    except ssl.SSLError as error:
-        files = ", ".join(str(path) for path in (ca, cert, key) if path is not None)
-        reason = error.reason or error
-        raise click.UsageError(f"the TLS files cannot be used ({files}): {reason}") from error
+    except TlsFilesUnusable as error:
+        raise click.UsageError(str(error)) from error
     except OSError as error:
-        raise click.UsageError(f"cannot read a TLS file: {error}") from error
-
-
-def _no_password() -> str:
-    raise click.UsageError("the TLS key is encrypted: give one that is not")
+        raise click.UsageError(explain_unreadable(error, "")) from error
 
 
 def _token(file: Path | None) -> str | None:

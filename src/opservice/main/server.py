@@ -65,10 +65,10 @@ from opservice.methods.operations import OperationService
 from opservice.methods.producer import ProducerService
 from opservice.methods.records import OperationRecordService
 from opservice.methods.validation import Limits
-from opservice.runtime.files import Reloader, read_files
+from opservice.runtime.reload import Reloader, read_files
 from opservice.runtime.security import Security
 from opservice.runtime.settings import Settings
-from opservice.runtime.tls import CurrentCredentials
+from opservice.runtime.tls import ReloadableTls as CurrentCredentials
 from opservice.runtime.unix_socket import bound
 from opservice.store.engine import Database, open_database
 from opservice.store.migrations import check_schema, migrate
@@ -139,7 +139,7 @@ async def run(
     server = grpc.aio.server(options=server_options(settings, share_port=share_port))
     listening = ExitStack()
     try:
-        address = _listen(server, settings, security.credentials, listening)
+        address = _listen(server, settings, security.tls, listening)
         admission = _admission(settings, security.authenticator)
         methods = Methods(settings.max_calls, settings.max_unsent_bytes, admission)
         guarded = GuardedStore(store, security.authenticator)
@@ -166,7 +166,7 @@ async def run(
             background.append(asyncio.create_task(keep_checkpointing(store, CHECKPOINT_SECONDS)))
         if security.keys is not None:
             background.append(asyncio.create_task(security.keys.keep_fresh()))
-        transport = "plaintext" if security.credentials is None else "TLS"
+        transport = "plaintext" if security.tls is None else "TLS"
         shown = database.url.shown
         if not settings.advertise and address.rpartition(":")[0] in _WILDCARDS:
             log.warning(

@@ -1,8 +1,8 @@
 """`serve --workers N`: a supervisor, and the processes that serve on its port.
 
-A link (`links.py`) leads from the supervisor to each worker. Down it comes what was read of files, and its
-end, which means: drain. So one word suffices for SIGTERM and for a supervisor that was killed. Up it come
-signs of life, and lines to print, the first of which says that the worker serves, or why it cannot.
+A connection (`runtime/connection.py`) leads from the supervisor to each worker. Down it come reloaded files,
+and its end, which means: drain. So one word suffices for SIGTERM and for a supervisor that was killed. Up it
+come signs of life, and lines to print, the first of which says that the worker serves, or why it cannot.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from opservice.main.server import (
     prepare_database,
     run,
 )
-from opservice.runtime.files import Files, Reading, Reloader, read_files
-from opservice.runtime.links import Link
+from opservice.runtime.connection import MessageConnection
 from opservice.runtime.logs import configure_logging
+from opservice.runtime.reload import Reload, ReloadableFiles, Reloader, read_files
 from opservice.runtime.security import Security
 from opservice.runtime.settings import Settings
 from opservice.store.engine import open_database
@@ -56,7 +56,7 @@ log = structlog.stdlib.get_logger("opservice.workers")
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What a worker is told first; `files` is as those of _NewFiles."""
+    """What a worker is told first; `files` is as those of _ReloadedFiles."""
 
     settings: Settings
     number: int
@@ -64,7 +64,7 @@ class _Job:
 
 
 @dataclass(frozen=True, slots=True)
-class _NewFiles:
+class _ReloadedFiles:
     """Files, and whether all could be used, pickled: a worker unpacks them on a thread."""
 
     files: bytes = field(repr=False)
@@ -98,11 +98,15 @@ class _Worker:
     """A process that serves, as the supervisor sees it."""
 
     def __init__(
-        self, number: int, process: subprocess.Popen[bytes], link: Link, sentinel: int
+        self,
+        number: int,
+        process: subprocess.Popen[bytes],
+        connection: MessageConnection,
+        sentinel: int,
     ) -> None:
         self.number = number
         self.process = process
-        self.link = link
+        self.connection = connection
         self.ready = False
         self.refusal: str | None = None
         self._sentinel = sentinel
@@ -123,9 +127,9 @@ class _Worker:
             its_ends.callback(os.close, held)
             process = _spawn(theirs.fileno(), held)
             unless_started.pop_all()
-        link = await Link.over(ours)
-        link.post(job)
-        return cls(job.number, process, link, sentinel)
+        connection = await MessageConnection.over(ours)
+        connection.post(job)
+        return cls(job.number, process, connection, sentinel)
 
     def heard(self) -> None:
         self._silent_for, self._most_silent = 0, _SIGNS
@@ -142,12 +146,12 @@ class _Worker:
     def tell_news(self) -> None:
         self._news.set()
 
-    async def tell(self, newest: Callable[[], _NewFiles]) -> None:
+    async def tell(self, newest: Callable[[], _ReloadedFiles]) -> None:
         """Sends it the newest whenever there are news; one that is slow is sent no older ones."""
         while True:
             await self._news.wait()
             self._news.clear()
-            await self.link.send(newest())
+            await self.connection.send(newest())
 
     async def ended(self) -> int:
         """The exit code, once the process has ended."""
@@ -180,7 +184,7 @@ class _Supervisor:
         self._packed = pickle.dumps((files, True))
         await Security(self._settings, files).start()
         build_known_types(self._settings)
-        reloader = Reloader(self._settings, files, self._take)
+        reloader = Reloader(self._settings, files, self._on_reload)
         self._loop.add_signal_handler(signal.SIGHUP, reloader.request)
         database = await asyncio.to_thread(prepare_database, self._settings)
         database.close()
@@ -205,11 +209,11 @@ class _Supervisor:
             os._exit(1)
         self._stop.set()
 
-    def _take(self, reading: Reading) -> None:
+    def _on_reload(self, reload: Reload) -> None:
         """The workers read the keys of --jwks again also when no file has changed."""
-        self._packed = pickle.dumps((reading.files, reading.all_used))
-        if reading.files != Files() or self._settings.authenticates:
-            reading.log()
+        self._packed = pickle.dumps((reload.files, reload.all_usable))
+        if reload.files != ReloadableFiles() or self._settings.authenticates:
+            reload.log()
         if not self._stop.is_set():  # else they are draining
             for worker in self._workers.values():
                 worker.tell_news()
@@ -262,10 +266,10 @@ class _Supervisor:
         log.info("started a worker", worker=number, pid=worker.process.pid)
         self._workers[number] = worker
         if self._stop.is_set():
-            worker.link.end()
+            worker.connection.end()
         if self._packed is not told:  # while it was started
             worker.tell_news()
-        telling = asyncio.create_task(worker.tell(lambda: _NewFiles(self._packed)))
+        telling = asyncio.create_task(worker.tell(lambda: _ReloadedFiles(self._packed)))
         listening = asyncio.create_task(self._listen(worker))
         try:
             exit_code = await worker.ended()
@@ -273,14 +277,14 @@ class _Supervisor:
         finally:
             telling.cancel()
             del self._workers[number]
-            worker.link.close()
+            worker.connection.close()
         return exit_code, worker.refusal
 
     async def _listen(self, worker: _Worker) -> None:
         """Until the worker has said all."""
         with suppress(EOFError):
             while True:
-                message: _Alive | _Line | _Refusal = await worker.link.receive()
+                message: _Alive | _Line | _Refusal = await worker.connection.receive()
                 worker.heard()
                 if isinstance(message, _Refusal):
                     worker.refusal = message.reason
@@ -309,7 +313,7 @@ class _Supervisor:
         seconds = self._settings.drain / SECOND
         log.info("draining", seconds=seconds)
         for worker in self._workers.values():
-            worker.link.end()
+            worker.connection.end()
         await asyncio.wait(keepers, timeout=seconds + _KILL_SECONDS)
         for worker in self._workers.values():
             log.error("a worker did not end in time: killed", worker=worker.number)
@@ -388,7 +392,7 @@ def work(link: int, held: int) -> None:
 
 
 async def _work(connection: socket.socket) -> int:
-    supervisor = await Link.over(connection)
+    supervisor = await MessageConnection.over(connection)
     try:
         job: _Job = await supervisor.receive()
     except EOFError:
@@ -402,13 +406,13 @@ async def _work(connection: socket.socket) -> int:
     return 0
 
 
-async def _serve(job: _Job, supervisor: Link) -> None:
+async def _serve(job: _Job, supervisor: MessageConnection) -> None:
     settings = job.settings
     stop = asyncio.Event()
     # From whoever sends it to all processes of a service, beside what the supervisor says.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-    files: Files
+    files: ReloadableFiles
     files, _ = pickle.loads(job.files)  # noqa: S301 - of the supervisor
     security = Security(settings, files)
     beating = asyncio.create_task(_show_life(supervisor, settings.worker_timeout / SECOND / _SIGNS))
@@ -429,30 +433,32 @@ async def _serve(job: _Job, supervisor: Link) -> None:
     hearing.cancel()
 
 
-async def _show_life(supervisor: Link, pause: float) -> None:
+async def _show_life(supervisor: MessageConnection, pause: float) -> None:
     while True:
         if supervisor.idle:  # else it has enough to read
             supervisor.post(_Alive())
         await asyncio.sleep(pause)
 
 
-async def _hear(supervisor: Link, files: Files, security: Security, stop: asyncio.Event) -> None:
+async def _hear(
+    supervisor: MessageConnection, files: ReloadableFiles, security: Security, stop: asyncio.Event
+) -> None:
     """Takes what the supervisor has read, until the supervisor ends."""
-    thread: OneThread[Reading] = OneThread("files")
+    thread: OneThread[Reload] = OneThread("reload")
     while True:
         try:
-            new: _NewFiles = await supervisor.receive()
-            reading = await thread.run(partial(_unpack, new.files, files))
-            files = reading.files
-            security.replace(reading)
+            new: _ReloadedFiles = await supervisor.receive()
+            reload = await thread.run(partial(_unpack, new.files, files))
+            files = reload.files
+            security.replace(reload)
         except EOFError:
             break
         except Exception:  # whatever it is, the end must be noticed
-            log.exception("SIGHUP: what was read before stays in use")
+            log.exception("SIGHUP: the reload failed, and the previous content stays in use")
     stop.set()
 
 
-def _unpack(packed: bytes, before: Files) -> Reading:
+def _unpack(packed: bytes, before: ReloadableFiles) -> Reload:
     with no_garbage_collection():
-        files, all_used = pickle.loads(packed)  # noqa: S301 - of the supervisor
-        return Reading.of(files, before, all_used=all_used)
+        files, all_usable = pickle.loads(packed)  # noqa: S301 - of the supervisor
+        return Reload.compare(files, before, all_usable=all_usable)

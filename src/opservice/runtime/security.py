@@ -1,21 +1,20 @@
-"""What decides who gets in: TLS, and who callers are. Either may be replaced while the server runs."""
+"""What decides who gets in: TLS and authentication. Both can be reloaded while the server runs."""
 
 from __future__ import annotations
 
 from opservice.auth.authenticator import Authenticator, JwtRules
 from opservice.auth.keys import KeySource
-from opservice.runtime.files import Files, Reading
+from opservice.runtime.reload import Reload, ReloadableFiles
 from opservice.runtime.settings import Settings
-from opservice.runtime.tls import CurrentCredentials
+from opservice.runtime.tls import ReloadableTls
 
 
 class Security:
-    """Without `authenticator` nobody is asked who they are."""
+    """TLS and authentication as the settings ask for them; `tls` or `authenticator` is None without."""
 
-    def __init__(self, settings: Settings, files: Files) -> None:
+    def __init__(self, settings: Settings, files: ReloadableFiles) -> None:
         self._settings = settings
-        read = files.credentials
-        self.credentials = None if read is None else CurrentCredentials(read)
+        self.tls = None if files.tls is None else ReloadableTls(files.tls)
         self.authenticator: Authenticator | None = None
         self.keys: KeySource | None = None
         if not settings.authenticates:
@@ -43,24 +42,24 @@ class Security:
         if self.keys is not None:
             await self.keys.start(strict=strict)
 
-    def replace(self, reading: Reading) -> None:
-        """By what was read again."""
-        files = reading.files
-        if self.credentials is not None and files.credentials is not None:
-            self.credentials.replace(files.credentials)
+    def replace(self, reload: Reload) -> None:
+        """Uses the reloaded files, and says in the log what has changed."""
+        files = reload.files
+        if self.tls is not None and files.tls is not None:
+            self.tls.replace(files.tls)
         if self.authenticator is not None:
             self.authenticator.replace(files.policy, files.tokens)
-        if self.credentials is not None or self.authenticator is not None:
-            reading.log()
+        if self.tls is not None or self.authenticator is not None:
+            reload.log()
 
     def warnings(self) -> list[str]:
-        """What an operator should know of who gets in."""
+        """What the log should warn the operator of."""
         if self._settings.is_local:
             return []
         if self.authenticator is None:
             return [
                 "--allow-anonymous: everybody who can connect may see and change every operation"
             ]
-        if self.credentials is None:
+        if self.tls is None:
             return ["without TLS tokens can be read by everybody on their way to this server"]
         return []

@@ -1,4 +1,4 @@
-"""TLS from files, with errors that say what is wrong with them, and for new connections read again."""
+"""TLS from files: they are checked when they are read, and new connections get what was read last."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 import structlog
 
+from opservice.common.tls_files import TlsFilesUnusable, explain_unreadable, load_tls_files
 from opservice.domain.errors import StartupError
 from opservice.runtime.settings import Settings
 
@@ -23,8 +24,8 @@ log = structlog.stdlib.get_logger("opservice.tls")
 
 
 @dataclass(frozen=True, slots=True)
-class Credentials:
-    """What the TLS files held (PEM), checked to fit together."""
+class TlsFiles:
+    """The content (PEM) of the TLS files, which were checked to fit together."""
 
     certificate: bytes
     key: bytes = field(repr=False)
@@ -32,17 +33,17 @@ class Credentials:
 
     @property
     def fingerprint(self) -> str:
-        """As `openssl x509 -noout -fingerprint -sha256` shows it."""
+        """The SHA-256 of the first certificate, as `openssl x509 -noout -fingerprint -sha256` shows it."""
         leaf = _PEM_CERTIFICATE.search(self.certificate)
         assert leaf is not None  # OpenSSL has found it
         der = ssl.PEM_cert_to_DER_cert(leaf[0].decode())
         return hashlib.sha256(der).digest().hex(":").upper()
 
 
-class CurrentCredentials:
-    """gRPC's credentials: a new connection gets what was given last, the others keep what they have."""
+class ReloadableTls:
+    """TLS for gRPC. A new connection gets the files that were given last; the others keep what they have."""
 
-    def __init__(self, first: Credentials) -> None:
+    def __init__(self, first: TlsFiles) -> None:
         # gRPC asks on threads of its own; a deque's append and pop are atomic.
         self._current = first
         self._next: deque[grpc.ServerCertificateConfiguration] = deque(maxlen=1)
@@ -52,13 +53,13 @@ class CurrentCredentials:
             first.client_ca is not None,
         )
 
-    def replace(self, credentials: Credentials) -> None:
-        """Not at all when they are the same as before."""
-        if credentials == self._current:
+    def replace(self, files: TlsFiles) -> None:
+        """Uses these files for new connections. Does nothing when they are the same as before."""
+        if files == self._current:
             return
-        self._current = credentials
-        self._next.append(_configuration(credentials))
-        log.info("new connections get new TLS files", certificate_sha256=credentials.fingerprint)
+        self._current = files
+        self._next.append(_configuration(files))
+        log.info("new connections use the new TLS files", certificate_sha256=files.fingerprint)
 
     def _take_next(self) -> grpc.ServerCertificateConfiguration | None:
         """Called before every handshake. None lets gRPC go on with what it parsed before."""
@@ -68,58 +69,39 @@ class CurrentCredentials:
             return None
 
 
-def server_credentials(settings: Settings) -> Credentials | None:
-    """What is in the files that the settings name; None when they name none.
+def read_tls_files(settings: Settings) -> TlsFiles | None:
+    """The files that the settings name; None when they name none.
 
     Raises StartupError when the files cannot be read, or do not fit each other.
     """
-    if settings.tls_cert is None or settings.tls_key is None:
+    certificate, key, client_ca = settings.tls_cert, settings.tls_key, settings.tls_client_ca
+    if certificate is None or key is None:
         return None
+    names = ", ".join(str(path) for path in (certificate, key, client_ca) if path is not None)
     try:
-        credentials = _read(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
-        # grpc says only that a handshake or binding failed; OpenSSL says what is wrong.
+        files = _read(certificate, key, client_ca)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(settings.tls_cert, settings.tls_key, password=_no_password)
-        if settings.tls_client_ca is not None:
-            context.load_verify_locations(settings.tls_client_ca)
-        # OpenSSL reads for itself: files that were being replaced are not the ones that it checked.
-        unchanged = credentials == _read(
-            settings.tls_cert, settings.tls_key, settings.tls_client_ca
-        )
-    except ssl.SSLError as error:
-        raise StartupError(_explain_tls(error, _names(settings))) from error
+        load_tls_files(context, certificate=certificate, key=key, authorities=client_ca)
+        # OpenSSL reads the files for itself: if they changed meanwhile, it has checked other content.
+        unchanged = files == _read(certificate, key, client_ca)
+    except TlsFilesUnusable as error:
+        raise StartupError(str(error)) from error
     except OSError as error:
-        name = error.filename or _names(settings)
-        raise StartupError(f"cannot read the TLS file {name}: {error.strerror}") from error
+        raise StartupError(explain_unreadable(error, names)) from error
     if not unchanged:
-        raise StartupError(f"the TLS files changed while they were read ({_names(settings)})")
-    return credentials
+        raise StartupError(f"the TLS files changed while they were read ({names})")
+    return files
 
 
-def _read(certificate: Path, key: Path, client_ca: Path | None) -> Credentials:
-    return Credentials(
+def _read(certificate: Path, key: Path, client_ca: Path | None) -> TlsFiles:
+    return TlsFiles(
         certificate=certificate.read_bytes(),
         key=key.read_bytes(),
         client_ca=None if client_ca is None else client_ca.read_bytes(),
     )
 
 
-def _configuration(credentials: Credentials) -> grpc.ServerCertificateConfiguration:
+def _configuration(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
     return grpc.ssl_server_certificate_configuration(
-        [(credentials.key, credentials.certificate)], root_certificates=credentials.client_ca
+        [(files.key, files.certificate)], root_certificates=files.client_ca
     )
-
-
-def _names(settings: Settings) -> str:
-    files = settings.tls_cert, settings.tls_key, settings.tls_client_ca
-    return ", ".join(str(path) for path in files if path is not None)
-
-
-def _explain_tls(error: ssl.SSLError, files: str) -> str:
-    if error.reason == "KEY_VALUES_MISMATCH":
-        return f"the TLS key is not the key of the certificate ({files})"
-    return f"the TLS files cannot be used ({files}): {error.reason or error}"
-
-
-def _no_password() -> str:
-    raise StartupError("the TLS key is encrypted: give one that is not")

@@ -1,7 +1,8 @@
 """Whole messages between the supervisor and a worker, over a pair of sockets.
 
-On the wire: a length (4 bytes, big-endian), then that many bytes of pickle. Both ends are processes of ours,
-and nobody else has the sockets. Only the end of the connection means the end.
+On the wire: a length (4 bytes, big-endian), then that many bytes of pickle. Both ends are processes of this
+server, and nobody else has the sockets. A message is never taken in part: only the end of the connection
+means that nothing more comes.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from typing import Any, Self
 _LENGTH_BYTES = 4
 
 
-class Link:
+class MessageConnection:
     """One end. Nothing here blocks the event loop, however slow the other end is."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
-        # Makes `send` wait until all has been written, so that little waits for a slow reader.
+        # Makes `send` wait until everything is written, so that little is kept for a slow reader.
         writer.transport.set_write_buffer_limits(high=0)
 
     @classmethod
@@ -35,12 +36,12 @@ class Link:
             content = await self._reader.readexactly(length)
         except (asyncio.IncompleteReadError, OSError) as error:
             raise EOFError from error
-        return pickle.loads(content)  # noqa: S301 - of a process of ours
+        return pickle.loads(content)  # noqa: S301 - from a process of this server
 
     def post(self, message: object) -> None:
-        """Sends without waiting. What the other end is not there to read is lost."""
+        """Sends without waiting. The message is lost when the other end is gone."""
         content = pickle.dumps(message)
-        with suppress(OSError, RuntimeError):  # it is gone, or was told of the end
+        with suppress(OSError, RuntimeError):  # the other end is gone, or `end` was called
             self._writer.write(len(content).to_bytes(_LENGTH_BYTES) + content)
 
     async def send(self, message: object) -> None:
@@ -55,7 +56,7 @@ class Link:
         return not self._writer.transport.get_write_buffer_size()
 
     def end(self) -> None:
-        """Tells the other end that nothing more will come. What it says can still be received."""
+        """Tells the other end that nothing more will come. Messages from there can still be received."""
         with suppress(OSError, RuntimeError):
             self._writer.write_eof()
 

@@ -9,23 +9,27 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from opservice.runtime.links import Link
+from opservice.runtime.connection import MessageConnection
 from support.server import PATIENCE
+
+Pair = tuple[MessageConnection, MessageConnection]
 
 LONG = b"x" * (5 << 20)
 """Far more than the kernel keeps for a socket."""
 
 
 @pytest.fixture
-async def pair() -> AsyncIterator[tuple[Link, Link]]:
+async def pair() -> AsyncIterator[Pair]:
     ours, theirs = socket.socketpair()
-    one, other = await Link.over(ours), await Link.over(theirs)
+    one, other = await MessageConnection.over(ours), await MessageConnection.over(theirs)
     yield one, other
     one.close()
     other.close()
 
 
-async def test_messages_arrive_whole_and_in_order(pair: tuple[Link, Link]) -> None:
+async def test_messages_arrive_whole_and_in_order(
+    pair: Pair,
+) -> None:
     one, other = pair
     sent = [b"", b"short", LONG, b"x" * (16 << 10), b"last"]
     for message in sent:
@@ -37,7 +41,7 @@ async def test_messages_arrive_whole_and_in_order(pair: tuple[Link, Link]) -> No
 async def test_a_message_that_comes_in_parts_is_no_end() -> None:
     ours, theirs = socket.socketpair()
     whole, there = socket.socketpair()
-    link, source = await Link.over(theirs), await Link.over(whole)
+    link, source = await MessageConnection.over(theirs), await MessageConnection.over(whole)
     source.post("message")
     await source.send("message")
     receiving = asyncio.create_task(link.receive())
@@ -53,7 +57,7 @@ async def test_a_message_that_comes_in_parts_is_no_end() -> None:
 
 
 async def test_sending_waits_for_a_slow_reader_while_the_loop_goes_on(
-    pair: tuple[Link, Link],
+    pair: Pair,
 ) -> None:
     one, other = pair
     sending = asyncio.create_task(one.send(LONG))
@@ -66,7 +70,9 @@ async def test_sending_waits_for_a_slow_reader_while_the_loop_goes_on(
     assert one.idle
 
 
-async def test_the_end_comes_after_all_that_was_sent(pair: tuple[Link, Link]) -> None:
+async def test_the_end_comes_after_all_that_was_sent(
+    pair: Pair,
+) -> None:
     one, other = pair
     one.post(LONG)
     one.end()
@@ -78,7 +84,9 @@ async def test_the_end_comes_after_all_that_was_sent(pair: tuple[Link, Link]) ->
     assert await one.receive() == "the other way"
 
 
-async def test_nothing_can_be_sent_after_the_end(pair: tuple[Link, Link]) -> None:
+async def test_nothing_can_be_sent_after_the_end(
+    pair: Pair,
+) -> None:
     one, other = pair
     one.end()
     await one.send("late")
@@ -87,7 +95,9 @@ async def test_nothing_can_be_sent_after_the_end(pair: tuple[Link, Link]) -> Non
         await other.receive()
 
 
-async def test_half_a_message_is_never_taken(pair: tuple[Link, Link]) -> None:
+async def test_half_a_message_is_never_taken(
+    pair: Pair,
+) -> None:
     one, other = pair
     one.post(LONG)
     one.close()
@@ -97,7 +107,7 @@ async def test_half_a_message_is_never_taken(pair: tuple[Link, Link]) -> None:
 
 
 async def test_what_nobody_is_there_to_read_is_lost_without_an_error(
-    pair: tuple[Link, Link],
+    pair: Pair,
 ) -> None:
     one, other = pair
     other.close()

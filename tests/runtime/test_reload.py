@@ -17,14 +17,14 @@ from structlog.testing import capture_logs
 from opservice.auth.policy import Policy
 from opservice.domain.errors import StartupError
 from opservice.domain.identity import parse_grant
-from opservice.runtime import files as files_module
-from opservice.runtime.files import Files, Reading, Reloader, read_again, read_files
+from opservice.runtime import reload as reload_module
+from opservice.runtime.reload import Reload, ReloadableFiles, Reloader, read_files, reload_files
 from opservice.runtime.settings import Settings
 from support.certificates import Authority, Pair
 from support.server import PATIENCE, eventually
 
 HASH = "0123456789abcdef" * 4
-KEPT = "SIGHUP: what was read before stays in use"
+KEPT = "SIGHUP: the previous content stays in use"
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def site(tmp_path: Path) -> Site:
     return site
 
 
-def versions(files: Files) -> tuple[str, str]:
+def versions(files: ReloadableFiles) -> tuple[str, str]:
     """Of the tokens and the policy."""
     (grant,) = files.policy.everyone
     return files.tokens[HASH].subject, grant.subtree.parent
@@ -70,13 +70,13 @@ def versions(files: Files) -> tuple[str, str]:
 def test_what_the_settings_name_is_read(site: Site) -> None:
     files = read_files(site.settings)
 
-    assert files.credentials is not None
+    assert files.tls is not None
     assert files.tokens[HASH].subject == "v1"
     assert files.policy.grants_of("anybody") == (parse_grant("viewer:v1"),)
 
 
 def test_without_files_there_is_nothing() -> None:
-    assert read_files(Settings()) == Files()
+    assert read_files(Settings()) == ReloadableFiles()
 
 
 @pytest.mark.parametrize("name", ["tls_cert", "tls_key", "tokens", "policy"])
@@ -93,10 +93,10 @@ def test_all_that_changed_is_taken(site: Site) -> None:
     site.write(2)
 
     with capture_logs() as logged:
-        after = read_again(site.settings, before).files
+        after = reload_files(site.settings, before).files
 
     assert versions(after) == ("v2", "v2")
-    assert after.credentials != before.credentials
+    assert after.tls != before.tls
     assert after == read_files(site.settings)
     assert logged == []
 
@@ -123,9 +123,9 @@ def test_what_cannot_be_used_stays_as_it_was_and_the_rest_is_taken(
         file.write_bytes(content)
 
     with capture_logs() as logged:
-        after = read_again(site.settings, before).files
+        after = reload_files(site.settings, before).files
 
-    kept = "credentials" if what == "TLS files" else what
+    kept = "tls" if what == "TLS files" else what
     assert after == replace(good, **{kept: getattr(before, kept)})
     (line,) = logged
     assert (line["event"], line["log_level"], line["of"]) == (KEPT, "error", what)
@@ -136,12 +136,12 @@ def test_what_is_good_again_is_taken(site: Site) -> None:
     files = read_files(site.settings)
     assert site.settings.policy
     site.settings.policy.write_text("{")
-    files = read_again(site.settings, files).files
+    files = reload_files(site.settings, files).files
     assert versions(files) == ("v1", "v1")
 
     site.write(3)
 
-    assert versions(read_again(site.settings, files).files) == ("v3", "v3")
+    assert versions(reload_files(site.settings, files).files) == ("v3", "v3")
 
 
 def test_a_file_that_now_grants_nothing_is_taken(site: Site) -> None:
@@ -151,7 +151,7 @@ def test_a_file_that_now_grants_nothing_is_taken(site: Site) -> None:
     site.settings.policy.write_text("{}")
     site.settings.tokens.write_text("[]")
 
-    after = read_again(site.settings, files).files
+    after = reload_files(site.settings, files).files
 
     assert after.policy.everyone == ()
     assert after.tokens == {}
@@ -159,17 +159,17 @@ def test_a_file_that_now_grants_nothing_is_taken(site: Site) -> None:
 
 async def test_where_no_files_are_it_is_said() -> None:
     with capture_logs() as logged:
-        reloader = Reloader(Settings(), Files(), lambda _: None)
+        reloader = Reloader(Settings(), ReloadableFiles(), lambda _: None)
         reloader.request()
 
-    assert [line["event"] for line in logged] == ["SIGHUP: there is nothing to read again"]
+    assert [line["event"] for line in logged] == ["SIGHUP: there are no files to reload"]
 
 
 async def test_where_keys_alone_are_read_again_it_is_not_said() -> None:
     settings = Settings(jwks="keys.json", jwt_issuer="issuer", jwt_audience=("audience",))
 
     with capture_logs() as logged:
-        Reloader(settings, Files(), lambda _: None).request()
+        Reloader(settings, ReloadableFiles(), lambda _: None).request()
 
     assert logged == []
 
@@ -198,11 +198,11 @@ def test_what_changed_is_counted_and_no_secret_is_among_it(site: Site) -> None:
     pair.certificate.replace(site.settings.tls_cert)
     pair.key.replace(site.settings.tls_key)
 
-    reading = read_again(site.settings, before)
+    reading = reload_files(site.settings, before)
 
-    assert reading.files.credentials is not None
+    assert reading.files.tls is not None
     assert reading.changes == {
-        "certificate_sha256": reading.files.credentials.fingerprint,
+        "certificate_sha256": reading.files.tls.fingerprint,
         "tokens": 3,
         "tokens_added": 1,
         "tokens_removed": 1,
@@ -219,7 +219,7 @@ def test_what_is_the_same_as_before_is_the_same_object(site: Site) -> None:
     """The event loop need not compare thousands of tokens."""
     before = read_files(site.settings)
 
-    reading = read_again(site.settings, before)
+    reading = reload_files(site.settings, before)
 
     assert reading.changes == {}
     assert reading.files.tokens is before.tokens
@@ -227,7 +227,7 @@ def test_what_is_the_same_as_before_is_the_same_object(site: Site) -> None:
     with capture_logs() as logged:
         reading.log()
     assert [line["event"] for line in logged] == [
-        "SIGHUP: the files were read again, nothing changed"
+        "SIGHUP: the files were reloaded, and nothing has changed"
     ]
 
 
@@ -237,11 +237,11 @@ def test_it_is_not_said_that_nothing_changed_when_a_file_could_not_be_used(site:
     site.settings.tokens.write_text("no tokens")
 
     with capture_logs() as logged:
-        reading = read_again(site.settings, before)
+        reading = reload_files(site.settings, before)
         reading.log()
 
     assert [(line["event"], line["of"]) for line in logged] == [
-        ("SIGHUP: what was read before stays in use", "tokens")
+        ("SIGHUP: the previous content stays in use", "tokens")
     ]
 
 
@@ -249,28 +249,28 @@ def test_it_is_not_said_that_nothing_changed_when_a_file_could_not_be_used(site:
 
 
 class Reads:
-    """Readings that the test holds up, as `read_again` would make them."""
+    """Readings that the test holds up, as `reload_files` would make them."""
 
     def __init__(self) -> None:
         self.begun = 0
         self.go_on = Semaphore(0)
 
-    def __call__(self, _settings: Settings, _before: Files) -> Reading:
+    def __call__(self, _settings: Settings, _before: ReloadableFiles) -> Reload:
         self.begun += 1
         number = self.begun
         assert self.go_on.acquire(timeout=PATIENCE)
         if number == 2:
             raise RuntimeError("unexpected")
-        return Reading(Files(policy=Policy({f"reading-{number}": ()})), {})
+        return Reload(ReloadableFiles(policy=Policy({f"reading-{number}": ()})), {})
 
 
 async def test_however_often_it_is_asked_for_during_a_reading_one_follows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    reads, taken = Reads(), list[Reading]()
-    monkeypatch.setattr(files_module, "read_again", reads)
+    reads, taken = Reads(), list[Reload]()
+    monkeypatch.setattr(reload_module, "reload_files", reads)
     settings = Settings(jwks="keys.json", jwt_issuer="issuer", jwt_audience=("audience",))
-    reloader = Reloader(settings, Files(), taken.append)
+    reloader = Reloader(settings, ReloadableFiles(), taken.append)
 
     async def until(look: Callable[[], bool]) -> None:
         async with asyncio.timeout(PATIENCE):
@@ -282,7 +282,7 @@ async def test_however_often_it_is_asked_for_during_a_reading_one_follows(
     with capture_logs() as logged:
         for _ in range(60):
             reloader.request()
-    still = "SIGHUP: the files are still being read, and will be read once more after that"
+    still = "SIGHUP: a reload is in progress, and another one will follow"
     assert [line["event"] for line in logged] == [still] * 60
     reads.go_on.release(2)  # of which the second fails
     await until(lambda: reads.begun == 2)
@@ -301,7 +301,7 @@ async def test_however_often_it_is_asked_for_during_a_reading_one_follows(
 def test_a_file_that_hangs_does_not_keep_garbage_from_being_collected(tmp_path: Path) -> None:
     pipe = tmp_path / "tokens.yaml"
     os.mkfifo(pipe)
-    reading = Thread(target=read_again, args=(Settings(tokens=pipe), Files()))
+    reading = Thread(target=reload_files, args=(Settings(tokens=pipe), ReloadableFiles()))
     reading.start()
     # Can be opened so only once somebody reads it, who then waits for what is written.
     with eventually(lambda: opened_for_writing(pipe)) as file:
