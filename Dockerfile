@@ -12,9 +12,11 @@ RUN --mount=type=secret,id=ca \
     /opt/opservice/bin/pip install --require-hashes --requirement requirements/runtime.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY src src
+COPY client/pyproject.toml client/README.md client/LICENSE client/
+COPY client/src client/src
 # What only installs goes, and what only tests, types and other commands use; what runs is compiled here, for a
 # read-only file system cannot keep bytecode.
-RUN /opt/opservice/bin/pip install --no-index --no-deps --no-build-isolation . \
+RUN /opt/opservice/bin/pip install --no-index --no-deps --no-build-isolation ./client . \
     && /opt/opservice/bin/pip uninstall --quiet --yes setuptools pip \
     && find /opt/opservice/lib -depth \( -name '*.pyi' -o -name '*.proto' -o -name '*.h' -o -name '*.pxd' \
         -o -path '*/site-packages/*/testing' \) -exec rm -r {} + \

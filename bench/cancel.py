@@ -19,8 +19,8 @@ import grpc
 from expiry import serve
 from opservice._proto.yandex.cloud.operation.operation_service_pb2 import CancelOperationRequest
 from opservice._proto.yandex.cloud.operation.operation_service_pb2_grpc import OperationServiceStub
-from opservice.client import CancelPolicy
-from opservice.client.aio import Producer, Work
+from opservice_client import CancelPolicy
+from opservice_client.aio import Producer, Work
 
 CANCELS = 200
 

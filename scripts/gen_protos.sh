@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Generates src/opservice/_proto/ from proto/, or, with an absolute path as argument, a copy there.
+# Generates the server's and the client's _proto/ from proto/, or, with an absolute path as argument, copies of both there.
 # With --check it changes nothing, and exits 1 when the checked-in code is not what proto/ gives.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -9,25 +9,37 @@ scripts=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("scripts"))')
 google=$("$PYTHON" -c 'import pathlib, google.rpc.status_pb2 as s; print(pathlib.Path(s.__file__).parents[2])')
 mapfile -t protos < <(find proto -name '*.proto' | LC_ALL=C sort)
 mapfile -t services < <(grep -l '^service ' "${protos[@]}")
+# The client's: what a producer says and hears. It makes its own stubs, because generated ones demand a new grpcio.
+client_protos=(proto/opservice/v1/*.proto proto/yandex/cloud/operation/*.proto proto/yandex/cloud/validation.proto)
 tmp=$(mktemp -d) && trap 'rm -rf "$tmp"' EXIT
-new=$tmp/_proto && mkdir "$new"
+server=src/opservice/_proto client=client/src/opservice_client/_proto
+mkdir -p "$tmp/$server" "$tmp/$client"
 protoc() { PATH="$scripts:$PATH" "$PYTHON" -m grpc_tools.protoc -Iproto -I"$google" "$@"; }
-protoc --python_out="$new" --mypy_out=quiet:"$new" "${protos[@]}"
-protoc --grpc_python_out="$new" --mypy_grpc_out=quiet:"$new" "${services[@]}"
+protoc --python_out="$tmp/$server" --mypy_out=quiet:"$tmp/$server" "${protos[@]}"
+protoc --grpc_python_out="$tmp/$server" --mypy_grpc_out=quiet:"$tmp/$server" "${services[@]}"
+protoc --python_out="$tmp/$client" --mypy_out=quiet:"$tmp/$client" "${client_protos[@]}"
 
 # Re-root the Python imports: a second top-level `yandex` package would break the Yandex SDK.
-find "$new" -name '*.py*' -exec sed -i -E \
-    -e 's/^from (yandex|opservice)\b/from opservice._proto.\1/' \
-    -e 's/\b(yandex|opservice)((\.[a-z0-9_]+)+_pb2)\b/opservice._proto.\1\2/g' {} +
-find "$new" -type d -exec touch {}/__init__.py \;
-echo '"""Generated from proto/ by scripts/gen_protos.sh; never edited."""' >"$new/__init__.py"
+re_root() { # DIRECTORY PACKAGE
+    find "$tmp/$1" -name '*.py*' -exec sed -i -E \
+        -e "s/^from (yandex|opservice)\b/from $2.\1/" \
+        -e "s/\b(yandex|opservice)((\.[a-z0-9_]+)+_pb2)\b/$2.\1\2/g" {} +
+    find "$tmp/$1" -type d -exec touch {}/__init__.py \;
+    echo '"""Generated from proto/ by scripts/gen_protos.sh; never edited."""' >"$tmp/$1/__init__.py"
+}
+re_root $server opservice._proto
+re_root $client opservice_client._proto
+# The client runs on protobuf 5 too, where generated code of protobuf 6 works and only its check of the version refuses;
+# client/tests/test_installed.py runs it on each.
+find "$tmp/$client" -name '*_pb2.py' -exec sed -i -e '/^_runtime_version\.Validate/,/^)$/d' -e '/ runtime_version as /d' {} +
 
-checked_in=src/opservice/_proto
 case ${1:-} in
     --check)
-        diff -ru --exclude=__pycache__ "$checked_in" "$new" ||
-            { echo "$checked_in is not what proto/ gives: run scripts/gen_protos.sh" >&2; exit 1; } ;;
-    /*) mkdir -p "$1" && cp -r "$new/." "$1" ;;
-    "") rm -rf "$checked_in" && cp -r "$new" "$checked_in" ;;
+        for each in $server $client; do
+            diff -ru --exclude=__pycache__ "$each" "$tmp/$each" ||
+                { echo "$each is not what proto/ gives: run scripts/gen_protos.sh" >&2; exit 1; }
+        done ;;
+    /*) mkdir -p "$1" && cp -r "$tmp/." "$1" ;;
+    "") rm -rf $server $client && cp -r "$tmp/." . ;;
     *) echo "usage: gen_protos.sh [--check | /ABSOLUTE/PATH]" >&2; exit 2 ;;
 esac

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the wheel and installs it without the lock, as a user's `pip install` does, on the oldest and the newest Python that
+# Builds the wheels, opservice and opservice-client, and installs them without the lock, as a user's `pip install` does, on the oldest and the newest Python that
 # can be found, or on those named: `scripts/install_smoke.sh python3.12`. Serves from each and starts, gets and cancels an
 # operation. Needs grpcurl.
 set -euo pipefail
@@ -51,12 +51,12 @@ try() { # PYTHON [OPTION OF serve]…
 builder=$(find_pythons | head -1 | cut -d' ' -f2)
 [[ $builder ]] || fail "no Python 3.11 or later is found"
 "$builder" -m venv "$made/build"
-"$made/build/bin/python" -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir "$made" .
+"$made/build/bin/python" -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir "$made" . ./client
 pythons=("$@")
 if ((!$#)); then mapfile -t pythons < <(find_pythons | sed -n '1p;$p' | cut -d' ' -f2 | uniq); fi
 for python in "${pythons[@]}"; do
     "$python" -m venv --clear "$made/env"
-    "$made/env/bin/python" -m pip install --quiet --disable-pip-version-check "$made"/opservice-*.whl
+    "$made/env/bin/python" -m pip install --quiet --disable-pip-version-check "$made"/opservice*.whl
     try "$python"
     try "$python" --workers 2
     "$made/env/bin/python" -m pip list --format freeze --disable-pip-version-check | grep -iE '^(grpcio|protobuf|sqlalchemy)' | paste -sd' '

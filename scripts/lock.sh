@@ -2,7 +2,11 @@
 # Locks requirements/*.txt with hashes, for every supported Python and platform. Needs uv.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-lock() { uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --python-version 3.11 "$@"; }
+# opservice-client is in this repository: venv.sh and the Dockerfile install it from there.
+lock() {
+    uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --python-version 3.11 \
+        --no-emit-package opservice-client "$@"
+}
 # dev first: what is deployed is then exactly what was tested.
 lock pyproject.toml --group build --group dev --output-file requirements/dev.txt
 lock pyproject.toml --group build --constraint requirements/dev.txt --output-file requirements/runtime.txt

@@ -11,7 +11,7 @@ if [[ -z ${PYTHON:-} ]] && .venv/bin/python -c '' 2>/dev/null; then python=.venv
     exit 1
 }
 
-stamp() { cat "requirements/$1.txt" pyproject.toml | cksum; }
+stamp() { cat "requirements/$1.txt" pyproject.toml client/pyproject.toml | cksum; }
 if [[ $(.venv/bin/python -VV 2>/dev/null) == "$("$python" -VV)" ]]; then
     # dev holds all of runtime, so a dev venv serves as well, and is never cut down.
     for made in dev "$group"; do
@@ -23,6 +23,6 @@ fi
 echo "Installing requirements/$group.txt into $PWD/.venv. This downloads packages and takes one to three minutes." >&2
 rm -f .venv/*.stamp
 .venv/bin/python -m pip install --quiet --require-hashes --requirement "requirements/$group.txt"
-.venv/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+.venv/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable client --editable .
 stamp "$group" >".venv/$group.stamp"
 echo "Installed. The next start will skip this." >&2

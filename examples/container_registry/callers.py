@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
-from opservice.client import idempotency_key
+from opservice_client import idempotency_key
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -22,8 +22,8 @@ from yandex.cloud.containerregistry.v1 import scanner_service_pb2 as scanner_pb
 from yandex.cloud.containerregistry.v1 import scanner_service_pb2_grpc as scanner_grpc
 from yandex.cloud.operation import operation_service_pb2 as operation_pb
 
-from opservice.client import forward_operations_aio
-from opservice.client.aio import Producer
+from opservice_client import forward_operations_aio
+from opservice_client.aio import Producer
 
 from .services import Api, ImageService, RegistryService, ScannerService, Store
 

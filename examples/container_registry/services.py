@@ -25,8 +25,8 @@ from yandex.cloud.containerregistry.v1.registry_pb2 import Registry
 from yandex.cloud.containerregistry.v1.scanner_pb2 import ScanResult
 from yandex.cloud.operation.operation_pb2 import Operation
 
-from opservice.client import CancelPolicy, Failed, Progress, StartFailed, idempotency_key
-from opservice.client.aio import Producer, Work
+from opservice_client import CancelPolicy, Failed, Progress, StartFailed, idempotency_key
+from opservice_client.aio import Producer, Work
 
 from .callers import Context, id_from, new_id, user_of
 

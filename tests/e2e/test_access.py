@@ -20,7 +20,7 @@ from yandex.cloud.operation.operation_service_pb2 import (
 from yandex.cloud.operation.operation_service_pb2_grpc import OperationServiceStub
 from yandexcloud import SDK  # type: ignore[attr-defined] # it has no __all__
 
-from opservice.client import Producer
+from opservice_client import Producer
 from support.certificates import Authority
 from support.server import PATIENCE, ServerProcess, clean_environment, run_opservice, serving
 from support.tools import require_tool

@@ -21,7 +21,6 @@ from google.rpc.code_pb2 import Code
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 
-from client.test_docs import run as run_program
 from opservice._proto.opservice.demo.v1.container_registry_pb2 import (
     CreateRegistryMetadata,
     Registry,
@@ -29,6 +28,7 @@ from opservice._proto.opservice.demo.v1.container_registry_pb2 import (
 from opservice._proto.opservice.v1.operation_record_pb2 import CancelPolicy
 from opservice.methods.listing import DEFAULT_PAGE_SIZE
 from support.client import TOKEN, Client, packed
+from support.programs import run_program
 from support.server import PATIENCE, ServerProcess
 from support.tools import require_tool
 

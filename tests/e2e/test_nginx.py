@@ -14,13 +14,13 @@ from google.protobuf.wrappers_pb2 import BytesValue
 from google.rpc.code_pb2 import Code
 
 from cli.processes import running
-from client.kinds import KINDS, Steps, WorkLike
 from opservice._proto.opservice.v1.operation_record_pb2 import CancelPolicy
 from opservice._proto.opservice.v1.operation_record_service_pb2 import (
     WatchOperationRecordRequest,
 )
 from support.client import Client
 from support.nginx import Nginx, nginx
+from support.producers import KINDS, Steps, WorkLike
 from support.server import PATIENCE, ServerProcess, eventually, serving
 
 WATCH = "opservice.v1.OperationRecordService/Watch"

@@ -13,7 +13,8 @@ import pytest
 from google.protobuf.descriptor import MethodDescriptor
 
 ROOT = Path(__file__).parents[2]
-CHECKED_IN = ROOT / "src/opservice/_proto"
+TREES = ["src/opservice/_proto", "client/src/opservice_client/_proto"]
+CHECKED_IN, CLIENTS = (ROOT / tree for tree in TREES)
 
 MODULES = sorted(
     ".".join(path.relative_to(CHECKED_IN).with_suffix("").parts)
@@ -91,11 +92,12 @@ def test_regenerating_changes_nothing(tmp_path: Path) -> None:
     process = generate(str(tmp_path))
 
     assert process.returncode == 0, process.stderr
-    assert tree(tmp_path) == tree(CHECKED_IN)
+    for each in TREES:
+        assert tree(tmp_path / each) == tree(ROOT / each)
 
 
 def test_check_fails_only_when_the_checked_in_code_is_stale(tmp_path: Path) -> None:
-    for part in ["proto", "scripts", "src/opservice/_proto"]:
+    for part in ["proto", "scripts", *TREES]:
         shutil.copytree(ROOT / part, tmp_path / part)
     assert generate("--check", root=tmp_path).returncode == 0
     with (tmp_path / "proto/opservice/v1/operation_record.proto").open("a") as proto:
@@ -173,6 +175,26 @@ def test_no_two_rpcs_share_an_http_verb_and_path() -> None:
     bindings = [binding for method in methods() for binding in http_bindings(method)]
 
     assert sorted(bindings) == sorted(set(bindings))
+
+
+def test_the_server_and_the_client_load_in_one_process_and_share_their_classes() -> None:
+    code = """
+import importlib, sys
+for module in ("opservice.v1.producer_service_pb2", "yandex.cloud.operation.operation_pb2"):
+    ours, theirs = (importlib.import_module(root + module) for root in sys.argv[1:])
+    assert ours is not theirs
+    for name in ours.DESCRIPTOR.message_types_by_name:
+        assert getattr(ours, name) is getattr(theirs, name)
+"""
+    run_python(code, OURS, "opservice_client._proto.")
+
+
+def test_the_clients_code_demands_no_version_of_protobuf_or_grpcio() -> None:
+    code = [path.read_text() for path in CLIENTS.rglob("*.py")]
+
+    assert any("AddSerializedFile" in text for text in code)
+    assert not any("ValidateProtobufRuntimeVersion" in text for text in code)
+    assert not any("GENERATED_VERSION" in text for text in code)
 
 
 def test_stubs_demand_no_protobuf_newer_than_6_31_1() -> None:

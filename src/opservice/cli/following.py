@@ -18,7 +18,7 @@ from opservice._proto.opservice.v1.operation_record_service_pb2 import (
     WatchOperationRecordRequest,
 )
 from opservice.cli.connection import Connection
-from opservice.client.retries import is_transient, retry_delay
+from opservice_client.retries import is_transient, retry_delay
 
 _WAIT_SECONDS = 50.0
 """Of one Wait: below the idle timeouts of most proxies."""

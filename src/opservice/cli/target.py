@@ -14,8 +14,8 @@ import grpc
 
 from opservice.cli.connection import Connection
 from opservice.cli.parameters import Duration
-from opservice.client.targets import is_loopback
 from opservice.common.tls_files import TlsFilesUnusable, explain_unreadable, load_tls_files
+from opservice_client.targets import is_loopback
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -14,9 +14,9 @@ from typing import Any, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
-from opservice import client as threads
-from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
-from opservice.client import Progress, aio
+import opservice_client as threads
+from opservice_client import Progress, aio
+from opservice_client._proto.yandex.cloud.operation.operation_pb2 import Operation
 from support.server import PATIENCE
 
 PAUSE = 0.02

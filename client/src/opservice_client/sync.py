@@ -1,6 +1,6 @@
 """Producing operations from a service with threads: the asyncio client, on an event loop of its own.
 
-The same names and meanings as in opservice.client.aio; functions given to `run` run in threads.
+The same names and meanings as in opservice_client.aio; functions given to `run` run in threads.
 """
 
 from __future__ import annotations
@@ -12,17 +12,20 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
-from opservice._proto.opservice.v1.operation_record_pb2 import Progress
-from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
-from opservice.client import aio
-from opservice.client.connection import Metadata
-from opservice.client.errors import Failed, OperationCancelled
-from opservice.client.requests import StartOptions, copied, pack
+from opservice_client import aio
+from opservice_client._proto.opservice.v1.operation_record_pb2 import Progress
+from opservice_client._proto.yandex.cloud.operation.operation_pb2 import Operation
+from opservice_client.connection import Metadata
+from opservice_client.errors import Failed, OperationCancelled
+from opservice_client.requests import StartOptions, copied, pack
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
 
 __all__ = ["Producer", "Work"]
 
@@ -31,7 +34,7 @@ T = TypeVar("T")
 
 
 class Producer:
-    """See opservice.client.aio.Producer. At most `max_workers` functions run at once."""
+    """See opservice_client.aio.Producer. At most `max_workers` functions run at once."""
 
     def __init__(
         self,
@@ -82,7 +85,7 @@ class Producer:
 
 
 class Work:
-    """See opservice.client.aio.Work. Its methods may be called from any thread."""
+    """See opservice_client.aio.Work. Its methods may be called from any thread."""
 
     def __init__(self, work: aio.Work, loop: _LoopThread, workers: ThreadPoolExecutor) -> None:
         self._work = work

@@ -9,12 +9,13 @@ import pytest
 from google.rpc.code_pb2 import Code
 from google.rpc.error_details_pb2 import ErrorInfo
 
-from client.conftest import Connect, ended
-from client.kinds import Kind, Steps, WorkLike
 from opservice._proto.opservice.demo.v1.container_registry_pb2 import ScanResult
-from opservice.client import CancelPolicy
+from opservice_client import CancelPolicy
 from support.client import unpacked
+from support.producers import Kind, Steps, WorkLike
 from support.server import ServerProcess, eventually, serving
+
+from .conftest import Connect, ended
 
 COOPERATIVE = CancelPolicy.COOPERATIVE
 RESULT = ScanResult(id="s1")

@@ -15,15 +15,18 @@ from google.rpc.code_pb2 import Code
 from google.rpc.error_details_pb2 import ErrorInfo
 from grpc import StatusCode
 
-from client.conftest import SETTINGS, Connect, ended
-from client.cutting import CuttingProxy
-from client.kinds import Body, Kind, Steps, WorkLike, raising, returning
 from opservice._proto.opservice.demo.v1.container_registry_pb2 import ScanResult
-from opservice._proto.opservice.v1.operation_record_service_pb2 import GetOperationRecordRequest
-from opservice.client import CancelPolicy, Failed, Progress
+from opservice._proto.opservice.v1.operation_record_service_pb2 import (
+    GetOperationRecordRequest,
+)
+from opservice_client import CancelPolicy, Failed, Progress
 from support.client import refused, unpacked
 from support.fixtures import execute
+from support.producers import Body, Kind, Steps, WorkLike, raising, returning
 from support.server import ServerProcess, eventually, serving
+
+from .conftest import SETTINGS, Connect, ended
+from .cutting import CuttingProxy
 
 pytestmark = pytest.mark.slow
 
@@ -31,14 +34,11 @@ RESULT = ScanResult(id="s1")
 FAILED = Failed(StatusCode.ALREADY_EXISTS, "it is taken")
 LONG = timedelta(seconds=60)
 
-# Starting servers takes most of the time here, and the producer does not see the database.
-on_sqlite = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
-
 
 @pytest.fixture
-def own_server(database_url: str, tmp_path: Path) -> Iterator[ServerProcess]:
+def own_server(tmp_path: Path) -> Iterator[ServerProcess]:
     """A server that the test may kill."""
-    with serving(tmp_path, database_url, **SETTINGS) as running:
+    with serving(tmp_path, f"sqlite:///{tmp_path}/operations.db", **SETTINGS) as running:
         yield running
 
 
@@ -69,7 +69,6 @@ def test_work_ends_with_its_true_result_though_the_server_was_killed_meanwhile(
     assert unpacked(ended(server, work.id).response, ScanResult) == RESULT
 
 
-@on_sqlite
 def test_a_result_waits_for_a_server_that_is_away(
     connect: Connect, own_server: ServerProcess
 ) -> None:
@@ -92,7 +91,6 @@ def test_a_result_waits_for_a_server_that_is_away(
     assert unpacked(ended(own_server, work.id).response, ScanResult) == RESULT
 
 
-@on_sqlite
 @pytest.mark.parametrize("body", [returning(RESULT), raising(FAILED)], ids=["Complete", "Fail"])
 def test_a_result_is_sent_again_after_an_internal_error(
     connect: Connect, own_server: ServerProcess, body: Body
@@ -116,7 +114,6 @@ def test_a_result_is_sent_again_after_an_internal_error(
         assert unpacked(operation.response, ScanResult) == RESULT
 
 
-@on_sqlite
 def test_a_cancel_is_noticed_after_a_restart(connect: Connect, own_server: ServerProcess) -> None:
     def body(work: WorkLike) -> Steps:
         while True:
@@ -176,7 +173,7 @@ def test_a_start_whose_answer_is_lost_is_sent_again_and_makes_one_operation(
 DOOMED = """
 import sys, time
 from datetime import timedelta
-from opservice.client import Producer
+from opservice_client import Producer
 
 producer = Producer(sys.argv[1])
 work = producer.start(lease=timedelta(seconds=1))
@@ -230,7 +227,7 @@ def test_a_late_result_of_a_producer_that_was_killed_is_refused(
 def test_closing_gives_up_on_a_server_that_stays_away(
     connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("opservice.client.aio._FAREWELL_SECONDS", 0.2)
+    monkeypatch.setattr("opservice_client.aio._FAREWELL_SECONDS", 0.2)
     with serving(tmp_path, f"sqlite:///{tmp_path}/operations.db") as server:
         producer: Kind = connect(server.address)
         work = producer.start()

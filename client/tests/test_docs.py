@@ -5,20 +5,20 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from google.rpc.code_pb2 import Code
 
-from client.conftest import ended
+from support.programs import ADDRESS, run_program
 from support.server import PATIENCE, ServerProcess
 from support.tools import require_tool
+
+from .conftest import ended
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "producers.md").read_text()
 README = (ROOT / "README.md").read_text()
-ADDRESS = "127.0.0.1:50051"
 
 EXAMPLES = dict(re.findall(r"<!-- example: (\w+) -->\n```python\n(.*?)```", PAGE, re.DOTALL))
 
@@ -94,20 +94,6 @@ producer.close()
 }
 
 
-def run(program: str, server: ServerProcess) -> str:
-    """Runs a program in a process of its own, where warnings are errors. Returns what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-X", "dev", "-c", program.replace(ADDRESS, server.address)],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stderr, done.stderr
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.stdout
-
-
 def test_every_example_of_the_page_is_run() -> None:
     assert EXAMPLES.keys() == DRIVERS.keys()
     assert len(EXAMPLES) == PAGE.count("```python")
@@ -116,13 +102,13 @@ def test_every_example_of_the_page_is_run() -> None:
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
 def test_the_example_runs_as_it_stands_and_ends_cleanly(name: str, server: ServerProcess) -> None:
     program = EXAMPLES[name].replace('__name__ == "__main__"', "False")
-    run(program + CALLING + DRIVERS[name], server)
+    run_program(program + CALLING + DRIVERS[name], server)
 
 
 def test_the_readmes_example_runs_as_it_stands(server: ServerProcess) -> None:
     (program,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
-    id_ = run(program.replace("sleep(0.5)", "sleep(0)"), server).strip()
+    id_ = run_program(program.replace("sleep(0.5)", "sleep(0)"), server).strip()
 
     assert ended(server, id_).HasField("response")
 

@@ -29,7 +29,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Concatenate, NoReturn, ParamSpec, Self, Unpack
+from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyPayload
@@ -39,17 +39,17 @@ from google.rpc.code_pb2 import Code
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 
-from opservice._proto.opservice.v1.operation_record_pb2 import Progress
-from opservice._proto.opservice.v1.producer_service_pb2 import (
+from opservice_client._proto.opservice.v1.operation_record_pb2 import Progress
+from opservice_client._proto.opservice.v1.producer_service_pb2 import (
     CompleteRequest,
     FailRequest,
     RenewRequest,
 )
-from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
-from opservice._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
-from opservice.client.connection import Connection, Metadata
-from opservice.client.errors import Failed, OperationCancelled, StartFailed
-from opservice.client.requests import (
+from opservice_client._proto.yandex.cloud.operation.operation_pb2 import Operation
+from opservice_client._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
+from opservice_client.connection import Connection, Metadata
+from opservice_client.errors import Failed, OperationCancelled, StartFailed
+from opservice_client.requests import (
     DEFAULT_LEASE,
     StartOptions,
     copied,
@@ -57,13 +57,16 @@ from opservice.client.requests import (
     pack,
     start_request,
 )
-from opservice.client.retries import (
+from opservice_client.retries import (
     ERROR_DOMAIN,
     is_malformed,
     is_transient,
     is_transient_for_results,
     retry_delay,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
 
 __all__ = ["Producer", "StartOptions", "Work", "idempotency_key"]
 
@@ -84,7 +87,7 @@ _CANCELLED.details.add().Pack(ErrorInfo(reason="OPERATION_CANCELLED", domain=ERR
 _REFUSED = Status(code=Code.INTERNAL, message="The result cannot be stored")
 _MEANS_ENDED = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND)
 
-log = logging.getLogger("opservice.client")
+log = logging.getLogger("opservice_client")
 
 
 class Producer:
@@ -116,7 +119,7 @@ class Producer:
         request = start_request(options)
         try:
             started = await self._connection.call(
-                self._connection.producer.Start, request, self._start_timeout
+                self._connection.stubs.start, request, self._start_timeout
             )
         except grpc.aio.AioRpcError as error:
             raise StartFailed(error) from error
@@ -346,19 +349,17 @@ class Work:
         self, outcome: AnyPayload | Status, metadata: AnyPayload | None
     ) -> Awaitable[Operation]:
         id_, token = self.id, self._token
-        producer, give_up_after = self._connection.producer, self._result_timeout
+        stubs, give_up_after = self._connection.stubs, self._result_timeout
         if isinstance(outcome, Status):
             fail = FailRequest(
                 operation_id=id_, lease_token=token, error=outcome, metadata=metadata
             )
-            return self._connection.call(
-                producer.Fail, fail, give_up_after, is_transient_for_results
-            )
+            return self._connection.call(stubs.fail, fail, give_up_after, is_transient_for_results)
         complete = CompleteRequest(
             operation_id=id_, lease_token=token, response=outcome, metadata=metadata
         )
         return self._connection.call(
-            producer.Complete, complete, give_up_after, is_transient_for_results
+            stubs.complete, complete, give_up_after, is_transient_for_results
         )
 
     async def _watch_until_ended(self) -> None:
@@ -387,9 +388,8 @@ class Work:
         interval = self._lease.total_seconds() / _RENEWALS_PER_LEASE
         interval = min(interval, _LONGEST_RENEWAL_SECONDS)
         while not self._ended:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(interval):
-                    await self._reported.wait()
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._reported.wait(), interval)
                 await asyncio.sleep(min(_REPORT_SECONDS, interval))
             try:
                 await self._renew()
@@ -407,7 +407,7 @@ class Work:
         )
         try:
             renewed = await self._connection.call(
-                self._connection.producer.Renew, request, self._lease
+                self._connection.stubs.renew, request, self._lease
             )
         except grpc.aio.AioRpcError as error:
             log.warning("operation %s: its lease was not renewed: %s", self.id, error.details())
@@ -442,7 +442,7 @@ class Work:
             get = GetOperationRequest(operation_id=self.id)
             try:
                 self.operation = await self._connection.call(
-                    self._connection.operations.Get, get, self._lease
+                    self._connection.stubs.get, get, self._lease
                 )
             except grpc.aio.AioRpcError as error:
                 log.warning("operation %s: its end was not read: %s", self.id, error.details())

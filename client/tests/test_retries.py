@@ -12,9 +12,9 @@ from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from opservice._proto.opservice.v1.producer_service_pb2 import RenewRequest
-from opservice.client.connection import Connection
-from opservice.client.retries import is_transient, is_transient_for_results, retry_delay
+from opservice_client._proto.opservice.v1.producer_service_pb2 import RenewRequest
+from opservice_client.connection import Connection
+from opservice_client.retries import is_transient, is_transient_for_results, retry_delay
 
 OURS = ErrorInfo(domain="opservice", reason="ANY")
 THEIRS = ErrorInfo(domain="elsewhere", reason="ANY")

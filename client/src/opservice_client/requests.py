@@ -11,8 +11,8 @@ from typing import Any, Protocol, TypedDict
 from google.protobuf.any_pb2 import Any as AnyPayload
 from google.protobuf.message import Message
 
-from opservice._proto.opservice.v1.operation_record_pb2 import CancelPolicy, Progress
-from opservice._proto.opservice.v1.producer_service_pb2 import StartRequest
+from opservice_client._proto.opservice.v1.operation_record_pb2 import CancelPolicy, Progress
+from opservice_client._proto.opservice.v1.producer_service_pb2 import StartRequest
 
 DEFAULT_LEASE = timedelta(seconds=60)
 """Long enough to outlast a database failover; an orphan is noticed as late as this."""

@@ -11,13 +11,16 @@ from google.rpc.code_pb2 import Code
 from google.rpc.error_details_pb2 import ErrorInfo
 from grpc import StatusCode
 
-from client.conftest import ended
-from client.kinds import Kind, Steps, WorkLike, raising, returning
 from opservice._proto.opservice.demo.v1.container_registry_pb2 import ScanMetadata, ScanResult
-from opservice._proto.opservice.v1.operation_record_service_pb2 import GetOperationRecordRequest
-from opservice.client import Failed, Progress
+from opservice._proto.opservice.v1.operation_record_service_pb2 import (
+    GetOperationRecordRequest,
+)
+from opservice_client import Failed, Progress
 from support.client import unpacked
+from support.producers import Kind, Steps, WorkLike, raising, returning
 from support.server import ServerProcess, eventually
+
+from .conftest import ended
 
 RESULT = ScanResult(id="s1", image_id="i1")
 

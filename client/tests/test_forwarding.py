@@ -24,7 +24,7 @@ from opservice._proto.yandex.cloud.operation.operation_service_pb2_grpc import (
     OperationServiceServicer,
     add_OperationServiceServicer_to_server,
 )
-from opservice.client import forward_operations, forward_operations_aio
+from opservice_client import forward_operations, forward_operations_aio
 from support.client import Client, open_channel, refused
 from support.server import ServerProcess, eventually
 

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import pytest
 from google.rpc.code_pb2 import Code
 
-from client.conftest import ended
-from opservice.client import Producer, Progress, Work
+from opservice_client import Producer, Progress, Work
 from support.server import ServerProcess, eventually
+
+from .conftest import ended
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from datetime import timedelta
@@ -15,20 +16,15 @@ from functools import partial
 from typing import TypeVar
 
 import grpc
-import stamina
 from google.protobuf.message import Message
 
-from opservice._proto.opservice.v1.operation_record_pb2 import OperationRecord
-from opservice._proto.opservice.v1.operation_record_service_pb2 import (
+from opservice_client._proto.opservice.v1.operation_record_pb2 import OperationRecord
+from opservice_client._proto.opservice.v1.operation_record_service_pb2 import (
     WatchOperationRecordRequest,
 )
-from opservice._proto.opservice.v1.operation_record_service_pb2_grpc import (
-    OperationRecordServiceStub,
-)
-from opservice._proto.opservice.v1.producer_service_pb2_grpc import ProducerServiceStub
-from opservice._proto.yandex.cloud.operation.operation_service_pb2_grpc import OperationServiceStub
-from opservice.client.retries import is_transient, retry_delay
-from opservice.client.targets import is_loopback
+from opservice_client.retries import is_transient, retry_delay
+from opservice_client.stubs import Stubs
+from opservice_client.targets import is_loopback
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
@@ -76,8 +72,7 @@ class Connection:
         # each other: a server lets only so many be open on one connection.
         self._watches: list[tuple[grpc.aio.Channel, asyncio.Semaphore]] = []
         self.metadata = tuple(metadata)
-        self.producer = ProducerServiceStub(self.channel)
-        self.operations = OperationServiceStub(self.channel)
+        self.stubs = Stubs(self.channel)
 
     async def close(self) -> None:
         await self.channel.close()
@@ -89,7 +84,7 @@ class Connection:
         channel, free = self._channel_for_a_watch()
         async with free:
             request = WatchOperationRecordRequest(operation_id=operation_id)
-            records = OperationRecordServiceStub(channel).Watch(request, metadata=self.metadata)
+            records = Stubs(channel).watch(request, metadata=self.metadata)
             try:
                 async for record in records:
                     yield record
@@ -112,22 +107,17 @@ class Connection:
     ) -> Response:
         """Raises AioRpcError: the server's refusal at once, a transient error after this long."""
 
-        def try_again(error: Exception) -> bool | float:
-            """Whether to, or after how many seconds when the server says so, but no later than the end."""
-            if not isinstance(error, grpc.aio.AioRpcError) or not transient(error):
-                return False
-            left = max(0.0, gives_up_at - time.monotonic())
-            return min(retry_delay(error), left) or True
-
         gives_up_at = time.monotonic() + give_up_after.total_seconds()
         attempt_seconds = min(_ATTEMPT_SECONDS, give_up_after.total_seconds())
-        async for attempt in stamina.retry_context(
-            on=try_again,
-            attempts=None,
-            timeout=give_up_after,
-            wait_initial=_FIRST_WAIT_SECONDS,
-            wait_max=_LONGEST_WAIT_SECONDS,
-        ):
-            with attempt:
+        pause, last = _FIRST_WAIT_SECONDS, False
+        while True:
+            try:
                 return await method(request, timeout=attempt_seconds, metadata=self.metadata)
-        raise AssertionError("stamina raises when it gives up")
+            except grpc.aio.AioRpcError as error:
+                if last or not transient(error):
+                    raise
+                left = max(0.0, gives_up_at - time.monotonic())
+                next_try = max(retry_delay(error), pause * random.uniform(0.5, 1))
+                last = next_try >= left
+            await asyncio.sleep(min(next_try, left))
+            pause = min(2 * pause, _LONGEST_WAIT_SECONDS)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from client.kinds import KINDS, Kind
 from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
+from support.producers import KINDS, Kind
 from support.server import ServerProcess, eventually, serving
 
 SETTINGS: dict[str, Any] = {"housekeeping_interval": "100ms", "cancel_grace": "1h"}

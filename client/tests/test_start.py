@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import cast
 from uuid import uuid4
 
 import grpc
 import pytest
 from grpc import StatusCode
 
-from client.conftest import Connect
-from client.kinds import Kind, returning
 from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
 from opservice._proto.yandex.cloud.operation.operation_service_pb2 import (
     CancelOperationRequest,
@@ -24,9 +23,12 @@ from opservice._proto.yandex.cloud.operation.operation_service_pb2_grpc import (
     OperationServiceStub,
     add_OperationServiceServicer_to_server,
 )
-from opservice.client import StartFailed
+from opservice_client import StartFailed
 from support.client import open_channel
+from support.producers import Kind, returning
 from support.server import ServerProcess
+
+from .conftest import Connect
 
 
 class StartsOnGet(OperationServiceServicer):
@@ -39,7 +41,7 @@ class StartsOnGet(OperationServiceServicer):
     def Get(self, request: GetOperationRequest, context: grpc.ServicerContext) -> Operation:  # noqa: N802 - as in the .proto
         work = self.producer.start(description=request.operation_id, context=context)
         self.owned.append(work.owned)
-        return work.operation
+        return cast("Operation", work.operation)  # one class, of which each distribution has stubs
 
     def Cancel(self, request: CancelOperationRequest, context: grpc.ServicerContext) -> Operation:  # noqa: N802 - as in the .proto
         raise NotImplementedError

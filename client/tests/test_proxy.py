@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from client.conftest import Connect
-from opservice.client.targets import is_loopback
+from opservice_client.targets import is_loopback
 from support.server import ServerProcess, run_opservice
 from support.tools import stable_port
+
+from .conftest import Connect
 
 
 @pytest.fixture

@@ -1,0 +1,60 @@
+"""The RPCs that the client calls, as methods of an asyncio channel.
+
+Written here because generated stubs demand a grpcio as new as their generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import grpc.aio
+from google.protobuf.message import Message
+
+from opservice_client._proto.opservice.v1.operation_record_pb2 import OperationRecord
+from opservice_client._proto.opservice.v1.operation_record_service_pb2 import (
+    WatchOperationRecordRequest,
+)
+from opservice_client._proto.opservice.v1.producer_service_pb2 import (
+    CompleteRequest,
+    FailRequest,
+    RenewRequest,
+    RenewResponse,
+    StartRequest,
+    StartResponse,
+)
+from opservice_client._proto.yandex.cloud.operation.operation_pb2 import Operation
+from opservice_client._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
+
+Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", bound=Message)
+
+
+class Stubs:
+    """The RPCs on one channel."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        def unary(
+            method: str, request: type[Request], response: type[Response]
+        ) -> grpc.aio.UnaryUnaryMultiCallable[Request, Response]:
+            return channel.unary_unary(method, *_coders(request, response))
+
+        producer = "/opservice.v1.ProducerService/"
+        self.start = unary(producer + "Start", StartRequest, StartResponse)
+        self.renew = unary(producer + "Renew", RenewRequest, RenewResponse)
+        self.complete = unary(producer + "Complete", CompleteRequest, Operation)
+        self.fail = unary(producer + "Fail", FailRequest, Operation)
+        self.get = unary(
+            "/yandex.cloud.operation.OperationService/Get", GetOperationRequest, Operation
+        )
+        self.watch: grpc.aio.UnaryStreamMultiCallable[WatchOperationRecordRequest, OperationRecord]
+        self.watch = channel.unary_stream(
+            "/opservice.v1.OperationRecordService/Watch",
+            *_coders(WatchOperationRecordRequest, OperationRecord),
+        )
+
+
+def _coders(
+    request: type[Request], response: type[Response]
+) -> tuple[Callable[[Request], bytes], Callable[[bytes], Response]]:
+    return request.SerializeToString, response.FromString
