@@ -13,16 +13,23 @@ import argparse
 import asyncio
 from collections import Counter
 from contextlib import AsyncExitStack, ExitStack
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import uvloop
 
 from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
-from opservice._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
-from opservice.fronts.grpc.calls import Methods
-from opservice.main.server import server_options
+from opservice._proto.yandex.cloud.operation.operation_service_pb2 import (
+    DESCRIPTOR,
+    GetOperationRequest,
+)
+from opservice.fronts.grpc.adapter import Methods
+from opservice.fronts.grpc.server import server_options
+from opservice.main.server import grpc_options
 from opservice.methods.admission import Admission, AdmissionLimits
+from opservice.methods.pipeline import Pipeline
+from opservice.methods.registry import methods_of
 from opservice.runtime.logs import configure_logging
 from opservice.runtime.settings import Settings
 from speed import Send, Server, connect, get, run
@@ -38,7 +45,9 @@ FOREVER = "forever"
 async def serve(kind: str) -> None:
     """Until the process is ended."""
     limit = 1 if kind == "by gRPC" else None
-    server = grpc.aio.server(options=server_options(Settings()), maximum_concurrent_rpcs=limit)
+    server = grpc.aio.server(
+        options=server_options(grpc_options(Settings())), maximum_concurrent_rpcs=limit
+    )
     answer = Operation(id="ops0123456789abcdefg", description="Create registry")
 
     async def handle(request: GetOperationRequest, _context: object) -> Operation:
@@ -55,8 +64,11 @@ async def serve(kind: str) -> None:
     if kind == "by opservice":
         settings = Settings()
         configure_logging(settings)
-        methods = Methods(0, settings.max_unsent_bytes, Admission(AdmissionLimits(), None))
-        methods.add_registered_method_handlers(service, handlers)
+        methods = Methods(
+            Pipeline(Admission(AdmissionLimits(), None), 0), settings.max_unsent_bytes
+        )
+        handler = SimpleNamespace(Get=handle, Cancel=handle)
+        methods.add(methods_of(DESCRIPTOR.services_by_name["OperationService"], handler))
         server.add_generic_rpc_handlers((methods,))
     else:
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))

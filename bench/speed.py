@@ -46,7 +46,8 @@ from opservice._proto.yandex.cloud.operation.operation_service_pb2 import (
     GetOperationRequest,
 )
 from opservice.domain.operation import DAY, SECOND, CancelPolicy, Record, hash_lease_token, new_id
-from opservice.main.server import server_options
+from opservice.fronts.grpc.server import server_options
+from opservice.main.server import grpc_options
 from opservice.methods.convert import payload_to_bytes
 from opservice.runtime.settings import Settings
 from opservice.store.engine import Database, open_database
@@ -348,7 +349,7 @@ def line(of: dict[str, Any]) -> str:
 
 async def serve_bare(answers: dict[str, str]) -> None:
     """Until SIGTERM."""
-    server = grpc.aio.server(options=server_options(Settings()))
+    server = grpc.aio.server(options=server_options(grpc_options(Settings())))
     for method in METHODS.values():
         answer = method.response.FromString(bytes.fromhex(answers[method.path]))
 

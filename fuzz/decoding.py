@@ -14,9 +14,8 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 import opservice.main.server  # noqa: F401 - with it the messages of all methods are known
 from opservice.domain.errors import MalformedRequest, RequestTooLarge
-from opservice.fronts.grpc.calls import _bounded
-from opservice.methods.policies import MAX_FIELDS, METHODS
-from opservice.methods.wire import has_more_fields
+from opservice.methods.method_policy import MAX_FIELDS, METHOD_POLICIES
+from opservice.methods.wire import decoder_of, has_more_fields
 from shapes import encoded
 
 _GROUP = 3
@@ -24,12 +23,12 @@ _GROUP = 3
 
 def request_of(path: str) -> Descriptor:
     _, service, method = path.split("/")
-    # v1 of reflection is v1alpha under another name, see api/reflection.py.
+    # v1 of reflection is v1alpha under another name, see fronts/grpc/reflection.py.
     service = service.replace("reflection.v1.", "reflection.v1alpha.")
     return Default().FindServiceByName(service).methods_by_name[method].input_type
 
 
-REQUESTS = {path: request_of(path) for path in METHODS}
+REQUESTS = {path: request_of(path) for path in METHOD_POLICIES}
 
 
 def fuzz_decoding(data: bytes) -> None:
@@ -39,15 +38,15 @@ def fuzz_decoding(data: bytes) -> None:
     write them, with each field once and none that is unknown, exactly those.
     """
     provider = atheris.FuzzedDataProvider(data)
-    path = provider.PickValueInList(list(METHODS))
+    path = provider.PickValueInList(list(METHOD_POLICIES))
     kind = REQUESTS[path]
     if provider.ConsumeBool():
         request = encoded(provider, kind)
     else:
         request = provider.ConsumeBytes(provider.remaining_bytes())
-    decode, most = GetMessageClass(kind).FromString, METHODS[path].max_bytes
+    decode, most = GetMessageClass(kind).FromString, METHOD_POLICIES[path].max_bytes
     with suppress(RequestTooLarge, MalformedRequest):
-        message = _bounded(decode, METHODS[path])(request)
+        message = decoder_of(GetMessageClass(kind), METHOD_POLICIES[path])(request)
         assert len(request) <= most if most else _fields(message) <= MAX_FIELDS
     with suppress(DecodeError):
         message = decode(request)

@@ -11,13 +11,15 @@ import atheris
 from google.longrunning.operations_proto_pb2 import ListOperationsRequest
 
 from opservice._proto.opservice.v1.operation_record_service_pb2 import ListOperationRecordsRequest
+from opservice.auth.authenticator import Caller
 from opservice.domain.errors import InvalidArgument
 from opservice.domain.filters import ListQuery, Position
+from opservice.domain.identity import ANYBODY, Right
 from opservice.domain.operation import DAY
 from opservice.methods.filtering import FilterError, parse_filter
 from opservice.methods.guard import GuardedStore
 from opservice.methods.listing import position_to_token
-from opservice.methods.longrunning import Operations
+from opservice.methods.longrunning import LongrunningService
 from opservice.methods.records import OperationRecordService
 from opservice.store.listing import Listed
 
@@ -43,8 +45,8 @@ def fuzz_foreign_page_tokens(data: bytes) -> None:
                 filter=filter_,
                 page_token=token,
             )
-            assert _begin(_RECORDS.List(records, _CONTEXT)) == expected
-            assert _begin(_OPERATIONS.ListOperations(names, _CONTEXT)) == expected
+            assert _begin(_RECORDS.List(records, _CALL)) == expected
+            assert _begin(_OPERATIONS.ListOperations(names, _CALL)) == expected
 
 
 def _parent(provider: atheris.FuzzedDataProvider) -> str:
@@ -90,11 +92,11 @@ class _Asked:
         return Listed((), None)
 
 
-class _Context:
-    """Of a call."""
+class _Call:
+    """By anybody."""
 
-    def peer(self) -> str:
-        return "ipv4:127.0.0.1:1"
+    caller = Caller(ANYBODY, Right.SEE)
+    peer = "ipv4:127.0.0.1:1"
 
 
 def _begin(call: Coroutine[Any, Any, object]) -> Position | None:
@@ -113,5 +115,5 @@ def _begin(call: Coroutine[Any, Any, object]) -> Position | None:
 _ASKED = _Asked()
 _GUARDED = GuardedStore(cast("Any", _ASKED), None)
 _RECORDS = OperationRecordService(_GUARDED, max_wait=DAY, watch_repeat=DAY, hide_error=False)
-_OPERATIONS = Operations(_GUARDED, DAY)
-_CONTEXT = cast("Any", _Context())
+_OPERATIONS = LongrunningService(_GUARDED, DAY)
+_CALL = cast("Any", _Call())

@@ -167,7 +167,7 @@ def fuzz_token_headers(data: bytes) -> None:
 
 def _identify(authorization: str) -> None:
     with suppress(Unauthenticated):
-        credentials = Credentials.of([("authorization", authorization)], {})
+        credentials = Credentials.of([("authorization", authorization)], None)
         identity = _AUTHENTICATOR.identify_now(credentials)
         if identity is not None:  # then it is somebody, and what they may do can be asked
             assert 0 < len(identity.subject) <= MAX_SUBJECT

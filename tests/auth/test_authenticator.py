@@ -132,7 +132,7 @@ def test_whatever_stands_in_a_header_is_accepted_or_refused(header: str, token: 
 
     for value in (header, f"Bearer {token}"):
         with pytest.raises(Unauthenticated):
-            authenticator.identify_now(Credentials.of([("authorization", value)], {}))
+            authenticator.identify_now(Credentials.of([("authorization", value)], None))
 
 
 # Certificates
@@ -160,11 +160,6 @@ def pem(certificates: Certificates) -> bytes:
     return certificates.pem(names=["proxy.example"])
 
 
-def shown(pem: bytes) -> Any:
-    """What gRPC says of the caller's connection."""
-    return {"x509_pem_cert": [pem], "transport_security_type": [b"ssl"]}
-
-
 @pytest.mark.parametrize(
     ("uris", "names", "subject"),
     [
@@ -179,7 +174,7 @@ def test_a_certificate_says_who_calls_by_its_first_uri_or_else_dns_name(
     pem = certificates.pem(uris, names)
     policy = Policy({subject: (VIEWER,)})
 
-    identity = Authenticator(policy, {}).identify_now(Credentials.of([], shown(pem)))
+    identity = Authenticator(policy, {}).identify_now(Credentials.of([], pem))
 
     until = x509.load_pem_x509_certificate(pem).not_valid_after_utc.timestamp()
     assert identity == Identity(subject, (VIEWER,), "certificate", until)
@@ -198,7 +193,7 @@ NAMELESS: dict[str, tuple[list[str], list[str]]] = {
 def test_a_certificate_without_a_name_that_can_be_a_subject_is_refused(
     certificates: Certificates, uris: list[str], names: list[str]
 ) -> None:
-    credentials = Credentials.of([], shown(certificates.pem(uris, names)))
+    credentials = Credentials.of([], certificates.pem(uris, names))
 
     with pytest.raises(Unauthenticated, match="certificate has no URI or DNS name"):
         Authenticator(Policy(), {}).identify_now(credentials)
@@ -206,14 +201,14 @@ def test_a_certificate_without_a_name_that_can_be_a_subject_is_refused(
 
 def test_a_certificate_that_does_not_parse_is_refused() -> None:
     with pytest.raises(Unauthenticated, match="certificate has no URI or DNS name"):
-        Authenticator(Policy(), {}).identify_now(Credentials.of([], shown(b"none")))
+        Authenticator(Policy(), {}).identify_now(Credentials.of([], b"none"))
 
 
 def test_a_certificate_expires_also_on_a_connection_that_was_made_before(pem: bytes) -> None:
     until = x509.load_pem_x509_certificate(pem).not_valid_after_utc.timestamp()
     now = [until - 1]
     authenticator = Authenticator(Policy(), {}, clock=lambda: now[0])
-    credentials = Credentials.of([], shown(pem))
+    credentials = Credentials.of([], pem)
     assert authenticator.identify_now(credentials)
 
     now[0] = until
@@ -223,18 +218,16 @@ def test_a_certificate_expires_also_on_a_connection_that_was_made_before(pem: by
 
 
 def test_a_token_counts_for_more_than_a_certificate(pem: bytes) -> None:
-    peer = shown(pem)
     authenticator = Authenticator(Policy(), static("alice"))
 
-    identity = authenticator.identify_now(Credentials.of([("authorization", "Bearer alice")], peer))
+    identity = authenticator.identify_now(Credentials.of([("authorization", "Bearer alice")], pem))
 
     assert identity is not None
     assert identity.subject == "alice"
 
 
 def test_a_wrong_token_is_refused_also_with_a_certificate(pem: bytes) -> None:
-    peer = shown(pem)
-    credentials = Credentials.of([("authorization", "Bearer wrong")], peer)
+    credentials = Credentials.of([("authorization", "Bearer wrong")], pem)
 
     with pytest.raises(Unauthenticated, match=NOT_VALID):
         Authenticator(Policy(), static("alice")).identify_now(credentials)
@@ -245,7 +238,7 @@ def test_a_wrong_token_is_refused_also_with_a_certificate(pem: bytes) -> None:
 
 def test_without_credentials_a_caller_is_told_to_send_some() -> None:
     with pytest.raises(CredentialsMissing, match="authorization: Bearer TOKEN"):
-        Authenticator(Policy(), {}).identify_now(Credentials.of([("x-request-id", "a")], {}))
+        Authenticator(Policy(), {}).identify_now(Credentials.of([("x-request-id", "a")], None))
 
 
 @pytest.mark.parametrize(
@@ -253,24 +246,24 @@ def test_without_credentials_a_caller_is_told_to_send_some() -> None:
 )
 def test_the_scheme_is_written_in_any_case(value: str) -> None:
     """RFC 9110, section 11.1."""
-    assert Credentials.of([("a", "b"), ("authorization", value)], {}).token == "alice"
+    assert Credentials.of([("a", "b"), ("authorization", value)], None).token == "alice"
 
 
 @pytest.mark.parametrize("value", ["alice", "Basic YTpi", "Bearer", "Beareralice", "", b"\xff"])
 def test_another_scheme_is_refused(value: Any) -> None:
     with pytest.raises(Unauthenticated, match="must be `Bearer TOKEN`"):
-        Credentials.of([("authorization", value)], {})
+        Credentials.of([("authorization", value)], None)
 
 
 def test_more_than_one_authorization_header_is_refused() -> None:
     twice = [("authorization", "Bearer alice")] * 2
 
     with pytest.raises(Unauthenticated, match="more than one authorization header"):
-        Credentials.of(twice, {})
+        Credentials.of(twice, None)
 
 
 def test_credentials_do_not_show_in_what_is_printed_of_them(pem: bytes) -> None:
-    credentials = Credentials.of([("authorization", "Bearer planted-secret")], shown(pem))
+    credentials = Credentials.of([("authorization", "Bearer planted-secret")], pem)
 
     assert "planted-secret" not in repr(credentials)
     assert "BEGIN" not in repr(credentials)

@@ -6,12 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opservice.auth.authenticator import Authenticator
+from opservice.auth.authenticator import Authenticator, Caller
 from opservice.auth.policy import Policy
-from opservice.domain.errors import RateLimited, TooManyWaits
+from opservice.domain.errors import CredentialsMissing, RateLimited, TooManyWaits
+from opservice.domain.identity import ANYBODY, NOBODY, Right
 from opservice.methods import admission
-from opservice.methods.admission import Admission, AdmissionLimits, Rates, Waits
-from opservice.methods.policies import METHODS
+from opservice.methods.admission import Admission, AdmissionLimits, Rates, wait_slots
+from opservice.methods.method_policy import METHOD_POLICIES, MethodPolicy
+from opservice.methods.slots import Slots
+from support.calls import ReceivedCall
 
 
 class Clock:
@@ -137,92 +140,101 @@ def test_who_has_not_called_for_long_is_forgotten(monkeypatch: pytest.MonkeyPatc
     assert taken(rates, "alice") == 1
 
 
-def refusal(waits: Waits, caller: str) -> TooManyWaits:
-    with pytest.raises(TooManyWaits) as caught, waits.counted(caller):
+def refusal(waits: Slots, caller: str) -> TooManyWaits:
+    with pytest.raises(TooManyWaits) as caught, waits.held(caller):
         pass
     return caught.value
 
 
 def test_a_caller_may_wait_so_many_times_at_once() -> None:
-    waits = Waits(most=10, most_of_caller=2)
+    waits = wait_slots(most=10, most_of_caller=2)
 
-    with waits.counted("alice"), waits.counted("alice"):
+    with waits.held("alice"), waits.held("alice"):
         assert refusal(waits, "alice").message.startswith("You wait for or watch 2 operations")
         assert refusal(waits, "alice").subject == "alice"
-        with waits.counted("bob"):
+        with waits.held("bob"):
             pass
 
 
 def test_all_callers_may_wait_so_many_times_at_once() -> None:
-    waits = Waits(most=2, most_of_caller=2)
+    waits = wait_slots(most=2, most_of_caller=2)
 
-    with waits.counted("alice"), waits.counted("bob"):
+    with waits.held("alice"), waits.held("bob"):
         assert refusal(waits, "carol").message.startswith("The server has as many calls that wait")
         assert refusal(waits, "carol").subject == "server"
 
 
 def test_a_wait_that_has_ended_makes_room_however_it_ended() -> None:
-    waits = Waits(most=1, most_of_caller=1)
+    waits = wait_slots(most=1, most_of_caller=1)
 
     for _ in range(3):
-        with pytest.raises(ZeroDivisionError), waits.counted("alice"):
+        with pytest.raises(ZeroDivisionError), waits.held("alice"):
             raise ZeroDivisionError
 
-    with waits.counted("alice"):
+    with waits.held("alice"):
         pass
 
 
 def test_a_wait_that_is_refused_takes_no_room() -> None:
-    waits = Waits(most=1, most_of_caller=1)
-    with waits.counted("alice"):
+    waits = wait_slots(most=1, most_of_caller=1)
+    with waits.held("alice"):
         assert refusal(waits, "alice")
         assert refusal(waits, "bob")
 
-    with waits.counted("bob"):
+    with waits.held("bob"):
         pass
 
 
 def test_who_does_not_wait_any_more_is_forgotten() -> None:
-    waits = Waits(most=10, most_of_caller=10)
-    with waits.counted("alice"), waits.counted("alice"):
+    waits = wait_slots(most=10, most_of_caller=10)
+    with waits.held("alice"), waits.held("alice"):
         pass
 
     assert not waits._of
 
 
-HEALTH = METHODS["/grpc.health.v1.Health/Check"]
-GET = METHODS["/yandex.cloud.operation.OperationService/Get"]
-ENDPOINTS = METHODS["/yandex.cloud.endpoint.ApiEndpointService/List"]
-START = METHODS["/opservice.v1.ProducerService/Start"]
+HEALTH = METHOD_POLICIES["/grpc.health.v1.Health/Check"]
+GET = METHOD_POLICIES["/yandex.cloud.operation.OperationService/Get"]
+ENDPOINTS = METHOD_POLICIES["/yandex.cloud.endpoint.ApiEndpointService/List"]
+START = METHOD_POLICIES["/opservice.v1.ProducerService/Start"]
 
 
-def test_a_probe_is_neither_asked_nor_counted() -> None:
+async def admitted(admission: Admission, policy: MethodPolicy, calls: int = 1) -> Caller:
+    """The caller of the last of so many calls, all without credentials, from one address."""
+    callers = [await admission.admit(ReceivedCall(), policy) for _ in range(calls)]
+    return callers[-1]
+
+
+async def test_a_probe_is_neither_authenticated_nor_counted() -> None:
     strict = Admission(AdmissionLimits(rate_limit=1), Authenticator(Policy(), {}))
 
-    assert strict.door(HEALTH) is None
+    assert (await admitted(strict, HEALTH, calls=2)).identity is NOBODY
 
 
-def test_whoever_may_call_anyhow_is_not_asked() -> None:
-    assert Admission(AdmissionLimits(), Authenticator(Policy(), {})).door(ENDPOINTS) is None
+async def test_the_caller_of_an_open_method_is_nobody_and_counts() -> None:
+    admission = Admission(AdmissionLimits(rate_limit=1), Authenticator(Policy(), {}))
+
+    assert (await admitted(admission, ENDPOINTS)).identity is NOBODY
+    with pytest.raises(RateLimited):
+        await admitted(admission, ENDPOINTS)
 
 
-def test_without_authentication_and_limits_reads_pass_no_door() -> None:
-    admission = Admission(AdmissionLimits(), None)
+async def test_without_authentication_the_caller_is_anybody() -> None:
+    caller = await admitted(Admission(AdmissionLimits(), None), START)
 
-    assert admission.door(GET) is None
-    assert admission.door(START) is not None  # for the audit log
+    assert caller.identity is ANYBODY
+    assert caller.right is Right.PRODUCE
 
 
-def test_with_authentication_or_a_rate_all_operations_have_a_door() -> None:
-    for each in (
-        Admission(AdmissionLimits(), Authenticator(Policy(), {})),
-        Admission(AdmissionLimits(rate_limit=1), None),
-    ):
-        assert each.door(GET) is not None
+async def test_with_authentication_whoever_shows_nothing_is_refused() -> None:
+    admission = Admission(AdmissionLimits(), Authenticator(Policy(), {}))
+
+    with pytest.raises(CredentialsMissing):
+        await admitted(admission, GET)
 
 
 def test_what_does_not_wait_is_not_counted_among_the_waits() -> None:
     admission = Admission(AdmissionLimits(), None)
 
-    assert admission.waiting(GET) is None
-    assert admission.waiting(METHODS["/opservice.v1.OperationRecordService/Wait"]) is not None
+    assert admission.slots(GET) is None
+    assert admission.slots(METHOD_POLICIES["/opservice.v1.OperationRecordService/Wait"]) is not None

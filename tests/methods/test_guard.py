@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from opservice.auth.authenticator import Authenticator, Caller, set_caller
+from opservice.auth.authenticator import Authenticator, Caller
 from opservice.auth.policy import Policy
 from opservice.domain.errors import (
     OperationNotFound,
@@ -17,7 +17,7 @@ from opservice.domain.errors import (
     Unauthenticated,
 )
 from opservice.domain.filters import ListQuery
-from opservice.domain.identity import Identity, Right, parse_grant
+from opservice.domain.identity import ANYBODY, NOBODY, Identity, Right, parse_grant
 from opservice.domain.operation import (
     DAY,
     Cancel,
@@ -64,9 +64,14 @@ def guarded(store: Interrupted) -> GuardedStore:
     return GuardedStore(store, Authenticator(Policy(), {}))
 
 
-def calling(right: Right, *grants: str) -> None:
-    """The present call is one that takes this right, of somebody with these grants."""
-    set_caller(Caller(Identity("ann", tuple(map(parse_grant, grants))), right))
+def ann(right: Right, *grants: str) -> Caller:
+    """Who makes a call that requires this right, and has these grants."""
+    return Caller(Identity("ann", tuple(map(parse_grant, grants))), right)
+
+
+def anybody(right: Right = Right.SEE) -> Caller:
+    """Who makes a call of a server without authentication."""
+    return Caller(ANYBODY, right)
 
 
 async def started(store: OperationStore, parent: str, retention: int = DAY) -> str:
@@ -75,9 +80,9 @@ async def started(store: OperationStore, parent: str, retention: int = DAY) -> s
 
 async def test_who_may_see_an_operation_gets_it(store: Interrupted, guarded: GuardedStore) -> None:
     id_ = await started(store, MINE)
-    calling(Right.SEE, f"viewer:{MINE}")
+    caller = ann(Right.SEE, f"viewer:{MINE}")
 
-    assert (await guarded.get(id_)).id == id_
+    assert (await guarded.get(caller, id_)).id == id_
 
 
 async def test_an_id_that_came_again_as_an_operation_that_may_not_be_seen_is_not_found(
@@ -92,11 +97,11 @@ async def test_an_id_that_came_again_as_an_operation_that_may_not_be_seen_is_not
         await store.apply(keyed(THEIRS))
 
     await store.apply(keyed(MINE))
-    calling(Right.SEE, f"viewer:{MINE}")
+    caller = ann(Right.SEE, f"viewer:{MINE}")
     store.meanwhile = comes_again
 
     with pytest.raises(OperationNotFound):
-        await guarded.get(KEYED)
+        await guarded.get(caller, KEYED)
 
 
 async def test_of_what_is_hidden_nothing_is_answered_from_memory(
@@ -107,23 +112,23 @@ async def test_of_what_is_hidden_nothing_is_answered_from_memory(
     await store.apply(Complete(id_, b"response"))
     await store.read_clock()
     await store.get(id_)
-    calling(Right.SEE, f"viewer:{MINE}")
+    caller = ann(Right.SEE, f"viewer:{MINE}")
 
     with without_column(database_url, "parent"):
         assert (await store.get(id_)).id == id_, "it is in memory"
         for each in (new_id(), id_):
             with pytest.raises(StoreError):
-                await guarded.get(each)
+                await guarded.get(caller, each)
 
 
 async def test_what_may_be_seen_and_not_cancelled_is_denied(
     store: Interrupted, guarded: GuardedStore
 ) -> None:
     id_ = await started(store, MINE)
-    calling(Right.CANCEL, f"viewer:{MINE}", f"editor:{THEIRS}")
+    caller = ann(Right.CANCEL, f"viewer:{MINE}", f"editor:{THEIRS}")
 
     with pytest.raises(PermissionDenied):
-        await guarded.apply(Cancel(id_, CANCELLED))
+        await guarded.apply(caller, Cancel(id_, CANCELLED))
 
 
 async def test_what_has_expired_is_not_found_by_whoever_might_only_have_seen_it(
@@ -131,17 +136,17 @@ async def test_what_has_expired_is_not_found_by_whoever_might_only_have_seen_it(
 ) -> None:
     id_ = await started(store, MINE, retention=1)
     await store.apply(Complete(id_, b"response"))
-    calling(Right.CANCEL, f"viewer:{MINE}", f"editor:{THEIRS}")
+    caller = ann(Right.CANCEL, f"viewer:{MINE}", f"editor:{THEIRS}")
 
     with pytest.raises(OperationNotFound):
-        await guarded.apply(Cancel(id_, CANCELLED))
+        await guarded.apply(caller, Cancel(id_, CANCELLED))
 
 
 async def test_lists_of_one_address_keep_no_other_from_its_own(store: Interrupted) -> None:
     guarded = GuardedStore(store, None)
     query = ListQuery(MINE, 10)
-    ours = [asyncio.create_task(guarded.page(query, "ours")) for _ in range(60)]
-    theirs = asyncio.create_task(guarded.page(query, "theirs"))
+    ours = [asyncio.create_task(guarded.page(anybody(), query, "ours")) for _ in range(60)]
+    theirs = asyncio.create_task(guarded.page(anybody(), query, "theirs"))
 
     ended = await asyncio.gather(*ours, return_exceptions=True)
 
@@ -151,40 +156,66 @@ async def test_lists_of_one_address_keep_no_other_from_its_own(store: Interrupte
 
 async def test_who_sees_everything_asks_once(store: Interrupted, guarded: GuardedStore) -> None:
     id_ = await started(store, THEIRS)
-    calling(Right.SEE, "viewer:*")
+    caller = ann(Right.SEE, "viewer:*")
 
     async def fails() -> None:
         raise AssertionError
 
     store.meanwhile = fails
 
-    assert (await guarded.get(id_)).id == id_
+    assert (await guarded.get(caller, id_)).id == id_
 
 
-@pytest.mark.parametrize(
-    "use",
-    [
-        lambda guarded, id_: guarded.get(id_),
-        lambda guarded, _: guarded.page(ListQuery(None, 10), "somebody"),
-        lambda guarded, _: guarded.apply(Start(new_id(), DAY)),
-        lambda guarded, id_: guarded.apply(Cancel(id_, CANCELLED)),
-        lambda guarded, id_: anext(guarded.follow(id_)),
-        lambda guarded, id_: guarded.wait(id_, 1),
-    ],
-    ids=["get", "page", "start", "cancel", "follow", "wait"],
+USES: list[Callable[..., Awaitable[object]]] = [
+    lambda guarded, *caller, id_: guarded.get(*caller, id_),
+    lambda guarded, *caller, id_: guarded.page(*caller, ListQuery(None, 10), "somebody"),
+    lambda guarded, *caller, id_: guarded.apply(*caller, Start(new_id(), DAY)),
+    lambda guarded, *caller, id_: guarded.apply(*caller, Cancel(id_, CANCELLED)),
+    lambda guarded, *caller, id_: anext(guarded.follow(*caller, id_)),
+    lambda guarded, *caller, id_: guarded.wait(*caller, id_, 1),
+]
+each_use = pytest.mark.parametrize(
+    "use", USES, ids=["get", "page", "start", "cancel", "follow", "wait"]
 )
-async def test_nothing_is_done_for_nobody_where_callers_are_known(
-    store: Interrupted, guarded: GuardedStore, use: Callable[[GuardedStore, str], Awaitable[object]]
+
+
+@each_use
+@pytest.mark.parametrize("identity", [NOBODY, ANYBODY], ids=["nobody", "anybody"])
+async def test_with_authentication_nothing_is_done_for_who_was_not_authenticated(
+    store: Interrupted,
+    guarded: GuardedStore,
+    use: Callable[..., Awaitable[object]],
+    identity: Identity,
 ) -> None:
+    """Whatever front forgot it, and whatever was granted to who was not asked."""
     id_ = await started(store, MINE)
 
     with pytest.raises(Unauthenticated):
-        await use(guarded, id_)
+        await use(guarded, Caller(identity, Right.CANCEL), id_=id_)
     assert (await store.get(id_)).revision == 1
 
 
-async def test_where_nobody_is_asked_who_calls_everything_is_done(store: Interrupted) -> None:
-    guarded = GuardedStore(store, None)
-    id_ = (await guarded.apply(Start(new_id(), DAY, parent=MINE))).record.id
+@each_use
+async def test_nothing_can_be_done_without_a_caller(
+    store: Interrupted, guarded: GuardedStore, use: Callable[..., Awaitable[object]]
+) -> None:
+    with pytest.raises(TypeError):
+        await use(guarded, id_=await started(store, MINE))
 
-    assert (await guarded.get(id_)).id == id_
+
+async def test_without_authentication_everything_is_done_for_anybody(store: Interrupted) -> None:
+    guarded = GuardedStore(store, None)
+    start = Start(new_id(), DAY, parent=MINE)
+    id_ = (await guarded.apply(anybody(Right.PRODUCE), start)).record.id
+
+    assert (await guarded.get(anybody(), id_)).id == id_
+
+
+async def test_without_authentication_a_caller_without_grants_sees_nothing(
+    store: Interrupted,
+) -> None:
+    guarded = GuardedStore(store, None)
+    id_ = await started(store, MINE)
+
+    with pytest.raises(OperationNotFound):
+        await guarded.get(Caller(NOBODY, Right.SEE), id_)

@@ -14,8 +14,8 @@ from opservice._proto.yandex.cloud.operation.operation_service_pb2 import (
     CancelOperationRequest,
     GetOperationRequest,
 )
-from opservice.fronts.grpc.calls import MAX_HEADERS
 from opservice.methods.audit import LINES_A_SECOND
+from opservice.methods.pipeline import MAX_HEADERS
 from security.calls import OF_NOTHING, REFLECTION, PendingCall
 from support.client import Client, Refusal, refusal_from, refused
 from support.fixtures import held_up_writes

@@ -21,11 +21,14 @@ from grpc_reflection.v1alpha.reflection_pb2 import (
     ServerReflectionResponse,
 )
 
+from opservice._proto.opservice.v1 import producer_service_pb2 as producer_pb
 from opservice._proto.opservice.v1.producer_service_pb2 import StartRequest
 from opservice.auth.policy import new_token
-from opservice.fronts.grpc.calls import Methods
 from opservice.methods.admission import Admission, AdmissionLimits
-from opservice.methods.policies import METHODS
+from opservice.methods.call import Call
+from opservice.methods.method_policy import METHOD_POLICIES
+from opservice.methods.pipeline import Pipeline
+from opservice.methods.registry import Method
 from security.calls import (
     EVERY_METHOD,
     OF_NOTHING,
@@ -424,7 +427,7 @@ def test_the_table_has_every_method_that_the_server_serves(sqlite_site: Site) ->
     channel, metadata = sqlite_site.callers["no grants"]
 
     assert set(served_methods(channel, metadata)) == EXPECTED.keys()
-    assert METHODS.keys() == EXPECTED.keys() == set(EVERY_METHOD)
+    assert METHOD_POLICIES.keys() == EXPECTED.keys() == set(EVERY_METHOD)
 
 
 def served_methods(channel: grpc.Channel, metadata: Metadata) -> Iterator[str]:
@@ -444,10 +447,13 @@ def served_methods(channel: grpc.Channel, metadata: Metadata) -> Iterator[str]:
 
 
 def test_a_method_of_which_nobody_said_who_may_call_it_cannot_be_served() -> None:
-    methods = Methods(1, 1, Admission(AdmissionLimits(), None))
-    handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(
-        lambda request, context: request
+    async def answer(request: StartRequest, _call: Call) -> StartRequest:
+        return request
+
+    start = producer_pb.DESCRIPTOR.services_by_name["ProducerService"].methods_by_name["Start"]
+    method = Method(
+        "opservice.v1.ProducerService", "Open", StartRequest, StartRequest, answer, start
     )
 
     with pytest.raises(KeyError, match="Open"):
-        methods.add_registered_method_handlers("opservice.v1.ProducerService", {"Open": handler})
+        Pipeline(Admission(AdmissionLimits(), None), 1).of(method)

@@ -13,7 +13,7 @@ from google.rpc.status_pb2 import Status
 
 from opservice._proto.opservice.v1.producer_service_pb2 import FailRequest
 from opservice._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
-from opservice.methods.policies import METHODS
+from opservice.methods.method_policy import METHOD_POLICIES
 from security.calls import EVERY_METHOD, PRODUCER, REFLECTION, PendingCall, request_for
 from support.client import Refusal, refusal_from
 from support.identities import Issuer, bearer
@@ -21,7 +21,7 @@ from support.server import ServerProcess, eventually, serving
 
 FAIL = f"{PRODUCER}/Fail"
 UNKNOWN_FIELD = b"\xf8\x3f\x01"
-SMALL = [method for method in EVERY_METHOD if METHODS[method].max_bytes is not None]
+SMALL = [method for method in EVERY_METHOD if METHOD_POLICIES[method].max_bytes is not None]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.mark.parametrize("method", SMALL)
 def test_a_request_of_too_many_bytes_is_refused_by_every_method(site: Site, method: str) -> None:
-    most = METHODS[method].max_bytes
+    most = METHOD_POLICIES[method].max_bytes
     assert most is not None
     request = request_for(method, "id", "folders/a").SerializeToString()
     request += UNKNOWN_FIELD * (most // len(UNKNOWN_FIELD) + 1)
@@ -113,7 +113,7 @@ def test_who_may_end_some_operation_has_it_read(site: Site) -> None:
 
 
 def test_reflection_takes_short_names_only(site: Site) -> None:
-    assert METHODS[REFLECTION[0]].max_bytes == 1024
+    assert METHOD_POLICIES[REFLECTION[0]].max_bytes == 1024
 
 
 def test_compressed_requests_are_refused_where_the_setting_says_so_and_only_these(

@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 import pytest
 from sqlalchemy import event
 
+from opservice.auth.authenticator import Caller
 from opservice.domain.errors import OperationNotFound, ServerStopping, Unauthenticated
+from opservice.domain.identity import ANYBODY, Right
 from opservice.domain.operation import (
     DAY,
     SECOND,
@@ -81,7 +83,7 @@ def follow(store: OperationStore, operation_id: str) -> asyncio.Queue[Record | N
 
 async def wait(store: OperationStore, operation_id: str, at_most: int) -> Record:
     """As everybody may, of a server that asks nobody who they are."""
-    return await GuardedStore(store, None).wait(operation_id, at_most)
+    return await GuardedStore(store, None).wait(Caller(ANYBODY, Right.SEE), operation_id, at_most)
 
 
 async def waiting(

@@ -10,7 +10,7 @@ from grpc import StatusCode
 from opservice._proto.opservice.v1.operation_record_service_pb2 import WatchOperationRecordRequest
 from opservice._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
 from opservice.common.loggers import AUDIT_LOGGER
-from opservice.fronts.grpc.calls import MAX_HEADERS
+from opservice.methods.pipeline import MAX_HEADERS
 from support.client import Client, refused
 from support.server import ServerProcess
 

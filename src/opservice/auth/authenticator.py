@@ -10,7 +10,6 @@ import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -42,16 +41,15 @@ _NO_NAME = "The client certificate has no URI or DNS name that can be a subject"
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """As the caller sent them; `certificate` is PEM, checked by gRPC when the connection was made."""
+    """As the caller sent them. `certificate` is PEM, and was checked when the connection was made."""
 
     token: str | None = field(default=None, repr=False)
     certificate: bytes | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, metadata: Sequence[tuple[str, Any]], peer: Any) -> Credentials:
-        """From a call's metadata and its `auth_context`. Raises Unauthenticated."""
-        given = [value for key, value in metadata if key == _AUTHORIZATION]
-        certificate = next(iter(peer.get("x509_pem_cert", ())), None)
+    def of(cls, headers: Sequence[tuple[str, Any]], certificate: bytes | None) -> Credentials:
+        """From a call's headers and the client's certificate. Raises Unauthenticated."""
+        given = [value for key, value in headers if key == _AUTHORIZATION]
         if not given:
             token = None
         elif len(given) > 1:
@@ -69,16 +67,22 @@ class Credentials:
         return hashlib.sha256(shown).digest()
 
 
+NO_CREDENTIALS = Credentials()
+
+
 @dataclass(slots=True)
 class Caller:
-    """Who makes a call, and which right it takes. `identity` changes when their grants do."""
+    """Who makes one call, and the right that it requires.
+
+    `identity` changes when the grants of a caller do whose call lasts. `command` and `outcome` are what the
+    call asked for and what came of it; the audit log tells them.
+    """
 
     identity: Identity
     right: Right
-    credentials: Credentials = field(default_factory=Credentials)
+    credentials: Credentials = NO_CREDENTIALS
     command: Command | None = None
     outcome: Outcome | None = None
-    """What the call asked for and what it came to, for the audit log."""
 
     def admit_call(self) -> None:
         """Raises PermissionDenied when what this call does they may do with no operation at all."""
@@ -101,18 +105,6 @@ class Caller:
         if not self.identity.may(Right.PRODUCE, parent, ""):
             where = f"under {parent}" if parent else "without a parent"
             raise PermissionDenied(f"You may not start operations {where}")
-
-
-_caller: ContextVar[Caller | None] = ContextVar("caller", default=None)
-
-
-def current_caller() -> Caller | None:
-    """Whoever makes the present call; None when it is not asked who that is."""
-    return _caller.get()
-
-
-def set_caller(caller: Caller) -> None:
-    _caller.set(caller)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,13 @@ def socket_path(address: str) -> Path | None:
     return Path(path)
 
 
+def cannot_listen(address: str) -> StartupError:
+    """The error of a server whose address cannot be bound."""
+    return StartupError(
+        f"cannot listen on {address}: the port is taken, or the address is not this machine's"
+    )
+
+
 def split_address(address: str) -> tuple[str, int]:
     """Host and port of HOST:PORT or [IPV6]:PORT. Raises StartupError when it is neither."""
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^:\[\]/\s]+):([0-9]{1,5})", address)

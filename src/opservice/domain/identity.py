@@ -149,7 +149,10 @@ class Identity:
 
 
 ANYBODY = Identity("", (Grant(Role.ADMIN, EVERYWHERE),), "anonymous")
-"""Every caller of a server that asks nobody who they are."""
+"""Every caller of a server without authentication: they may do everything."""
+
+NOBODY = Identity("")
+"""A caller who was not asked who they are, where others are asked: they may do nothing with operations."""
 
 
 def _outermost(subtrees: Collection[Subtree]) -> tuple[Subtree, ...]:

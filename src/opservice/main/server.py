@@ -5,35 +5,21 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import resource
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any, cast
 
 import grpc
 import structlog
 from google.longrunning import operations_proto_pb2
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.descriptor_pool import DescriptorPool
-from grpc_health.v1 import health_pb2
 
 from opservice import __version__
 from opservice._proto.opservice.demo.v1 import container_registry_pb2
-from opservice._proto.opservice.v1 import (
-    operation_record_service_pb2,
-    operation_record_service_pb2_grpc,
-    producer_service_pb2,
-    producer_service_pb2_grpc,
-)
-from opservice._proto.yandex.cloud.endpoint import (
-    api_endpoint_service_pb2,
-    api_endpoint_service_pb2_grpc,
-)
-from opservice._proto.yandex.cloud.operation import (
-    operation_service_pb2,
-    operation_service_pb2_grpc,
-)
+from opservice._proto.opservice.v1 import operation_record_service_pb2, producer_service_pb2
+from opservice._proto.yandex.cloud.endpoint import api_endpoint_service_pb2
+from opservice._proto.yandex.cloud.operation import operation_service_pb2
 from opservice.auth.authenticator import Authenticator
 from opservice.background.housekeeping import (
     CHECKPOINT_SECONDS,
@@ -41,9 +27,9 @@ from opservice.background.housekeeping import (
     keep_checkpointing,
     keep_house,
 )
-from opservice.common.addresses import socket_path, split_address
+from opservice.common.addresses import socket_path
 from opservice.common.private_files import group_id
-from opservice.domain.errors import StartupError, StoreUnavailable
+from opservice.domain.errors import StoreUnavailable
 from opservice.domain.operation import (
     SECOND,
     DeleteExpired,
@@ -52,23 +38,27 @@ from opservice.domain.operation import (
     ReachTimeouts,
     Sweep,
 )
-from opservice.fronts.grpc.calls import Methods
-from opservice.fronts.grpc.health import HealthService, add_health
-from opservice.fronts.grpc.reflection import add_reflection, build_pool
+from opservice.fronts.grpc import health
+from opservice.fronts.grpc.adapter import Methods
+from opservice.fronts.grpc.health import HealthService
+from opservice.fronts.grpc.reflection import build_pool, reflection_methods
+from opservice.fronts.grpc.server import GrpcOptions, listen, server_options
 from opservice.main.demo import run_demo
 from opservice.methods.admission import Admission, AdmissionLimits
 from opservice.methods.convert import LEASE_EXPIRED, TIMED_OUT
 from opservice.methods.endpoints import OWN_ENDPOINTS, ApiEndpointService
 from opservice.methods.guard import GuardedStore
-from opservice.methods.longrunning import Operations, add_operations
+from opservice.methods.longrunning import LongrunningService
 from opservice.methods.operations import OperationService
+from opservice.methods.pipeline import Pipeline
 from opservice.methods.producer import ProducerService
 from opservice.methods.records import OperationRecordService
+from opservice.methods.registry import Method
+from opservice.methods.serving import ServingState
 from opservice.methods.validation import Limits
 from opservice.runtime.reload import Reloader, read_files
 from opservice.runtime.security import Security
 from opservice.runtime.settings import Settings
-from opservice.runtime.tls import ReloadableTls as CurrentCredentials
 from opservice.runtime.unix_socket import bound
 from opservice.store.engine import Database, open_database
 from opservice.store.migrations import check_schema, migrate
@@ -81,15 +71,10 @@ _FILES: Sequence[FileDescriptor] = (
     operation_record_service_pb2.DESCRIPTOR,
     operations_proto_pb2.DESCRIPTOR,
     api_endpoint_service_pb2.DESCRIPTOR,
-    cast("FileDescriptor", health_pb2.DESCRIPTOR),
+    health.FILE,
 )
 _SERVICES = [service.full_name for file in _FILES for service in file.services_by_name.values()]
 
-_OTHER_FILES = 256
-_READ_BYTES = 64 << 10
-_ALGORITHMS = "grpc.compression_enabled_algorithms_bitset"
-_IDENTITY = 1
-"""The bit of requests that are sent as they are."""
 CLOSE_SECONDS = 5
 """How long the end of a server may wait for its database."""
 _WILDCARDS = {"0.0.0.0", "[::]"}  # noqa: S104 - to warn of them
@@ -133,20 +118,26 @@ async def run(
     store = OperationStore(
         database, Repository(), settings.poll_interval, notify=not settings.no_notify
     )
-    health = HealthService(_SERVICES)
+    state = ServingState()
     loop = asyncio.get_running_loop()
-    database.when_lost(lambda: loop.call_soon_threadsafe(health.stop))
-    server = grpc.aio.server(options=server_options(settings, share_port=share_port))
+    database.when_lost(lambda: loop.call_soon_threadsafe(state.stop))
+    server = grpc.aio.server(options=server_options(grpc_options(settings, share_port=share_port)))
     listening = ExitStack()
     try:
-        address = _listen(server, settings, security.tls, listening)
+        credentials = None if security.tls is None else security.tls.of_grpc
+        mode = int(settings.unix_socket_mode, 8)
+        address = listen(
+            server,
+            settings.listen,
+            credentials,
+            lambda path, bind: bound(path, mode, bind),
+            listening,
+        )
         admission = _admission(settings, security.authenticator)
-        methods = Methods(settings.max_calls, settings.max_unsent_bytes, admission)
         guarded = GuardedStore(store, security.authenticator)
-        # Generated code adds services to it as it does to a server.
-        _add_services(cast("grpc.aio.Server", methods), settings, guarded, address, health)
-        add_reflection(cast("grpc.aio.Server", methods), _SERVICES, known_types)
-        server.add_generic_rpc_handlers((methods,))
+        served = Methods(Pipeline(admission, settings.max_calls), settings.max_unsent_bytes)
+        served.add(_methods(settings, guarded, address, known_types, state))
+        server.add_generic_rpc_handlers((served,))
         # What there is now stays until the end: looking for garbage in it would stop all calls for 50 ms.
         gc.collect()
         gc.freeze()
@@ -182,7 +173,7 @@ async def run(
             )
         await stop.wait()
         log.info("draining", seconds=settings.drain / SECOND)
-        health.stop()
+        state.stop()
         store.stop_following()
         admission.stop()
         for task in background:
@@ -256,111 +247,41 @@ def _prepare_schema(database: Database, *, migrates: bool) -> None:
     check_schema(database)
 
 
-def server_options(settings: Settings, *, share_port: bool = False) -> list[tuple[str, Any]]:
-    algorithms = [(_ALGORITHMS, _IDENTITY)] if settings.no_compression else []
-    return [
-        *algorithms,
-        # By default a second server would silently share the port.
-        ("grpc.so_reuseport", int(share_port)),
-        ("grpc.max_receive_message_length", settings.max_message_bytes),
-        ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
-        # By default streams that have ended count too: a fifth of the calls of a client at the limit fails.
-        ("grpc.http.overload_protection", 0),
-        ("grpc.max_allowed_incoming_connections", _connections(settings.max_connections)),
-        ("grpc.server_handshake_timeout_ms", settings.handshake_timeout // 1000),
-        # By default core refuses calls, at random, once 1,000 wait to be accepted.
-        ("grpc.server.max_pending_requests", settings.max_pending_requests),
-        ("grpc.server.max_pending_requests_hard_limit", 2 * settings.max_pending_requests),
-        # By default Go clients would be sent away for pinging while idle; and a flood of pings costs core the
-        # square of their number when it is about to send their sender away, but little to answer.
-        ("grpc.http2.max_ping_strikes", 0),
-        ("grpc.keepalive_permit_without_calls", 1),
-        # By default a connection that sends much has megabytes taken, and kept, at a time: SETTINGS frames of
-        # 4 MiB keep a thread busy for 0.4 s.
-        ("grpc.experimental.tcp_max_read_buffer_size", _READ_BYTES),
-        ("grpc.keepalive_time_ms", settings.keepalive // 1000),
-    ]
-
-
-def _connections(most: int) -> int:
-    """As many as are asked for, if they leave files for the database and the rest.
-
-    Lets the process open as many files as it may.
-    """
-    files, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if allowed != resource.RLIM_INFINITY:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, allowed))
-        files = allowed
-    return most if files == resource.RLIM_INFINITY else max(1, min(most, files - _OTHER_FILES))
-
-
-def _listen(
-    server: grpc.aio.Server,
-    settings: Settings,
-    credentials: CurrentCredentials | None,
-    listening: ExitStack,
-) -> str:
-    """Binds, until `listening` ends. Returns the address with the port that it got."""
-    path = socket_path(settings.listen)
-    if path is None:
-        return _bind(server, settings.listen, credentials)
-    mode = int(settings.unix_socket_mode, 8)
-    listening.enter_context(
-        bound(path, mode, lambda: _add_port(server, settings.listen, credentials))
-    )
-    return settings.listen
-
-
-def _bind(server: grpc.aio.Server, listen: str, credentials: CurrentCredentials | None) -> str:
-    """Binds, and returns the address with the port that it got."""
-    host, _ = split_address(listen)
-    try:
-        return f"{host}:{_add_port(server, listen, credentials)}"
-    except RuntimeError as error:
-        raise cannot_listen(listen) from error
-
-
-def _add_port(server: grpc.aio.Server, listen: str, credentials: CurrentCredentials | None) -> int:
-    if credentials is None:
-        return server.add_insecure_port(listen)
-    return server.add_secure_port(listen, credentials.of_grpc)
-
-
-def cannot_listen(listen: str) -> StartupError:
-    return StartupError(
-        f"cannot listen on {listen}: the port is taken, or the address is not this machine's"
+def grpc_options(settings: Settings, *, share_port: bool = False) -> GrpcOptions:
+    return GrpcOptions(
+        max_message_bytes=settings.max_message_bytes,
+        max_concurrent_streams=settings.max_concurrent_streams,
+        max_connections=settings.max_connections,
+        max_pending_requests=settings.max_pending_requests,
+        handshake_timeout=settings.handshake_timeout,
+        keepalive=settings.keepalive,
+        compression=not settings.no_compression,
+        share_port=share_port,
     )
 
 
-def _add_services(
-    server: grpc.aio.Server,
+def _methods(
     settings: Settings,
     store: GuardedStore,
     address: str,
-    health: HealthService,
-) -> None:
-    operation_service_pb2_grpc.add_OperationServiceServicer_to_server(
-        OperationService(store, hide_error=settings.hide_error_until_done), server
-    )
-    producer_service_pb2_grpc.add_ProducerServiceServicer_to_server(
-        ProducerService(store, _limits(settings), hide_error=settings.hide_error_until_done),
-        server,
-    )
-    operation_record_service_pb2_grpc.add_OperationRecordServiceServicer_to_server(
-        OperationRecordService(
-            store,
-            max_wait=settings.max_wait,
-            watch_repeat=settings.watch_repeat,
-            hide_error=settings.hide_error_until_done,
-        ),
-        server,
-    )
-    add_operations(server, Operations(store, settings.max_wait))
+    known_types: DescriptorPool,
+    state: ServingState,
+) -> Iterator[Method]:
+    """Every method that is served."""
+    hide_error = settings.hide_error_until_done
+    yield from OperationService(store, hide_error=hide_error).methods()
+    yield from ProducerService(store, _limits(settings), hide_error=hide_error).methods()
+    yield from OperationRecordService(
+        store,
+        max_wait=settings.max_wait,
+        watch_repeat=settings.watch_repeat,
+        hide_error=hide_error,
+    ).methods()
+    yield from LongrunningService(store, settings.max_wait).methods()
     own = dict.fromkeys(OWN_ENDPOINTS, settings.advertise or address)
-    api_endpoint_service_pb2_grpc.add_ApiEndpointServiceServicer_to_server(
-        ApiEndpointService(own | settings.endpoints()), server
-    )
-    add_health(server, health)
+    yield from ApiEndpointService(own | settings.endpoints()).methods()
+    yield from HealthService(state, _SERVICES).methods()
+    yield from reflection_methods(_SERVICES, known_types)
 
 
 def _admission(settings: Settings, authenticator: Authenticator | None) -> Admission:

@@ -22,7 +22,7 @@ from functools import partial
 import structlog
 import uvloop
 
-from opservice.common.addresses import split_address
+from opservice.common.addresses import cannot_listen, split_address
 from opservice.common.private_files import group_id
 from opservice.common.threads import OneThread, no_garbage_collection
 from opservice.domain.errors import OpserviceError, StartupError
@@ -30,7 +30,6 @@ from opservice.domain.operation import SECOND
 from opservice.main.server import (
     CLOSE_SECONDS,
     build_known_types,
-    cannot_listen,
     prepare_database,
     run,
 )

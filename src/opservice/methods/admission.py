@@ -7,26 +7,17 @@ by the address that they call from.
 from __future__ import annotations
 
 import time
-from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
-from grpc.aio import ServicerContext
-
-from opservice.auth.authenticator import Authenticator, Caller, Credentials, set_caller
+from opservice.auth.authenticator import NO_CREDENTIALS, Authenticator, Caller, Credentials
 from opservice.domain.errors import RateLimited, TooManyFailures, TooManyWaits, Unauthenticated
-from opservice.domain.identity import ANYBODY, Identity, Right
+from opservice.domain.identity import ANYBODY, NOBODY, Identity
+from opservice.methods.call import Call, address_of, name_of
 from opservice.methods.lasting import LastingCalls
-from opservice.methods.policies import Method, Who
-
-Context: TypeAlias = "ServicerContext[Any, Any]"
-Metadata: TypeAlias = Sequence[tuple[str, Any]]
-Door: TypeAlias = Callable[[Context, Metadata], Awaitable[Caller]]
-"""Finds out who calls. Raises what refuses them."""
-
-Waiting: TypeAlias = Callable[["Caller | None", Context], AbstractContextManager[None]]
+from opservice.methods.method_policy import Access, MethodPolicy
+from opservice.methods.slots import Slots
 
 MAX_REFLECTIONS, MAX_REFLECTIONS_PER_CALLER = 100, 10
 """Streams of reflection, in a worker."""
@@ -83,37 +74,16 @@ class Rates:
         return min(self._burst, tokens + (now - at) * self._per_second), now
 
 
-class Waits:
-    """The calls that wait or watch: so many of one caller at a time, and so many in all.
+def wait_slots(most: int, most_of_caller: int, waited_for: str = "operations") -> Slots:
+    """Slots of calls that wait or watch. Without one TooManyWaits is raised."""
 
-    `them` are what a caller waits for, for people.
-    """
+    def refuse(caller: str | None) -> TooManyWaits:
+        if caller is None:
+            return TooManyWaits("The server has as many calls that wait as it takes on", "server")
+        message = f"You wait for or watch {most_of_caller} {waited_for}, which is the limit"
+        return TooManyWaits(message, caller)
 
-    def __init__(self, most: int, most_of_caller: int, them: str = "operations") -> None:
-        self._them = them
-        self._most = most
-        self._most_of_caller = most_of_caller
-        self._in_all = 0
-        self._of: Counter[str] = Counter()
-
-    @contextmanager
-    def counted(self, caller: str) -> Iterator[None]:
-        """Raises TooManyWaits."""
-        if self._of[caller] >= self._most_of_caller:
-            most = self._most_of_caller
-            message = f"You wait for or watch {most} {self._them}, which is the limit"
-            raise TooManyWaits(message, caller)
-        if self._in_all >= self._most:
-            raise TooManyWaits("The server has as many calls that wait as it takes on", "server")
-        self._in_all += 1
-        self._of[caller] += 1
-        try:
-            yield
-        finally:
-            self._in_all -= 1
-            self._of[caller] -= 1
-            if not self._of[caller]:
-                del self._of[caller]
+    return Slots(most_of_caller, refuse, most)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,66 +117,63 @@ class Admission:
         self._rates = Rates(limits.rate_limit, burst) if limits.rate_limit else None
         failures = limits.failed_auth_rate
         self._failures = Rates(failures, _FAILURES_AT_ONCE * failures) if failures else None
-        self._waits = Waits(limits.max_waits, limits.max_waits_per_caller)
-        self._reflections = Waits(
+        self._waits = wait_slots(limits.max_waits, limits.max_waits_per_caller)
+        self._reflections = wait_slots(
             MAX_REFLECTIONS, MAX_REFLECTIONS_PER_CALLER, "streams of reflection"
         )
         # Apart, so that whoever has no credentials cannot take up the waits of those who have.
-        self._open_waits = Waits(MAX_OPEN_WAITS, MAX_OPEN_WAITS_PER_CALLER)
+        self._open_waits = wait_slots(MAX_OPEN_WAITS, MAX_OPEN_WAITS_PER_CALLER)
 
-    def door(self, method: Method) -> Door | None:
-        """What the callers of a method pass; None when there is nothing to find out or to count."""
-        asks = self._authenticator is not None and method.takes is not Who.ANYBODY
-        if method.probe or not (asks or self._rates or method.audited):
-            return None
-        right = method.takes if isinstance(method.takes, Right) else Right.SEE
+    async def admit(self, call: Call, policy: MethodPolicy) -> Caller:
+        """Authenticates the caller of a method, and counts the call towards their rate limit.
 
-        async def enter(context: Context, metadata: Metadata) -> Caller:
-            if asks:
-                assert self._authenticator is not None
-                peer = context.auth_context() if self._asks_for_certificates else {}
-                credentials = Credentials.of(metadata, peer)
-                identity = self._authenticator.known(credentials) or await self._identify(
-                    self._authenticator, credentials, context
-                )
-                caller = Caller(identity, right, credentials)
-            else:
-                caller = Caller(ANYBODY, right)
-            if self._rates is not None:
-                self._rates.take(name_of(caller, context))
-            set_caller(caller)
-            return caller
-
-        return enter
-
-    def waiting(self, method: Method) -> Waiting | None:
-        """What the calls of a method wait within, which raises TooManyWaits; None when it does not wait."""
-        if not method.waits:
-            return None
-        if method.takes is Who.ANYBODY:
-            waits = self._open_waits
+        Raises Unauthenticated, KeysUnavailable, TooManyFailures, RateLimited, or PermissionDenied when the
+        caller lacks the required right whatever the operation is.
+        """
+        authenticator = self._authenticator
+        if authenticator is None:
+            caller = Caller(ANYBODY, policy.right)
+        elif policy.requires is Access.OPEN:
+            caller = Caller(NOBODY, policy.right)
         else:
-            waits = self._reflections if method.takes is Who.AUTHENTICATED else self._waits
-        return lambda caller, context: waits.counted(name_of(caller, context))
+            certificate = call.certificate() if self._asks_for_certificates else None
+            credentials = Credentials.of(call.headers, certificate)
+            identity = authenticator.known(credentials) or await self._identify(
+                authenticator, credentials, call
+            )
+            caller = Caller(identity, policy.right, credentials)
+        if self._rates is not None and not policy.probe:
+            self._rates.take(name_of(caller, call.peer))
+        if caller.credentials is not NO_CREDENTIALS:
+            caller.admit_call()
+        return caller
 
-    def lasting(self, method: Method) -> LastingCalls | None:
+    def slots(self, policy: MethodPolicy) -> Slots | None:
+        """Of which each call of a method holds one while it waits; None when the method does not wait."""
+        if not policy.waits:
+            return None
+        if policy.requires is Access.OPEN:
+            return self._open_waits
+        return self._reflections if policy.requires is Access.AUTHENTICATED else self._waits
+
+    def lasting(self, policy: MethodPolicy) -> LastingCalls | None:
         """The calls of a method that end with their callers' credentials, and when the server stops.
 
         None of those that are about an operation, which the store ends (guard.py), or the server's health.
         """
-        return self._lasting if method.takes is Who.AUTHENTICATED else None
+        return self._lasting if policy.requires is Access.AUTHENTICATED else None
 
     def stop(self) -> None:
         """Ends the streams of reflection, in which nothing may be asked for as long as the client likes."""
         self._lasting.stop()
 
     async def _identify(
-        self, authenticator: Authenticator, credentials: Credentials, context: Context
+        self, authenticator: Authenticator, credentials: Credentials, call: Call
     ) -> Identity:
         """Checks credentials that were not seen before, unless too many from there were bad."""
         if self._failures is None:
             return await authenticator.identify(credentials)
-        address = address_of(context.peer())
+        address = address_of(call.peer)
         wait = self._failures.seconds_until(address)
         if wait > 0:
             raise TooManyFailures(
@@ -219,15 +186,3 @@ class Admission:
         except Unauthenticated:
             self._failures.spend(address)
             raise
-
-
-def address_of(peer: str) -> str:
-    """Without the port: `peer:ipv4:10.0.0.7`; all callers on a Unix socket are `peer:unix`."""
-    return f"peer:{peer.rpartition(':')[0]}"
-
-
-def name_of(caller: Caller | None, context: Context) -> str:
-    """What a caller is known by."""
-    if caller is not None and caller.identity.subject:
-        return f"subject:{caller.identity.subject}"
-    return address_of(context.peer())

@@ -24,6 +24,7 @@ from opservice.domain.errors import (
     TooManyHeaders,
     Unauthenticated,
 )
+from opservice.domain.identity import NOBODY
 from opservice.domain.operation import Start
 
 _CAUSED_BY_ANYBODY = (
@@ -108,8 +109,10 @@ def described(error: Exception) -> dict[str, object]:
 
 
 def done_by(caller: Caller) -> dict[str, object]:
-    """Who it was, and what came of it."""
+    """Who it was, and what came of it. Nothing of who was not asked who they are."""
     identity, command, outcome = caller.identity, caller.command, caller.outcome
+    if identity is NOBODY:
+        return {}
     said: dict[str, object] = {"subject": identity.subject, "authenticated_by": identity.source}
     if outcome is not None:
         record = outcome.record

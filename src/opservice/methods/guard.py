@@ -1,4 +1,4 @@
-"""The store as the caller of the present call may use it: what they may not see is not there.
+"""The store as one caller may use it: what they may not see is not there.
 
 Whether a caller may see an operation is decided before its payloads are read: how long that takes would tell
 that there is one. An operation's parent and creator never change, so what was found of them holds when
@@ -9,12 +9,11 @@ another operation; so what is read is checked as well.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from dataclasses import replace
 
-from opservice.auth.authenticator import Authenticator, Caller, current_caller
+from opservice.auth.authenticator import Authenticator, Caller
 from opservice.domain.errors import (
     OperationNotFound,
     PermissionDenied,
@@ -23,8 +22,10 @@ from opservice.domain.errors import (
     Unauthenticated,
 )
 from opservice.domain.filters import ListQuery
+from opservice.domain.identity import ANYBODY
 from opservice.domain.operation import SECOND, Command, Outcome, Record, Start
 from opservice.methods.lasting import LastingCalls
+from opservice.methods.slots import Slots
 from opservice.store.listing import Listed
 from opservice.store.operations import MAX_LISTS, OperationStore
 
@@ -33,20 +34,26 @@ MAX_LISTS_PER_CALLER = MAX_LISTS // 8
 
 
 class GuardedStore:
-    """As OperationStore; everything raises OperationNotFound for what the caller may not see, and
-    PermissionDenied for what they may see, but not change as their call would.
+    """The store, for callers: what OperationStore does, once it is known that the caller may have it done.
+
+    Every method takes the caller first. Every method raises
+
+    * Unauthenticated, when the server authenticates its callers and this one was not authenticated;
+    * OperationNotFound, for an operation that the caller may not see;
+    * PermissionDenied, for one that they may see, but without the right that their call requires;
+    * a StoreError, or what the command is refused with, as OperationStore does.
     """
 
     def __init__(self, store: OperationStore, authenticator: Authenticator | None) -> None:
-        """Without an authenticator everybody may do everything; with one, nothing is done for nobody."""
+        """Without an authenticator ANYBODY may do everything; with one, only who was authenticated may."""
         self._store = store
         self._authenticator = authenticator
-        self._lists: Counter[str] = Counter()
-        self._lasting = None if authenticator is None else LastingCalls(authenticator)
+        self._lists = Slots(MAX_LISTS_PER_CALLER, _too_many_lists)
+        self._lasting = LastingCalls(authenticator)
 
-    async def get(self, operation_id: str) -> Record:
-        caller = self._caller()
-        if caller is None:
+    async def get(self, caller: Caller, operation_id: str) -> Record:
+        """The operation as it is now."""
+        if self._may_everything(caller):
             return await self._store.get(operation_id)
         if not caller.identity.sees_everything:
             await self._admit(caller, operation_id)
@@ -54,40 +61,36 @@ class GuardedStore:
         caller.admit(record)
         return record
 
-    async def page(self, query: ListQuery, name: str) -> Listed:
-        """For a caller who is known by this name. Raises TooManyLists, or as the store does."""
-        if self._lists[name] >= MAX_LISTS_PER_CALLER:
-            raise TooManyLists(
-                f"{MAX_LISTS_PER_CALLER} of your lists are being read, which is the limit", name
-            )
-        caller = self._caller()
-        scope = None if caller is None else caller.identity.scope()
-        self._lists[name] += 1
-        try:
-            return await self._store.page(replace(query, scope=scope), name)
-        finally:
-            self._lists[name] -= 1
-            if not self._lists[name]:
-                del self._lists[name]
+    async def page(self, caller: Caller, query: ListQuery, name: str) -> Listed:
+        """The operations of the query that the caller may see; `name` is what they are known by.
 
-    async def apply(self, command: Command) -> Outcome:
-        caller = self._caller()
-        if caller is None:
-            return await self._store.apply(command)
+        Raises TooManyLists when as many lists of that name are being read as one caller may have.
+        """
+        scope = None if self._may_everything(caller) else caller.identity.scope()
+        with self._lists.held(name):
+            return await self._store.page(replace(query, scope=scope), name)
+
+    async def apply(self, caller: Caller, command: Command) -> Outcome:
+        """Applies the command. Notes it and its outcome with the caller, for the audit log."""
+        may_everything = self._may_everything(caller)
         caller.command = command
-        if isinstance(command, Start):
+        if may_everything:
+            pass
+        elif isinstance(command, Start):
             caller.admit_start(command.parent)
-        elif self._authenticator is not None:
+        else:
             await self._admit(caller, command.id)
         caller.outcome = await self._store.apply(command)
         return caller.outcome
 
     async def follow(
-        self, operation_id: str, repeat_after: float | None = None
+        self, caller: Caller, operation_id: str, repeat_after: float | None = None
     ) -> AsyncGenerator[Record]:
-        """Ends with an error once the caller may not see the operation any more."""
-        caller = self._caller()
-        if caller is None or self._lasting is None:
+        """The operation as it is, then as it becomes, until it is done; see OperationStore.follow.
+
+        Ends with an error once the caller's credentials expire, or they may not see the operation any more.
+        """
+        if self._may_everything(caller):
             async with aclosing(self._store.follow(operation_id, repeat_after)) as records:
                 async for record in records:
                     yield record
@@ -103,7 +106,7 @@ class GuardedStore:
                     lasting.admit(record)
                     yield record
 
-    async def wait(self, operation_id: str, at_most: int) -> Record:
+    async def wait(self, caller: Caller, operation_id: str, at_most: int) -> Record:
         """The operation once it is done, or as it is after `at_most` microseconds.
 
         When the server stops, the operation as it is then.
@@ -111,18 +114,22 @@ class GuardedStore:
         if at_most > 0:
             with suppress(TimeoutError, ServerStopping):
                 async with asyncio.timeout(at_most / SECOND):
-                    async with aclosing(self.follow(operation_id)) as records:
+                    async with aclosing(self.follow(caller, operation_id)) as records:
                         async for record in records:
                             if record.done:
                                 return record
-        return await self.get(operation_id)
+        return await self.get(caller, operation_id)
 
-    def _caller(self) -> Caller | None:
-        """Raises Unauthenticated when nobody was asked who calls, though that has to be asked."""
-        caller = current_caller()
-        if caller is None and self._authenticator is not None:
+    def _may_everything(self, caller: Caller) -> bool:
+        """Whether nothing needs to be asked about the caller, because the server authenticates nobody.
+
+        Raises Unauthenticated when it does, and this caller was not authenticated, whoever forgot that.
+        """
+        if self._authenticator is None:
+            return caller.identity is ANYBODY
+        if not caller.identity.subject:
             raise Unauthenticated("This call has no caller")
-        return caller
+        return False
 
     async def _admit(self, caller: Caller, operation_id: str) -> None:
         """Raises why the caller may not do with an operation what the call does."""
@@ -137,3 +144,8 @@ class GuardedStore:
         except PermissionDenied:
             await self._store.get(operation_id)  # one that has expired is not found, not denied
             raise
+
+
+def _too_many_lists(name: str | None) -> TooManyLists:
+    message = f"{MAX_LISTS_PER_CALLER} of your lists are being read, which is the limit"
+    return TooManyLists(message, name or "")

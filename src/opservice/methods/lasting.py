@@ -42,7 +42,7 @@ class LastingCalls:
             authenticator.listeners.append(self._check_all)
 
     @contextmanager
-    def of(self, caller: Caller | None) -> Iterator[Lasting]:
+    def of(self, caller: Caller) -> Iterator[Lasting]:
         """A call of this caller, which lasts as long as this. With an authenticator there is one."""
         call = Lasting(caller, self._authenticator)
         if self._stopped:
@@ -76,7 +76,7 @@ class LastingCalls:
 class Lasting:
     """A call that goes on only while its caller may see the operation that it is about, if there is one."""
 
-    def __init__(self, caller: Caller | None, authenticator: Authenticator | None) -> None:
+    def __init__(self, caller: Caller, authenticator: Authenticator | None) -> None:
         self._caller = caller
         self._authenticator = authenticator
         self._end: End | None = None
@@ -99,7 +99,6 @@ class Lasting:
             self.check()
         if self._refusal is not None:
             raise self._refusal
-        assert self._caller is not None
         self._caller.admit(record)
         self._record = record
 
@@ -109,7 +108,6 @@ class Lasting:
         self.stale = False
         if self._authenticator is None:
             return
-        assert self._caller is not None
         try:
             identity = _identify_again(self._caller, self._authenticator)
             self._caller.identity = identity

@@ -12,10 +12,9 @@ import binascii
 import hashlib
 from dataclasses import dataclass
 
-from opservice.auth.authenticator import current_caller
 from opservice.domain.filters import Condition, ListQuery, Position
 from opservice.domain.operation import Record
-from opservice.methods.admission import Context, name_of
+from opservice.methods.call import Call, name_of
 from opservice.methods.filtering import MAX_FILTER, FilterError, parse_filter
 from opservice.methods.guard import GuardedStore
 from opservice.methods.validation import Check
@@ -40,7 +39,7 @@ class Page:
 
 async def list_page(
     store: GuardedStore,
-    context: Context,
+    call: Call,
     *,
     parent: str,
     page_size: int,
@@ -65,13 +64,14 @@ async def list_page(
             check.wrong("page_token", "is not one that this server gave for this parent and filter")
     check.finish()
     listed = await store.page(
+        call.caller,
         ListQuery(
             parent=None if parent == ALL_PARENTS else parent,
             limit=min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE),
             condition=condition,
             after=after,
         ),
-        name_of(current_caller(), context),
+        name_of(call.caller, call.peer),
     )
     token = "" if listed.end is None else position_to_token(listed.end, parent, filter_)
     return Page(listed.records, token)

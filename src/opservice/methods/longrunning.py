@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import grpc
 from google.longrunning.operations_proto_pb2 import (
     DESCRIPTOR,
     CancelOperationRequest,
@@ -17,11 +16,11 @@ from google.longrunning.operations_proto_pb2 import (
     WaitOperationRequest,
 )
 from google.protobuf.empty_pb2 import Empty
-from google.protobuf.message_factory import GetMessageClass
-from grpc.aio import Server, ServicerContext
 
+from opservice.auth.authenticator import Caller
 from opservice.domain.errors import OperationNotFound
 from opservice.domain.operation import Cancel, Delete
+from opservice.methods.call import Call
 from opservice.methods.convert import (
     CANCELLED,
     name_from_pb,
@@ -31,27 +30,29 @@ from opservice.methods.convert import (
 from opservice.methods.guard import GuardedStore
 from opservice.methods.listing import list_page
 from opservice.methods.pages import fill
-from opservice.methods.policies import methods_of
+from opservice.methods.registry import Method, methods_of
 from opservice.methods.validation import wait_time
 
-_SERVICE = DESCRIPTOR.services_by_name["Operations"]
 
-
-class Operations:
+class LongrunningService:
     """`max_wait` is microseconds."""
 
     def __init__(self, store: GuardedStore, max_wait: int) -> None:
         self._store = store
         self._max_wait = max_wait
 
+    def methods(self) -> tuple[Method, ...]:
+        """As they are served."""
+        return methods_of(DESCRIPTOR.services_by_name["Operations"], self)
+
     async def GetOperation(
         self,
         request: GetOperationRequest,
-        context: ServicerContext[GetOperationRequest, Operation],
+        call: Call,
     ) -> Operation:
         parent, id_ = name_from_pb(request.name)
         with _not_found_as(request.name):
-            record = await self._store.get(id_)
+            record = await self._store.get(call.caller, id_)
             if parent not in ("", record.parent):
                 raise OperationNotFound(id_)
         return operation_to_longrunning_pb(record)
@@ -59,11 +60,11 @@ class Operations:
     async def ListOperations(
         self,
         request: ListOperationsRequest,
-        context: ServicerContext[ListOperationsRequest, ListOperationsResponse],
+        call: Call,
     ) -> ListOperationsResponse:
         page = await list_page(
             self._store,
-            context,
+            call,
             parent=parent_from_pb(request.name),
             page_size=request.page_size,
             page_token=request.page_token,
@@ -77,59 +78,46 @@ class Operations:
     async def CancelOperation(
         self,
         request: CancelOperationRequest,
-        context: ServicerContext[CancelOperationRequest, Empty],
+        call: Call,
     ) -> Empty:
         with _not_found_as(request.name):
-            await self._store.apply(Cancel(await self._id(request.name), CANCELLED))
+            await self._store.apply(
+                call.caller, Cancel(await self._id(call.caller, request.name), CANCELLED)
+            )
         return Empty()
 
     async def DeleteOperation(
         self,
         request: DeleteOperationRequest,
-        context: ServicerContext[DeleteOperationRequest, Empty],
+        call: Call,
     ) -> Empty:
         with _not_found_as(request.name):
-            await self._store.apply(Delete(await self._id(request.name)))
+            await self._store.apply(call.caller, Delete(await self._id(call.caller, request.name)))
         return Empty()
 
     async def WaitOperation(
         self,
         request: WaitOperationRequest,
-        context: ServicerContext[WaitOperationRequest, Operation],
+        call: Call,
     ) -> Operation:
         timeout = request.timeout if request.HasField("timeout") else None
-        at_most = wait_time(timeout, self._max_wait, context.time_remaining())
+        at_most = wait_time(timeout, self._max_wait, call.seconds_left())
         with _not_found_as(request.name):
-            record = await self._store.wait(await self._id(request.name), at_most)
+            record = await self._store.wait(
+                call.caller, await self._id(call.caller, request.name), at_most
+            )
         return operation_to_longrunning_pb(record)
 
-    async def _id(self, name: str) -> str:
+    async def _id(self, caller: Caller, name: str) -> str:
         """The id in the name, once its parent, if it tells one, is known to be the operation's.
 
         A parent never changes, so what is done by the id afterwards is done to what was named.
         Raises InvalidArgument or OperationNotFound.
         """
         parent, id_ = name_from_pb(name)
-        if parent and (await self._store.get(id_)).parent != parent:
+        if parent and (await self._store.get(caller, id_)).parent != parent:
             raise OperationNotFound(id_)
         return id_
-
-
-def add_operations(server: Server, operations: Operations) -> None:
-    """Serves these as registered methods, which the code that Google publishes does not know of.
-
-    Only those that are in the table: newer versions of the library may have more.
-    """
-    methods = map(_SERVICE.methods_by_name.__getitem__, methods_of(_SERVICE.full_name))
-    handlers = {
-        method.name: grpc.unary_unary_rpc_method_handler(
-            getattr(operations, method.name),
-            GetMessageClass(method.input_type).FromString,
-            GetMessageClass(method.output_type).SerializeToString,
-        )
-        for method in methods
-    }
-    server.add_registered_method_handlers(_SERVICE.full_name, handlers)
 
 
 @contextmanager

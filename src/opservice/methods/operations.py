@@ -6,19 +6,17 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from grpc.aio import ServicerContext
-
 from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
 from opservice._proto.yandex.cloud.operation.operation_service_pb2 import (
+    DESCRIPTOR,
     CancelOperationRequest,
     GetOperationRequest,
 )
-from opservice._proto.yandex.cloud.operation.operation_service_pb2_grpc import (
-    OperationServiceServicer,
-)
 from opservice.domain.operation import SECOND, Cancel, Record
+from opservice.methods.call import Call
 from opservice.methods.convert import CANCELLED, operation_to_pb
 from opservice.methods.guard import GuardedStore
+from opservice.methods.registry import Method, methods_of
 from opservice.methods.validation import valid_id
 
 POLL_INTERVAL = "x-operation-poll-interval"
@@ -26,7 +24,7 @@ _AGE_PER_POLL_SECOND = 20
 _MAX_POLL_SECONDS = 10
 
 
-class OperationService(OperationServiceServicer):
+class OperationService:
     """`clock` returns seconds since the epoch. With `hide_error` an error is shown once it is done."""
 
     def __init__(
@@ -36,22 +34,28 @@ class OperationService(OperationServiceServicer):
         self._to_pb = partial(operation_to_pb, hide_error=hide_error)
         self._clock = clock
 
+    def methods(self) -> tuple[Method, ...]:
+        """As they are served."""
+        return methods_of(DESCRIPTOR.services_by_name["OperationService"], self)
+
     async def Get(
         self,
         request: GetOperationRequest,
-        context: ServicerContext[GetOperationRequest, Operation],
+        call: Call,
     ) -> Operation:
-        record = await self._store.get(valid_id(request.operation_id))
+        record = await self._store.get(call.caller, valid_id(request.operation_id))
         if not record.done:
-            await context.send_initial_metadata(((POLL_INTERVAL, self._poll_seconds(record)),))
+            await call.send_headers(((POLL_INTERVAL, self._poll_seconds(record)),))
         return self._to_pb(record)
 
     async def Cancel(
         self,
         request: CancelOperationRequest,
-        context: ServicerContext[CancelOperationRequest, Operation],
+        call: Call,
     ) -> Operation:
-        outcome = await self._store.apply(Cancel(valid_id(request.operation_id), CANCELLED))
+        outcome = await self._store.apply(
+            call.caller, Cancel(valid_id(request.operation_id), CANCELLED)
+        )
         return self._to_pb(outcome.record)
 
     def _poll_seconds(self, record: Record) -> str:

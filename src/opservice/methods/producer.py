@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from grpc.aio import ServicerContext
-
 from opservice._proto.opservice.v1.producer_service_pb2 import (
+    DESCRIPTOR,
     CompleteRequest,
     FailRequest,
     RenewRequest,
@@ -12,10 +11,8 @@ from opservice._proto.opservice.v1.producer_service_pb2 import (
     StartRequest,
     StartResponse,
 )
-from opservice._proto.opservice.v1.producer_service_pb2_grpc import ProducerServiceServicer
 from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
-from opservice.auth.authenticator import current_caller
-from opservice.domain.identity import ANYBODY
+from opservice.methods.call import Call
 from opservice.methods.convert import (
     complete_from_pb,
     fail_from_pb,
@@ -25,29 +22,31 @@ from opservice.methods.convert import (
     timestamp_to_pb,
 )
 from opservice.methods.guard import GuardedStore
+from opservice.methods.registry import Method, methods_of
 from opservice.methods.validation import Limits
 
 
-class ProducerService(ProducerServiceServicer):
+class ProducerService:
     def __init__(self, store: GuardedStore, limits: Limits, *, hide_error: bool) -> None:
         """With `hide_error` the answer to a Start, which services hand on, has no error until it is done."""
         self._store = store
         self._limits = limits
         self._hide_error = hide_error
 
-    async def Start(
-        self, request: StartRequest, context: ServicerContext[StartRequest, StartResponse]
-    ) -> StartResponse:
-        caller = current_caller()
-        identity = ANYBODY if caller is None else caller.identity
-        outcome = await self._store.apply(start_from_pb(request, self._limits, identity))
+    def methods(self) -> tuple[Method, ...]:
+        """As they are served."""
+        return methods_of(DESCRIPTOR.services_by_name["ProducerService"], self)
+
+    async def Start(self, request: StartRequest, call: Call) -> StartResponse:
+        identity = call.caller.identity
+        outcome = await self._store.apply(
+            call.caller, start_from_pb(request, self._limits, identity)
+        )
         operation = operation_to_pb(outcome.record, hide_error=self._hide_error)
         return StartResponse(operation=operation, owned=outcome.owned)
 
-    async def Renew(
-        self, request: RenewRequest, context: ServicerContext[RenewRequest, RenewResponse]
-    ) -> RenewResponse:
-        record = (await self._store.apply(renew_from_pb(request, self._limits))).record
+    async def Renew(self, request: RenewRequest, call: Call) -> RenewResponse:
+        record = (await self._store.apply(call.caller, renew_from_pb(request, self._limits))).record
         lapses = record.lease_expires_at
         return RenewResponse(
             operation=operation_to_pb(record),
@@ -55,14 +54,10 @@ class ProducerService(ProducerServiceServicer):
             lease_expires_at=None if lapses is None else timestamp_to_pb(lapses),
         )
 
-    async def Complete(
-        self, request: CompleteRequest, context: ServicerContext[CompleteRequest, Operation]
-    ) -> Operation:
-        outcome = await self._store.apply(complete_from_pb(request, self._limits))
+    async def Complete(self, request: CompleteRequest, call: Call) -> Operation:
+        outcome = await self._store.apply(call.caller, complete_from_pb(request, self._limits))
         return operation_to_pb(outcome.record)
 
-    async def Fail(
-        self, request: FailRequest, context: ServicerContext[FailRequest, Operation]
-    ) -> Operation:
-        outcome = await self._store.apply(fail_from_pb(request, self._limits))
+    async def Fail(self, request: FailRequest, call: Call) -> Operation:
+        outcome = await self._store.apply(call.caller, fail_from_pb(request, self._limits))
         return operation_to_pb(outcome.record)

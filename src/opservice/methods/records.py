@@ -7,10 +7,10 @@ from contextlib import aclosing
 from functools import partial
 
 from google.protobuf.empty_pb2 import Empty
-from grpc.aio import ServicerContext
 
 from opservice._proto.opservice.v1.operation_record_pb2 import OperationRecord
 from opservice._proto.opservice.v1.operation_record_service_pb2 import (
+    DESCRIPTOR,
     DeleteOperationRecordRequest,
     GetOperationRecordRequest,
     ListOperationRecordsRequest,
@@ -18,18 +18,17 @@ from opservice._proto.opservice.v1.operation_record_service_pb2 import (
     WaitOperationRecordRequest,
     WatchOperationRecordRequest,
 )
-from opservice._proto.opservice.v1.operation_record_service_pb2_grpc import (
-    OperationRecordServiceServicer,
-)
 from opservice.domain.operation import SECOND, Delete
+from opservice.methods.call import Call
 from opservice.methods.convert import record_to_pb
 from opservice.methods.guard import GuardedStore
 from opservice.methods.listing import list_page
 from opservice.methods.pages import fill
+from opservice.methods.registry import Method, methods_of
 from opservice.methods.validation import valid_id, wait_time
 
 
-class OperationRecordService(OperationRecordServiceServicer):
+class OperationRecordService:
     """`max_wait` and `watch_repeat` are microseconds."""
 
     def __init__(
@@ -43,19 +42,25 @@ class OperationRecordService(OperationRecordServiceServicer):
         self._max_wait = max_wait
         self._watch_repeat = watch_repeat / SECOND or None
 
+    def methods(self) -> tuple[Method, ...]:
+        """As they are served."""
+        return methods_of(DESCRIPTOR.services_by_name["OperationRecordService"], self)
+
     async def Get(
         self,
         request: GetOperationRecordRequest,
-        context: ServicerContext[GetOperationRecordRequest, OperationRecord],
+        call: Call,
     ) -> OperationRecord:
-        return self._to_pb(await self._store.get(valid_id(request.operation_id)))
+        return self._to_pb(await self._store.get(call.caller, valid_id(request.operation_id)))
 
     async def Watch(
         self,
         request: WatchOperationRecordRequest,
-        context: ServicerContext[WatchOperationRecordRequest, OperationRecord],
+        call: Call,
     ) -> AsyncIterator[OperationRecord]:
-        following = self._store.follow(valid_id(request.operation_id), self._watch_repeat)
+        following = self._store.follow(
+            call.caller, valid_id(request.operation_id), self._watch_repeat
+        )
         async with aclosing(following) as records:
             async for record in records:
                 yield self._to_pb(record)
@@ -63,21 +68,21 @@ class OperationRecordService(OperationRecordServiceServicer):
     async def Wait(
         self,
         request: WaitOperationRecordRequest,
-        context: ServicerContext[WaitOperationRecordRequest, OperationRecord],
+        call: Call,
     ) -> OperationRecord:
         id_ = valid_id(request.operation_id)
         timeout = request.timeout if request.HasField("timeout") else None
-        at_most = wait_time(timeout, self._max_wait, context.time_remaining())
-        return self._to_pb(await self._store.wait(id_, at_most))
+        at_most = wait_time(timeout, self._max_wait, call.seconds_left())
+        return self._to_pb(await self._store.wait(call.caller, id_, at_most))
 
     async def List(
         self,
         request: ListOperationRecordsRequest,
-        context: ServicerContext[ListOperationRecordsRequest, ListOperationRecordsResponse],
+        call: Call,
     ) -> ListOperationRecordsResponse:
         page = await list_page(
             self._store,
-            context,
+            call,
             parent=request.parent,
             page_size=request.page_size,
             page_token=request.page_token,
@@ -90,7 +95,7 @@ class OperationRecordService(OperationRecordServiceServicer):
     async def Delete(
         self,
         request: DeleteOperationRecordRequest,
-        context: ServicerContext[DeleteOperationRecordRequest, Empty],
+        call: Call,
     ) -> Empty:
-        await self._store.apply(Delete(valid_id(request.operation_id)))
+        await self._store.apply(call.caller, Delete(valid_id(request.operation_id)))
         return Empty()

@@ -1,4 +1,4 @@
-"""What each error is on the wire: one table, and what goes with it."""
+"""The status mapping: what each error is on the wire, in one table, and the details that go with it."""
 
 from __future__ import annotations
 
@@ -57,58 +57,64 @@ _MAX_MESSAGE = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Meaning:
+class ErrorStatus:
+    """What an error is on the wire: a google.rpc.Code, and the reason in its ErrorInfo.
+
+    With `retry` the status says when to try again.
+    """
+
     code: int
     reason: str
     retry: bool = False
 
 
-MEANINGS: dict[type[BaseException], Meaning] = {
-    InvalidArgument: Meaning(Code.INVALID_ARGUMENT, "INVALID_REQUEST"),
-    IdempotencyKeyReused: Meaning(Code.INVALID_ARGUMENT, "IDEMPOTENCY_KEY_REUSED"),
-    OperationNotFound: Meaning(Code.NOT_FOUND, "OPERATION_NOT_FOUND"),
-    EndpointNotFound: Meaning(Code.NOT_FOUND, "ENDPOINT_NOT_FOUND"),
-    ServiceUnknown: Meaning(Code.NOT_FOUND, "SERVICE_UNKNOWN"),
-    MalformedRequest: Meaning(Code.INVALID_ARGUMENT, "MALFORMED_REQUEST"),
+ERROR_STATUSES: dict[type[BaseException], ErrorStatus] = {
+    InvalidArgument: ErrorStatus(Code.INVALID_ARGUMENT, "INVALID_REQUEST"),
+    IdempotencyKeyReused: ErrorStatus(Code.INVALID_ARGUMENT, "IDEMPOTENCY_KEY_REUSED"),
+    OperationNotFound: ErrorStatus(Code.NOT_FOUND, "OPERATION_NOT_FOUND"),
+    EndpointNotFound: ErrorStatus(Code.NOT_FOUND, "ENDPOINT_NOT_FOUND"),
+    ServiceUnknown: ErrorStatus(Code.NOT_FOUND, "SERVICE_UNKNOWN"),
+    MalformedRequest: ErrorStatus(Code.INVALID_ARGUMENT, "MALFORMED_REQUEST"),
     # Not RESOURCE_EXHAUSTED: clients repeat that, and it would not help.
-    RequestTooLarge: Meaning(Code.INVALID_ARGUMENT, "REQUEST_TOO_LARGE"),
-    IamNotServed: Meaning(Code.UNIMPLEMENTED, "IAM_NOT_SERVED"),
-    TooManyHeaders: Meaning(Code.RESOURCE_EXHAUSTED, "TOO_MANY_HEADERS"),
-    Unauthenticated: Meaning(Code.UNAUTHENTICATED, "CREDENTIALS_INVALID"),
-    CredentialsMissing: Meaning(Code.UNAUTHENTICATED, "CREDENTIALS_MISSING"),
-    CredentialsExpired: Meaning(Code.UNAUTHENTICATED, "CREDENTIALS_EXPIRED"),
-    KeysUnavailable: Meaning(Code.UNAVAILABLE, "KEYS_UNAVAILABLE", retry=True),
-    PermissionDenied: Meaning(Code.PERMISSION_DENIED, "PERMISSION_DENIED"),
-    LeaseTokenMismatch: Meaning(Code.PERMISSION_DENIED, "LEASE_TOKEN_MISMATCH"),
-    OperationDone: Meaning(Code.FAILED_PRECONDITION, "OPERATION_DONE"),
-    OperationNotCancellable: Meaning(Code.FAILED_PRECONDITION, "OPERATION_NOT_CANCELLABLE"),
-    OperationRunning: Meaning(Code.FAILED_PRECONDITION, "OPERATION_RUNNING"),
-    StoreUnavailable: Meaning(Code.UNAVAILABLE, "STORE_UNAVAILABLE", retry=True),
-    StoreBusy: Meaning(Code.UNAVAILABLE, "STORE_UNAVAILABLE", retry=True),
-    StoreFileLost: Meaning(Code.UNAVAILABLE, "STORE_UNAVAILABLE", retry=True),
-    StoreFull: Meaning(Code.RESOURCE_EXHAUSTED, "STORE_FULL", retry=True),
-    ServerBusy: Meaning(Code.RESOURCE_EXHAUSTED, "SERVER_BUSY", retry=True),
-    RateLimited: Meaning(Code.RESOURCE_EXHAUSTED, "RATE_LIMITED", retry=True),
-    TooManyFailures: Meaning(Code.RESOURCE_EXHAUSTED, "TOO_MANY_FAILURES", retry=True),
-    TooManyWaits: Meaning(Code.RESOURCE_EXHAUSTED, "TOO_MANY_WAITS", retry=True),
-    TooManyLists: Meaning(Code.RESOURCE_EXHAUSTED, "TOO_MANY_LISTS", retry=True),
-    TooManyOperations: Meaning(Code.RESOURCE_EXHAUSTED, "TOO_MANY_OPERATIONS", retry=True),
-    ServerStopping: Meaning(Code.UNAVAILABLE, "SERVER_STOPPING", retry=True),
+    RequestTooLarge: ErrorStatus(Code.INVALID_ARGUMENT, "REQUEST_TOO_LARGE"),
+    IamNotServed: ErrorStatus(Code.UNIMPLEMENTED, "IAM_NOT_SERVED"),
+    TooManyHeaders: ErrorStatus(Code.RESOURCE_EXHAUSTED, "TOO_MANY_HEADERS"),
+    Unauthenticated: ErrorStatus(Code.UNAUTHENTICATED, "CREDENTIALS_INVALID"),
+    CredentialsMissing: ErrorStatus(Code.UNAUTHENTICATED, "CREDENTIALS_MISSING"),
+    CredentialsExpired: ErrorStatus(Code.UNAUTHENTICATED, "CREDENTIALS_EXPIRED"),
+    KeysUnavailable: ErrorStatus(Code.UNAVAILABLE, "KEYS_UNAVAILABLE", retry=True),
+    PermissionDenied: ErrorStatus(Code.PERMISSION_DENIED, "PERMISSION_DENIED"),
+    LeaseTokenMismatch: ErrorStatus(Code.PERMISSION_DENIED, "LEASE_TOKEN_MISMATCH"),
+    OperationDone: ErrorStatus(Code.FAILED_PRECONDITION, "OPERATION_DONE"),
+    OperationNotCancellable: ErrorStatus(Code.FAILED_PRECONDITION, "OPERATION_NOT_CANCELLABLE"),
+    OperationRunning: ErrorStatus(Code.FAILED_PRECONDITION, "OPERATION_RUNNING"),
+    StoreUnavailable: ErrorStatus(Code.UNAVAILABLE, "STORE_UNAVAILABLE", retry=True),
+    StoreBusy: ErrorStatus(Code.UNAVAILABLE, "STORE_UNAVAILABLE", retry=True),
+    StoreFileLost: ErrorStatus(Code.UNAVAILABLE, "STORE_UNAVAILABLE", retry=True),
+    StoreFull: ErrorStatus(Code.RESOURCE_EXHAUSTED, "STORE_FULL", retry=True),
+    ServerBusy: ErrorStatus(Code.RESOURCE_EXHAUSTED, "SERVER_BUSY", retry=True),
+    RateLimited: ErrorStatus(Code.RESOURCE_EXHAUSTED, "RATE_LIMITED", retry=True),
+    TooManyFailures: ErrorStatus(Code.RESOURCE_EXHAUSTED, "TOO_MANY_FAILURES", retry=True),
+    TooManyWaits: ErrorStatus(Code.RESOURCE_EXHAUSTED, "TOO_MANY_WAITS", retry=True),
+    TooManyLists: ErrorStatus(Code.RESOURCE_EXHAUSTED, "TOO_MANY_LISTS", retry=True),
+    TooManyOperations: ErrorStatus(Code.RESOURCE_EXHAUSTED, "TOO_MANY_OPERATIONS", retry=True),
+    ServerStopping: ErrorStatus(Code.UNAVAILABLE, "SERVER_STOPPING", retry=True),
 }
-_UNEXPECTED = Meaning(Code.INTERNAL, "INTERNAL")
+_UNEXPECTED = ErrorStatus(Code.INTERNAL, "INTERNAL")
 
 
-def meaning_of(error: BaseException) -> Meaning:
-    return MEANINGS.get(type(error), _UNEXPECTED)
+def status_of(error: BaseException) -> ErrorStatus:
+    """What the error is on the wire; INTERNAL when it is not in the table."""
+    return ERROR_STATUSES.get(type(error), _UNEXPECTED)
 
 
 def error_to_pb(error: BaseException, request_id: str) -> Status:
     """The status for an error; for one that is not in the table, nothing of it but INTERNAL."""
-    meaning = meaning_of(error)
+    mapped = status_of(error)
     unexpected = f"Internal error, request id {request_id}"
-    message = unexpected if meaning is _UNEXPECTED else str(error)
-    status = Status(code=meaning.code, message=_shortened(message))
-    info = ErrorInfo(reason=meaning.reason, domain=ERROR_DOMAIN)
+    message = unexpected if mapped is _UNEXPECTED else str(error)
+    status = Status(code=mapped.code, message=_shortened(message))
+    info = ErrorInfo(reason=mapped.reason, domain=ERROR_DOMAIN)
     if isinstance(error, PreconditionFailed):
         info.metadata["operation_id"] = error.record.id
     elif isinstance(error, OperationNotFound):
@@ -129,7 +135,7 @@ def error_to_pb(error: BaseException, request_id: str) -> Status:
         quota = QuotaFailure()
         quota.violations.add(subject=error.subject, description=_shortened(str(error)))
         status.details.add().Pack(quota)
-    if meaning.retry:
+    if mapped.retry:
         delay = Duration()
         delay.FromNanoseconds(int(retry_seconds * 1e9))
         status.details.add().Pack(RetryInfo(retry_delay=delay))

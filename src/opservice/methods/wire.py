@@ -1,4 +1,4 @@
-"""How many fields a message has, counted in its bytes, before memory is taken for them.
+"""Requests as bytes: those that are too large are refused before memory is taken for what they hold.
 
 A field of two bytes becomes an object of fifty: a request within the limit of bytes could else become a
 hundred MiB. Encoding: https://protobuf.dev/programming-guides/encoding/.
@@ -6,13 +6,43 @@ hundred MiB. Encoding: https://protobuf.dev/programming-guides/encoding/.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
+from typing import cast
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import DecodeError, Message
+
+from opservice.domain.errors import MalformedRequest, RequestTooLarge
+from opservice.methods.method_policy import MAX_FIELDS, MethodPolicy
 
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
 _LONGEST_VARINT = 10
 _64_BITS = (1 << 64) - 1
+
+
+def decoder_of(kind: type[Message], policy: MethodPolicy) -> Callable[[bytes], Message]:
+    """Decodes requests of a method that are not too large. It raises RequestTooLarge or MalformedRequest."""
+    decode, most = kind.FromString, policy.max_bytes
+    descriptor = cast("Descriptor", kind.DESCRIPTOR)
+
+    def decode_bounded(request: bytes) -> Message:
+        if most is None:
+            if has_more_fields(request, descriptor, MAX_FIELDS):
+                raise RequestTooLarge(
+                    f"The request has more than {MAX_FIELDS} fields, those of the messages in it"
+                    " counted too"
+                )
+        elif len(request) > most:
+            raise RequestTooLarge(
+                f"The request has {len(request)} bytes, at most {most} are allowed"
+            )
+        try:
+            return decode(request)
+        except DecodeError as error:
+            raise MalformedRequest from error
+
+    return decode_bounded
 
 
 def has_more_fields(data: bytes, kind: Descriptor, most: int) -> bool:

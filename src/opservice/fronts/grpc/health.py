@@ -1,4 +1,4 @@
-"""grpc.health.v1.Health: serving until the server stops or loses its database file, for all services alike.
+"""grpc.health.v1.Health: whether the server serves, for all services alike.
 
 grpcio-health-checking's own asyncio servicer never ends a Watch, so every shutdown would last as long
 as it may; and of two who watch, the second is forgotten when the first leaves.
@@ -6,68 +6,49 @@ as it may; and of two who watch, the second is forgotten when the first leaves.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterable
+from typing import cast
 
-import grpc
-from grpc.aio import Server, ServicerContext
-from grpc_health.v1.health import SERVICE_NAME
+from google.protobuf.descriptor import FileDescriptor
+from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from opservice.domain.errors import ServiceUnknown
-from opservice.methods.policies import methods_of
+from opservice.methods.call import Call
+from opservice.methods.registry import Method, methods_of
+from opservice.methods.serving import ServingState
+
+FILE = cast("FileDescriptor", health_pb2.DESCRIPTOR)
 
 
 class HealthService:
     """Knows the services that it is given, and "" for the server as a whole."""
 
-    def __init__(self, services: Iterable[str]) -> None:
+    def __init__(self, state: ServingState, services: Iterable[str]) -> None:
+        self._state = state
         self._services = frozenset(("", *services))
-        self._stopping = asyncio.Event()
 
-    def stop(self) -> None:
-        """NOT_SERVING from now on; whoever watches is told, and their stream ends."""
-        self._stopping.set()
-
-    async def Check(
-        self,
-        request: HealthCheckRequest,
-        context: ServicerContext[HealthCheckRequest, HealthCheckResponse],
-    ) -> HealthCheckResponse:
+    async def Check(self, request: HealthCheckRequest, _call: Call) -> HealthCheckResponse:
+        """Raises ServiceUnknown."""
         if request.service not in self._services:
             raise ServiceUnknown
         return self._answer()
 
     async def Watch(
-        self,
-        request: HealthCheckRequest,
-        context: ServicerContext[HealthCheckRequest, HealthCheckResponse],
+        self, request: HealthCheckRequest, _call: Call
     ) -> AsyncIterator[HealthCheckResponse]:
+        """The state as it is, and once more when the server stops; then the stream ends."""
         if request.service in self._services:
             yield self._answer()
         else:
             yield HealthCheckResponse(status=HealthCheckResponse.SERVICE_UNKNOWN)
-        await self._stopping.wait()
+        await self._state.stopped()
         yield self._answer()
 
+    def methods(self) -> tuple[Method, ...]:
+        return methods_of(FILE.services_by_name["Health"], self)
+
     def _answer(self) -> HealthCheckResponse:
-        if self._stopping.is_set():
-            return HealthCheckResponse(status=HealthCheckResponse.NOT_SERVING)
-        return HealthCheckResponse(status=HealthCheckResponse.SERVING)
-
-
-def add_health(server: Server, health: HealthService) -> None:
-    """Serves the methods of Health that are in the table; newer versions of the library have more."""
-    kinds = {
-        "Check": grpc.unary_unary_rpc_method_handler,
-        "Watch": grpc.unary_stream_rpc_method_handler,
-    }
-    handlers = {
-        name: kinds[name](
-            getattr(health, name),
-            HealthCheckRequest.FromString,
-            HealthCheckResponse.SerializeToString,
-        )
-        for name in methods_of(SERVICE_NAME)
-    }
-    server.add_registered_method_handlers(SERVICE_NAME, handlers)
+        if self._state.serving:
+            return HealthCheckResponse(status=HealthCheckResponse.SERVING)
+        return HealthCheckResponse(status=HealthCheckResponse.NOT_SERVING)

@@ -12,18 +12,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
-import grpc
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError
-from grpc.aio import Server
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.reflection import SERVICE_NAME
 from grpc_reflection.v1alpha.reflection import aio as reflection_aio
 
 from opservice.domain.errors import StartupError
+from opservice.methods.registry import Method, methods_of
 
+_FILE = cast("FileDescriptor", reflection_pb2.DESCRIPTOR)
 _V1ALPHA, _V1 = "grpc.reflection.v1alpha", "grpc.reflection.v1"
 V1_SERVICE_NAME = SERVICE_NAME.replace(_V1ALPHA, _V1)
 
@@ -45,7 +45,7 @@ def build_pool(files: Iterable[FileDescriptor], descriptor_sets: Iterable[Path])
     """
     pool = DescriptorPool()
     known: set[str] = set()
-    for file in (*files, *_public_files(), cast("FileDescriptor", reflection_pb2.DESCRIPTOR)):
+    for file in (*files, *_public_files(), _FILE):
         _add(pool, file, known)
     pool.AddSerializedFile(_v1_file().SerializeToString())
     for path in descriptor_sets:
@@ -53,16 +53,14 @@ def build_pool(files: Iterable[FileDescriptor], descriptor_sets: Iterable[Path])
     return pool
 
 
-def add_reflection(server: Server, services: Iterable[str], pool: DescriptorPool) -> None:
-    """Serves both versions of reflection for these services, and for itself."""
+def reflection_methods(services: Iterable[str], pool: DescriptorPool) -> tuple[Method, ...]:
+    """Both versions of reflection for these services, and for itself."""
     servicer = _ReflectionServicer([*services, SERVICE_NAME, V1_SERVICE_NAME], pool)
-    handler = grpc.stream_stream_rpc_method_handler(
-        servicer.ServerReflectionInfo,
-        reflection_pb2.ServerReflectionRequest.FromString,
-        reflection_pb2.ServerReflectionResponse.SerializeToString,
+    service = _FILE.services_by_name["ServerReflection"]
+    return (
+        *methods_of(service, servicer),
+        *methods_of(service, servicer, served_as=V1_SERVICE_NAME),
     )
-    for name in (SERVICE_NAME, V1_SERVICE_NAME):
-        server.add_registered_method_handlers(name, {"ServerReflectionInfo": handler})
 
 
 class _ReflectionServicer(reflection_aio.ReflectionServicer):
@@ -117,7 +115,7 @@ def _with_json_names(file: FileDescriptor) -> FileDescriptorProto:
 
 
 def _v1_file() -> FileDescriptorProto:
-    file = _with_json_names(cast("FileDescriptor", reflection_pb2.DESCRIPTOR))
+    file = _with_json_names(_FILE)
     file.name, file.package = "grpc/reflection/v1/reflection.proto", _V1
     for message in file.message_type:
         for field in message.field:
