@@ -11,12 +11,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Self, TypeVar
 
 import grpc
 
 from support.client import Client, open_channel
 from support.tools import stable_port
+from support.warm import WarmProcess
+from support.warm import start as start_warm
 
 PATIENCE = 60.0
 """Seconds after which a test stops waiting for what should long have happened."""
@@ -57,13 +60,15 @@ def run_opservice(
     *arguments: str, environment: Mapping[str, str] | None = None, **settings: Any
 ) -> subprocess.CompletedProcess[str]:
     """Runs a command that is expected to end by itself."""
-    return subprocess.run(
-        command_line(arguments, settings),
-        env=clean_environment(**(environment or {})),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    variables = clean_environment(**(environment or {}))
+    with TemporaryFile() as stdout, TemporaryFile() as stderr:
+        process = start_warm(command_line(arguments, settings)[3:], variables, stdout, stderr)
+        try:
+            code = process.wait(PATIENCE)
+        finally:
+            process.kill()
+        told = [os.pread(each.fileno(), 2**24, 0).decode() for each in (stdout, stderr)]
+    return subprocess.CompletedProcess(arguments, code, *told)
 
 
 class ServerProcess:
@@ -89,7 +94,8 @@ class ServerProcess:
         )
         self._stdout = directory / f"stdout-{id(self)}"
         self._stderr = directory / f"stderr-{id(self)}"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._cold = not all(name.startswith("OPSERVICE_") for name in environment or ())
+        self._process: subprocess.Popen[bytes] | WarmProcess | None = None
         self._channels: list[grpc.Channel] = []
         self._client: Client | None = None
         self.address = ""
@@ -118,14 +124,12 @@ class ServerProcess:
         finally:
             self.close()
 
-    def _launch(self) -> subprocess.Popen[bytes]:
+    def _launch(self) -> subprocess.Popen[bytes] | WarmProcess:
+        line = command_line(["serve"], self.settings)
         with self._stdout.open("ab") as stdout, self._stderr.open("ab") as stderr:
-            return subprocess.Popen(
-                command_line(["serve"], self.settings),
-                env=self._environment,
-                stdout=stdout,
-                stderr=stderr,
-            )
+            if self._cold:
+                return subprocess.Popen(line, env=self._environment, stdout=stdout, stderr=stderr)
+            return start_warm(line[3:], self._environment, stdout, stderr)
 
     @property
     def pid(self) -> int:
