@@ -32,6 +32,7 @@ from opservice.methods.pipeline import Pipeline
 from opservice.methods.registry import methods_of
 from opservice.runtime.logs import configure_logging
 from opservice.runtime.settings import Settings
+from opservice.runtime.settings.groups import ConnectionSettings
 from speed import Send, Server, connect, get, run
 
 KINDS = {"answered": "OK", "by gRPC": "RESOURCE_EXHAUSTED", "by opservice": "RESOURCE_EXHAUSTED"}
@@ -46,7 +47,7 @@ async def serve(kind: str) -> None:
     """Until the process is ended."""
     limit = 1 if kind == "by gRPC" else None
     server = grpc.aio.server(
-        options=server_options(grpc_options(Settings())), maximum_concurrent_rpcs=limit
+        options=server_options(grpc_options(ConnectionSettings())), maximum_concurrent_rpcs=limit
     )
     answer = Operation(id="ops0123456789abcdefg", description="Create registry")
 
@@ -63,9 +64,9 @@ async def serve(kind: str) -> None:
     }
     if kind == "by opservice":
         settings = Settings()
-        configure_logging(settings)
+        configure_logging(settings.logging)
         methods = Methods(
-            Pipeline(Admission(AdmissionLimits(), None), 0), settings.max_unsent_bytes
+            Pipeline(Admission(AdmissionLimits(), None), 0), settings.limits.max_unsent_bytes
         )
         handler = SimpleNamespace(Get=handle, Cancel=handle)
         methods.add(methods_of(DESCRIPTOR.services_by_name["OperationService"], handler))

@@ -49,7 +49,7 @@ from opservice.domain.operation import DAY, SECOND, CancelPolicy, Record, hash_l
 from opservice.fronts.grpc.server import server_options
 from opservice.main.server import grpc_options
 from opservice.methods.convert import payload_to_bytes
-from opservice.runtime.settings import Settings
+from opservice.runtime.settings.groups import ConnectionSettings
 from opservice.store.engine import Database, open_database
 from opservice.store.migrations import migrate
 from opservice.store.schema import operations
@@ -349,7 +349,7 @@ def line(of: dict[str, Any]) -> str:
 
 async def serve_bare(answers: dict[str, str]) -> None:
     """Until SIGTERM."""
-    server = grpc.aio.server(options=server_options(grpc_options(Settings())))
+    server = grpc.aio.server(options=server_options(grpc_options(ConnectionSettings())))
     for method in METHODS.values():
         answer = method.response.FromString(bytes.fromhex(answers[method.path]))
 

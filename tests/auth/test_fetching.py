@@ -234,6 +234,6 @@ def test_a_proxy_that_cannot_be_used_is_refused(jwks: str, proxy: str, complaint
     others: dict[str, Any] = {"jwt_issuer": "issuer", "jwt_audience": ("audience",)} if jwks else {}
 
     with pytest.raises(StartupError, match=complaint) as caught:
-        Settings(jwks=jwks, jwks_proxy=proxy, **others)
+        Settings.of(jwks=jwks, jwks_proxy=proxy, **others)
 
     assert "secret" not in str(caught.value)

@@ -1,6 +1,5 @@
 """`opservice serve` and `migrate`: where they take values from, what they refuse."""
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,11 @@ from click.testing import CliRunner
 from opservice import __version__
 from opservice.cli import cli
 from opservice.cli.serve import serve_command
-from opservice.runtime.settings import Settings, environment_variable, flag
+from opservice.runtime.settings import GROUPS, SETTINGS, Settings
+from opservice.runtime.settings.setting import Setting
 from support.server import ServerProcess, run_opservice, serving
+
+TITLES = [f"{group.TITLE}:" for group in GROUPS.values()]
 
 SAMPLES: dict[str, tuple[str, Any]] = {
     "text": ("127.0.0.1:7", "127.0.0.1:7"),
@@ -27,21 +29,21 @@ SAMPLES: dict[str, tuple[str, Any]] = {
 }
 
 
-def sample(setting: Any) -> tuple[str, Any]:
+def sample(setting: Setting) -> tuple[str, Any]:
     """A value that is not the default: as it is written, and as it is meant."""
-    if setting.metadata["kind"] == "choice":
-        chosen = setting.metadata["choices"][-1]
+    if setting.kind == "choice":
+        chosen = setting.choices[-1]
         return chosen, chosen
-    return SAMPLES[setting.metadata["kind"]]
+    return SAMPLES[setting.kind]
 
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Sets every variable; what the settings then should be."""
     expected = {}
-    for setting in fields(Settings):
+    for setting in SETTINGS.values():
         text, expected[setting.name] = sample(setting)
-        monkeypatch.setenv(environment_variable(setting), text)
+        monkeypatch.setenv(setting.variable, text)
     return expected
 
 
@@ -54,9 +56,10 @@ def test_help_lists_every_setting_with_its_environment_variable() -> None:
     shown = CliRunner().invoke(cli, ["serve", "--help"]).output
     words = shown.replace("\n", " ").split()
 
-    for setting in fields(Settings):
-        assert flag(setting) in words
-        assert environment_variable(setting) in shown.replace("\n", "").replace(" ", "")
+    for setting in SETTINGS.values():
+        assert setting.flag in words
+        assert setting.variable in shown.replace("\n", "").replace(" ", "")
+    assert [line for line in shown.splitlines() if line in TITLES] == TITLES
 
 
 def test_every_setting_is_taken_from_the_environment(environment: dict[str, Any]) -> None:
@@ -73,10 +76,10 @@ def test_a_flag_counts_for_more_than_the_environment(environment: dict[str, Any]
 
 
 def test_without_anything_the_defaults_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    for setting in fields(Settings):
-        monkeypatch.delenv(environment_variable(setting), raising=False)
+    for setting in SETTINGS.values():
+        monkeypatch.delenv(setting.variable, raising=False)
 
-    assert Settings(**parsed()) == Settings()
+    assert Settings.of(**parsed()) == Settings()
 
 
 @pytest.mark.parametrize(
@@ -116,7 +119,9 @@ def test_a_server_that_asks_nobody_who_he_is_refuses_other_machines(tmp_path: Pa
     server = ServerProcess(tmp_path, f"sqlite:///{tmp_path}/a.db", listen="0.0.0.0:0")
 
     assert server.expect_refusal() == 1
-    assert server.stderr.startswith("opservice: --listen 0.0.0.0:0 is open to other machines")
+    assert server.stderr.startswith(
+        "opservice: --listen 0.0.0.0:0 can be reached from other machines"
+    )
     assert not (tmp_path / "a.db").exists()
 
 
@@ -136,7 +141,7 @@ def test_tokens_without_tls_are_warned_of(tmp_path: Path) -> None:
     with serving(tmp_path, f"sqlite:///{tmp_path}/a.db", **settings) as server:
         warned = [line["event"] for line in server.log(level="warning")]
 
-        assert "without TLS tokens can be read by everybody on their way to this server" in warned
+        assert "without TLS, others can read tokens on their way to this server" in warned
 
 
 BROKEN = {

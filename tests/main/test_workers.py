@@ -60,7 +60,7 @@ async def test_where_no_process_can_be_started_the_start_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "missing"))
-    settings = Settings(
+    settings = Settings.of(
         listen=f"127.0.0.1:{stable_port()}", database=f"sqlite:///{tmp_path}/a.db", workers=2
     )
 

@@ -3,39 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
 from pathlib import Path
 
 from click import Context
 
 from opservice.cli import cli
-from opservice.runtime.settings import (
-    Settings,
-    default_of,
-    environment_variable,
-    flag,
-    format_value,
-)
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-
-
-def settings_table() -> str:
-    """The table as docs/settings.md must have it: paste it there when a setting changes."""
-    rows = ["| flag | environment | default | |", "|---|---|---|---|"]
-    for setting in fields(Settings):
-        default = format_value(setting, default_of(setting))
-        shown = f"`{default}`" if default else ""
-        meaning = setting.metadata["meaning"]
-        rows.append(
-            f"| `{flag(setting)}` | `{environment_variable(setting)}` | {shown} | {meaning} |"
-        )
-    return "\n".join(rows)
-
-
-def test_the_settings_page_lists_every_setting_with_its_default_and_meaning() -> None:
-    assert settings_table() in (ROOT / "docs" / "settings.md").read_text()
 
 
 def test_the_readme_is_read_in_two_minutes() -> None:

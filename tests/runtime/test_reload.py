@@ -19,7 +19,7 @@ from opservice.domain.errors import StartupError
 from opservice.domain.identity import parse_grant
 from opservice.runtime import reload as reload_module
 from opservice.runtime.reload import Reload, ReloadableFiles, Reloader, read_files, reload_files
-from opservice.runtime.settings import Settings
+from opservice.runtime.settings.security import SecuritySettings
 from support.certificates import Authority, Pair
 from support.server import PATIENCE, eventually
 
@@ -31,7 +31,7 @@ KEPT = "SIGHUP: the previous content stays in use"
 class Site:
     """Settings that name every kind of file, and what the next of each is."""
 
-    settings: Settings
+    settings: SecuritySettings
     authority: Authority
 
     def write(self, version: int) -> None:
@@ -50,7 +50,7 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
-    made = Settings(
+    made = SecuritySettings(
         tls_cert=tmp_path / "server.pem",
         tls_key=tmp_path / "server.key",
         tokens=tmp_path / "tokens.yaml",
@@ -76,7 +76,7 @@ def test_what_the_settings_name_is_read(site: Site) -> None:
 
 
 def test_without_files_there_is_nothing() -> None:
-    assert read_files(Settings()) == ReloadableFiles()
+    assert read_files(SecuritySettings()) == ReloadableFiles()
 
 
 @pytest.mark.parametrize("name", ["tls_cert", "tls_key", "tokens", "policy"])
@@ -159,14 +159,14 @@ def test_a_file_that_now_grants_nothing_is_taken(site: Site) -> None:
 
 async def test_where_no_files_are_it_is_said() -> None:
     with capture_logs() as logged:
-        reloader = Reloader(Settings(), ReloadableFiles(), lambda _: None)
+        reloader = Reloader(SecuritySettings(), ReloadableFiles(), lambda _: None)
         reloader.request()
 
     assert [line["event"] for line in logged] == ["SIGHUP: there are no files to reload"]
 
 
 async def test_where_keys_alone_are_read_again_it_is_not_said() -> None:
-    settings = Settings(jwks="keys.json", jwt_issuer="issuer", jwt_audience=("audience",))
+    settings = SecuritySettings(jwks="keys.json", jwt_issuer="issuer", jwt_audience=("audience",))
 
     with capture_logs() as logged:
         Reloader(settings, ReloadableFiles(), lambda _: None).request()
@@ -255,7 +255,7 @@ class Reads:
         self.begun = 0
         self.go_on = Semaphore(0)
 
-    def __call__(self, _settings: Settings, _before: ReloadableFiles) -> Reload:
+    def __call__(self, _settings: SecuritySettings, _before: ReloadableFiles) -> Reload:
         self.begun += 1
         number = self.begun
         assert self.go_on.acquire(timeout=PATIENCE)
@@ -269,7 +269,7 @@ async def test_however_often_it_is_asked_for_during_a_reading_one_follows(
 ) -> None:
     reads, taken = Reads(), list[Reload]()
     monkeypatch.setattr(reload_module, "reload_files", reads)
-    settings = Settings(jwks="keys.json", jwt_issuer="issuer", jwt_audience=("audience",))
+    settings = SecuritySettings(jwks="keys.json", jwt_issuer="issuer", jwt_audience=("audience",))
     reloader = Reloader(settings, ReloadableFiles(), taken.append)
 
     async def until(look: Callable[[], bool]) -> None:
@@ -301,7 +301,7 @@ async def test_however_often_it_is_asked_for_during_a_reading_one_follows(
 def test_a_file_that_hangs_does_not_keep_garbage_from_being_collected(tmp_path: Path) -> None:
     pipe = tmp_path / "tokens.yaml"
     os.mkfifo(pipe)
-    reading = Thread(target=reload_files, args=(Settings(tokens=pipe), ReloadableFiles()))
+    reading = Thread(target=reload_files, args=(SecuritySettings(tokens=pipe), ReloadableFiles()))
     reading.start()
     # Can be opened so only once somebody reads it, who then waits for what is written.
     with eventually(lambda: opened_for_writing(pipe)) as file:

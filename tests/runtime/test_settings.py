@@ -1,51 +1,73 @@
-"""Settings: what they may be, and how durations and addresses are written."""
+"""Settings: what they may be."""
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from opservice.common.addresses import is_loopback, socket_path, split_address
-from opservice.common.durations import format_duration, parse_duration
+from opservice.common.addresses import socket_path
+from opservice.common.durations import parse_duration
 from opservice.domain.errors import StartupError
-from opservice.runtime.settings import (
-    Settings,
-    default_of,
-    environment_variable,
-    flag,
-    format_value,
-)
+from opservice.runtime.settings import GROUPS, SETTINGS, Settings
+from opservice.runtime.settings.setting import Setting, settings_of
 
-NAMES = [setting.name for setting in fields(Settings)]
-BOUNDED = [setting for setting in fields(Settings) if "least" in setting.metadata]
+BOUNDED = [each for each in SETTINGS.values() if each.least is not None]
 
 
 def test_the_defaults_are_valid() -> None:
-    assert Settings() == Settings(**{each.name: default_of(each) for each in fields(Settings)})
+    assert Settings() == Settings.of(**{name: each.default for name, each in SETTINGS.items()})
+
+
+def test_no_two_groups_have_a_setting_of_the_same_name() -> None:
+    assert len(SETTINGS) == sum(len(settings_of(group)) for group in GROUPS.values())
+
+
+def test_every_group_is_titled_and_explained() -> None:
+    assert all(group.TITLE and group.__doc__.endswith(".") for group in GROUPS.values())
+
+
+def test_a_setting_that_does_not_exist_is_an_error() -> None:
+    with pytest.raises(TypeError, match="no such settings: dran, lisen"):
+        Settings.of(lisen="127.0.0.1:0", drain=0, dran=0)
+
+
+def test_settings_go_to_their_groups() -> None:
+    settings = Settings.of(workers=2, log_level="debug")
+
+    assert (settings.processes.workers, settings.logging.log_level) == (2, "debug")
+
+
+def test_the_database_url_which_may_have_a_password_is_not_in_the_repr() -> None:
+    assert "planted" not in repr(Settings.of(database="postgresql://u:planted@h/d"))
 
 
 def test_the_defaults_that_the_documentation_promises() -> None:
     settings = Settings()
 
-    assert settings.listen == "127.0.0.1:50051"
-    assert settings.database == "sqlite:///opservice.db"
-    assert settings.retention == parse_duration("30d")
-    assert settings.max_lease == parse_duration("24h")
-    assert settings.max_payload_bytes == 1 << 20
+    assert settings.listening.listen == "127.0.0.1:50051"
+    assert settings.storage.database == "sqlite:///opservice.db"
+    assert settings.operations.retention == parse_duration("30d")
+    assert settings.operations.max_lease == parse_duration("24h")
+    assert settings.operations.max_payload_bytes == 1 << 20
 
 
-@pytest.mark.parametrize("setting", fields(Settings), ids=NAMES)
-def test_every_setting_has_a_meaning_in_sentences(setting: Any) -> None:
-    assert setting.metadata["meaning"].endswith(".")
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+def test_every_setting_says_what_it_means_and_when_to_change_it(setting: Setting) -> None:
+    assert setting.meaning[0].isupper()
+    assert setting.meaning.endswith(".")
+    assert setting.change_when.endswith(".")
+    assert not setting.change_when.startswith(("when", "you want"))
+
+
+def test_eight_settings_are_those_that_everybody_needs() -> None:
+    assert sum(each.essential for each in SETTINGS.values()) == 8
 
 
 @pytest.mark.parametrize("setting", BOUNDED, ids=lambda setting: setting.name)
-def test_a_setting_below_its_bound_is_named(setting: Any) -> None:
-    with pytest.raises(StartupError, match=f"^{flag(setting)} is .+, but must be at least .+"):
-        Settings(**{setting.name: setting.metadata["least"] - 1})
+def test_a_setting_below_its_bound_is_named(setting: Setting) -> None:
+    assert setting.least is not None
+    with pytest.raises(StartupError, match=f"^{setting.flag} is .+, but must be at least .+"):
+        Settings.of(**{setting.name: setting.least - 1})
 
 
 @pytest.mark.parametrize("name", ["drain", "keepalive", "cancel_grace", "max_lease"])
@@ -53,7 +75,7 @@ def test_a_duration_of_a_century_is_named(name: str) -> None:
     century: dict[str, Any] = {name: parse_duration("36500d")}
 
     with pytest.raises(StartupError, match=f"^--{name.replace('_', '-')} is .+ be at most "):
-        Settings(**century)
+        Settings.of(**century)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +98,7 @@ def test_a_duration_of_a_century_is_named(name: str) -> None:
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], complaint: str) -> None:
     with pytest.raises(StartupError) as caught:
-        Settings(**settings)
+        Settings.of(**settings)
 
     assert complaint in caught.value.message
 
@@ -105,8 +127,11 @@ POLICY: dict[str, Any] = {"policy": Path("p")}
         ({**WITH_JWT, "jwks": "https://[::1/"}, "--jwks: the URL does not parse"),
         ({**WITH_JWT, "jwks": "https://u:secret@k.example/"}, "a URL with a password in it"),
         ({**WITH_JWT, "jwks": "https://secret@k.example/"}, "a URL with a password in it"),
-        (POLICY, "--policy says what callers may do, but nothing says who they are"),
-        ({**POLICY, "tls_cert": Path("c"), "tls_key": Path("k")}, "nothing says who they are"),
+        (POLICY, "--policy says what callers may do, but no setting says how they authenticate"),
+        (
+            {**POLICY, "tls_cert": Path("c"), "tls_key": Path("k")},
+            "no setting says how they authenticate",
+        ),
         ({"allow_anonymous": True, "tokens": Path("t")}, "--allow-anonymous contradicts --tokens"),
         ({"allow_anonymous": True, **WITH_JWT}, "--allow-anonymous contradicts"),
         ({"allow_anonymous": True, **TLS, **POLICY}, "--allow-anonymous contradicts"),
@@ -117,7 +142,7 @@ def test_settings_that_leave_unclear_who_may_do_what_are_refused(
     settings: dict[str, Any], complaint: str
 ) -> None:
     with pytest.raises(StartupError) as caught:
-        Settings(**settings)
+        Settings.of(**settings)
 
     assert complaint in caught.value.message
     assert "secret" not in caught.value.message
@@ -135,7 +160,7 @@ def test_settings_that_leave_unclear_who_may_do_what_are_refused(
     ],
 )
 def test_keys_come_from_a_file_or_by_https_or_from_this_machine(jwks: str) -> None:
-    assert Settings(**{**WITH_JWT, "jwks": jwks}).authenticates
+    assert Settings.of(**{**WITH_JWT, "jwks": jwks}).security.authenticates
 
 
 ASKING: dict[str, dict[str, Any]] = {
@@ -153,13 +178,13 @@ OPEN = ["0.0.0.0:1", "[::]:1", "192.0.2.1:1", "host.example:1", "localhost.examp
 
 @pytest.mark.parametrize("settings", ASKING.values(), ids=ASKING)
 def test_callers_are_asked_who_they_are(settings: dict[str, Any]) -> None:
-    assert Settings(**settings).authenticates
+    assert Settings.of(**settings).security.authenticates
 
 
 @pytest.mark.parametrize("settings", NOT_ASKING.values(), ids=NOT_ASKING)
 def test_callers_are_not_asked_who_they_are(settings: dict[str, Any]) -> None:
     """A certificate alone says that its holder may connect, and not what they may do."""
-    assert not Settings(**settings).authenticates
+    assert not Settings.of(**settings).security.authenticates
 
 
 @pytest.mark.parametrize("settings", NOT_ASKING.values(), ids=NOT_ASKING)
@@ -168,9 +193,9 @@ def test_who_asks_nobody_listens_to_this_machine_alone(
     listen: str, settings: dict[str, Any]
 ) -> None:
     with pytest.raises(StartupError) as caught:
-        Settings(listen=listen, **settings)
+        Settings.of(listen=listen, **settings)
 
-    assert caught.value.message.startswith(f"--listen {listen} is open to other machines")
+    assert caught.value.message.startswith(f"--listen {listen} can be reached from other machines")
     assert "--allow-anonymous to let everybody who can connect" in caught.value.message
 
 
@@ -178,119 +203,40 @@ def test_who_asks_nobody_listens_to_this_machine_alone(
     "listen", ["127.0.0.1:1", "127.0.0.2:1", "127.255.255.254:1", "[::1]:1", "localhost:1"]
 )
 def test_this_machine_alone_needs_not_be_asked(listen: str) -> None:
-    assert not Settings(listen=listen).authenticates
+    assert not Settings.of(listen=listen).security.authenticates
 
 
 @pytest.mark.parametrize("listen", OPEN)
 def test_whoever_asks_may_listen_to_other_machines(listen: str) -> None:
     for settings in ASKING.values():
-        assert Settings(listen=listen, **settings).authenticates
+        assert Settings.of(listen=listen, **settings).security.authenticates
 
 
 @pytest.mark.parametrize("listen", [*OPEN, "127.0.0.1:1"])
 def test_other_machines_need_not_be_asked_when_that_is_said(listen: str) -> None:
-    assert not Settings(listen=listen, allow_anonymous=True).authenticates
-
-
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [
-        ("127.0.0.1", True),
-        ("127.0.0.2", True),
-        ("[::1]", True),
-        ("::1", True),
-        ("localhost", True),
-        ("", False),
-        ("0.0.0.0", False),
-        ("[::]", False),
-        ("128.0.0.1", False),
-        ("localhost.example", False),
-        ("my-localhost", False),
-        ("127.0.0.1.example", False),
-        ("2130706433", False),
-    ],
-)
-def test_loopback_is_what_is_clearly_so(host: str, expected: bool) -> None:
-    assert is_loopback(host) is expected
+    assert not Settings.of(listen=listen, allow_anonymous=True).security.authenticates
 
 
 def test_endpoints_are_told_apart_by_their_ids() -> None:
-    settings = Settings(endpoint=("compute=c.example:443", "iam=[::1]:443"))
+    settings = Settings.of(endpoint=("compute=c.example:443", "iam=[::1]:443"))
 
-    assert settings.endpoints() == {"compute": "c.example:443", "iam": "[::1]:443"}
-
-
-@pytest.mark.parametrize(
-    ("text", "microseconds"),
-    [
-        ("500us", 500),
-        ("1ms", 1_000),
-        ("1.5s", 1_500_000),
-        ("2m", 120_000_000),
-        ("24h", 86_400_000_000),
-        ("30d", 2_592_000_000_000),
-        (" 0s ", 0),
-    ],
-)
-def test_a_duration_is_read(text: str, microseconds: int) -> None:
-    assert parse_duration(text) == microseconds
+    assert settings.discovery.endpoints() == {"compute": "c.example:443", "iam": "[::1]:443"}
 
 
-@pytest.mark.parametrize(
-    "text", ["", "5", "s", "-1s", "1 s", "1e3s", "1w", "1s1s", "1.s", "\u0661s"]
-)
-def test_what_is_no_duration_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="expected a number and a unit"):
-        parse_duration(text)
+def test_the_names_of_a_setting() -> None:
+    setting = SETTINGS["max_payload_bytes"]
 
-
-@given(st.integers(min_value=0, max_value=10**15))
-def test_a_duration_is_written_as_it_is_read(microseconds: int) -> None:
-    assert parse_duration(format_duration(microseconds)) == microseconds
-
-
-def test_a_duration_is_written_in_its_largest_unit() -> None:
-    assert [format_duration(parse_duration(text)) for text in ("24h", "90s", "1000ms")] == [
-        "1d",
-        "90s",
-        "1s",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("address", "host", "port"),
-    [
-        ("127.0.0.1:0", "127.0.0.1", 0),
-        ("localhost:65535", "localhost", 65535),
-        ("[::1]:443", "[::1]", 443),
-        ("[fe80::1%eth0]:443", "[fe80::1%eth0]", 443),
-    ],
-)
-def test_an_address_is_split(address: str, host: str, port: int) -> None:
-    assert split_address(address) == (host, port)
-
-
-@pytest.mark.parametrize(
-    "address", ["", "host", ":443", "host:", "host:65536", "::1:443", "h:1:2", "a b:1", "h:\u0661"]
-)
-def test_what_is_no_address_is_refused(address: str) -> None:
-    with pytest.raises(StartupError, match="expected HOST:PORT"):
-        split_address(address)
-
-
-def test_names_on_the_command_line_and_in_the_environment() -> None:
-    setting = next(each for each in fields(Settings) if each.name == "max_payload_bytes")
-
-    assert flag(setting) == "--max-payload-bytes"
-    assert environment_variable(setting) == "OPSERVICE_MAX_PAYLOAD_BYTES"
-    assert format_value(setting, 1024) == "1024"
+    assert setting.flag == "--max-payload-bytes"
+    assert setting.variable == "OPSERVICE_MAX_PAYLOAD_BYTES"
+    assert setting.key == "max-payload-bytes"
+    assert setting.format(1024) == "1024"
 
 
 def test_a_unix_socket_is_local_and_needs_no_authentication() -> None:
-    settings = Settings(listen="unix:/run/opservice/a.sock", unix_socket_mode="660")
+    settings = Settings.of(listen="unix:/run/opservice/a.sock", unix_socket_mode="660")
 
-    assert settings.is_local
-    assert socket_path(settings.listen) == Path("/run/opservice/a.sock")
+    assert settings.listening.is_local
+    assert socket_path(settings.listening.listen) == Path("/run/opservice/a.sock")
 
 
 @pytest.mark.parametrize(
@@ -309,4 +255,4 @@ def test_a_unix_socket_is_local_and_needs_no_authentication() -> None:
 )
 def test_a_unix_socket_that_cannot_be_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(StartupError, match=message):
-        Settings(**settings)
+        Settings.of(**settings)

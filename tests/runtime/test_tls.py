@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from opservice.domain.errors import StartupError
-from opservice.runtime.settings import Settings
+from opservice.runtime.settings.security import SecuritySettings
 from opservice.runtime.tls import read_tls_files
 from support.certificates import Authority
 
@@ -20,13 +20,13 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 def test_without_files_there_is_no_tls() -> None:
-    assert read_tls_files(Settings()) is None
+    assert read_tls_files(SecuritySettings()) is None
 
 
 def test_a_certificate_and_its_key_are_read(authority: Authority) -> None:
     pair = authority.issue()
 
-    assert read_tls_files(Settings(tls_cert=pair.certificate, tls_key=pair.key)) is not None
+    assert read_tls_files(SecuritySettings(tls_cert=pair.certificate, tls_key=pair.key)) is not None
 
 
 def another_key(authority: Authority, directory: Path) -> Files:
@@ -80,6 +80,6 @@ def test_files_that_do_not_work_are_refused_with_what_is_wrong(
     files: Any = make(authority, tmp_path)
 
     with pytest.raises(StartupError) as caught:
-        read_tls_files(Settings(**files))
+        read_tls_files(SecuritySettings(**files))
 
     assert complaint in caught.value.message

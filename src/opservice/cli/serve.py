@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
-from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,43 +12,37 @@ import click
 from click.core import ParameterSource
 
 from opservice.cli.parameters import Duration
-from opservice.runtime.settings import (
-    Settings,
-    default_of,
-    environment_variable,
-    flag,
-    format_value,
-)
+from opservice.runtime.settings import GROUPS, SETTINGS, Settings
+from opservice.runtime.settings.setting import Setting, settings_of
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def _option(setting: Field[Any]) -> Callable[[Command], Command]:
-    kind = setting.metadata["kind"]
-    default = default_of(setting)
+def _option(setting: Setting) -> Callable[[Command], Command]:
+    kind = setting.kind
     arguments: dict[str, Any] = {
-        "help": setting.metadata["meaning"],
-        "envvar": environment_variable(setting),
+        "help": setting.meaning,
+        "envvar": setting.variable,
         "show_envvar": True,
-        "default": default,
-        "show_default": format_value(setting, default) or False,
+        "default": setting.default,
+        "show_default": setting.format(setting.default) or False,
     }
     if kind == "flag":
-        return click.option(flag(setting), is_flag=True, **arguments)
+        return click.option(setting.flag, is_flag=True, **arguments)
     if kind in {"file", "files"}:
         arguments["type"] = click.Path(path_type=Path)
     elif kind == "duration":
         arguments["type"] = Duration()
     elif kind == "choice":
-        arguments["type"] = click.Choice(setting.metadata["choices"])
+        arguments["type"] = click.Choice(setting.choices)
     elif kind in {"count", "bytes"}:
         arguments["type"] = int
         arguments["metavar"] = kind.upper()
-    return click.option(flag(setting), multiple=kind in {"files", "texts"}, **arguments)
+    return click.option(setting.flag, multiple=kind in {"files", "texts"}, **arguments)
 
 
 def _settings_options(command: Command) -> Command:
-    for setting in reversed(fields(Settings)):
+    for setting in reversed(list(SETTINGS.values())):
         command = _option(setting)(command)
     return command
 
@@ -68,14 +61,28 @@ def refuse_password(database: str) -> None:
         )
 
 
-def _option_of(name: str) -> Callable[[Command], Command]:
-    return _option(next(each for each in fields(Settings) if each.name == name))
+database_option = _option(SETTINGS["database"])
 
 
-database_option = _option_of("database")
+class _ServeCommand(click.Command):
+    """Shows the settings by group."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        shown = {parameter.name: parameter.get_help_record(ctx) for parameter in self.params}
+        for group in GROUPS.values():
+            names = [setting.name for setting in settings_of(group)]
+            with formatter.section(group.TITLE):
+                formatter.write_dl([record for name in names if (record := shown.pop(name))])
+        others = [*shown.values(), *(each.get_help_record(ctx) for each in self._help(ctx))]
+        with formatter.section("Other options"):
+            formatter.write_dl([record for record in others if record])
+
+    def _help(self, ctx: click.Context) -> list[click.Option]:
+        option = self.get_help_option(ctx)
+        return [] if option is None else [option]
 
 
-@click.command("serve")
+@click.command("serve", cls=_ServeCommand)
 @_settings_options
 def serve_command(**arguments: Any) -> None:
     """Run the server until SIGTERM.
@@ -88,7 +95,7 @@ def serve_command(**arguments: Any) -> None:
     OPSERVICE_DATABASE=postgresql://... opservice serve --migrate
     """
     refuse_password(arguments["database"])
-    settings = Settings(**arguments)
+    settings = Settings.of(**arguments)
     # Only now: they take most of a second, which --help and wrong usage need not wait for.
     import uvloop
 
@@ -96,15 +103,15 @@ def serve_command(**arguments: Any) -> None:
     from opservice.main.workers import supervise
     from opservice.runtime.logs import configure_logging
 
-    configure_logging(settings)
-    if settings.workers > 1:
+    configure_logging(settings.logging, settings.storage.file_group)
+    if settings.processes.workers > 1:
         sys.exit(asyncio.run(supervise(settings, lambda line: click.echo(line))))
     uvloop.run(serve(settings, lambda line: click.echo(line)))
 
 
 @click.command("migrate")
 @database_option
-@_option_of("file_group")
+@_option(SETTINGS["file_group"])
 def migrate_command(database: str, file_group: str) -> None:
     """Bring a database's schema up to date. Safe to repeat, and to run from several places.
 

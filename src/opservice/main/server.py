@@ -59,6 +59,12 @@ from opservice.methods.validation import Limits
 from opservice.runtime.reload import Reloader, read_files
 from opservice.runtime.security import Security
 from opservice.runtime.settings import Settings
+from opservice.runtime.settings.groups import (
+    ConnectionSettings,
+    DiscoverySettings,
+    OperationSettings,
+    StorageSettings,
+)
 from opservice.runtime.unix_socket import bound
 from opservice.store.engine import Database, open_database
 from opservice.store.migrations import check_schema, migrate
@@ -89,14 +95,14 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     """
     stop = _stop_on_signals()
     # Everything that can be wrong with the settings is found before the database is touched.
-    files = read_files(settings)
-    security = Security(settings, files)
+    files = read_files(settings.security)
+    security = Security(settings.security, files)
 
-    reloader = Reloader(settings, files, security.replace)
+    reloader = Reloader(settings.security, files, security.replace)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.request)
     await security.start()
-    known_types = build_known_types(settings)
-    database = await asyncio.to_thread(prepare_database, settings)
+    known_types = build_known_types(settings.discovery)
+    database = await asyncio.to_thread(prepare_database, settings.storage)
     await run(settings, database, security, known_types, stop, announce)
 
 
@@ -116,26 +122,33 @@ async def run(
     when it cannot listen.
     """
     store = OperationStore(
-        database, Repository(), settings.poll_interval, notify=not settings.no_notify
+        database,
+        Repository(),
+        settings.storage.poll_interval,
+        notify=not settings.storage.no_notify,
     )
     state = ServingState()
     loop = asyncio.get_running_loop()
     database.when_lost(lambda: loop.call_soon_threadsafe(state.stop))
-    server = grpc.aio.server(options=server_options(grpc_options(settings, share_port=share_port)))
+    server = grpc.aio.server(
+        options=server_options(grpc_options(settings.connections, share_port=share_port))
+    )
     listening = ExitStack()
     try:
         credentials = None if security.tls is None else security.tls.of_grpc
-        mode = int(settings.unix_socket_mode, 8)
+        mode = int(settings.listening.unix_socket_mode, 8)
         address = listen(
             server,
-            settings.listen,
+            settings.listening.listen,
             credentials,
             lambda path, bind: bound(path, mode, bind),
             listening,
         )
         admission = _admission(settings, security.authenticator)
         guarded = GuardedStore(store, security.authenticator)
-        served = Methods(Pipeline(admission, settings.max_calls), settings.max_unsent_bytes)
+        served = Methods(
+            Pipeline(admission, settings.limits.max_calls), settings.limits.max_unsent_bytes
+        )
         served.add(_methods(settings, guarded, address, known_types, state))
         server.add_generic_rpc_handlers((served,))
         # What there is now stays until the end: looking for garbage in it would stop all calls for 50 ms.
@@ -146,9 +159,9 @@ async def run(
             asyncio.create_task(
                 keep_house(
                     store,
-                    _sweeps(settings),
-                    settings.housekeeping_interval,
-                    settings.restart_grace,
+                    _sweeps(settings.operations.cancel_grace),
+                    settings.operations.housekeeping_interval,
+                    settings.operations.restart_grace,
                     lambda: security.keys is None or security.keys.has_keys,
                 )
             )
@@ -159,26 +172,26 @@ async def run(
             background.append(asyncio.create_task(security.keys.keep_fresh()))
         transport = "plaintext" if security.tls is None else "TLS"
         shown = database.url.shown
-        if not settings.advertise and address.rpartition(":")[0] in _WILDCARDS:
+        if not settings.discovery.advertise and address.rpartition(":")[0] in _WILDCARDS:
             log.warning(
                 "set --advertise: SDKs that look for services here would be told", address=address
             )
-        for warning in security.warnings():
+        for warning in security.warnings(is_local=settings.listening.is_local):
             log.warning(warning)
         announce(f"opservice {__version__} serving on {address} ({transport}, {shown})")
         log.info("serving", address=address, security=transport, database=shown)
-        if settings.demo and not stop.is_set():
+        if settings.processes.demo and not stop.is_set():
             background.append(
                 asyncio.create_task(run_demo(store, announce, _grpcurl(settings, address)))
             )
         await stop.wait()
-        log.info("draining", seconds=settings.drain / SECOND)
+        log.info("draining", seconds=settings.processes.drain / SECOND)
         state.stop()
         store.stop_following()
         admission.stop()
         for task in background:
             task.cancel()
-        await server.stop(settings.drain / SECOND)
+        await server.stop(settings.processes.drain / SECOND)
         await asyncio.gather(*background, return_exceptions=True)
         log.info("stopped")
     finally:
@@ -212,12 +225,12 @@ async def _close(store: OperationStore) -> None:
         os._exit(1)
 
 
-def build_known_types(settings: Settings) -> DescriptorPool:
-    """What reflection tells of. Raises StartupError when a file of the settings cannot be used."""
+def build_known_types(settings: DiscoverySettings) -> DescriptorPool:
+    """The types that reflection knows. Raises StartupError when a descriptor set cannot be used."""
     return build_pool((*_FILES, container_registry_pb2.DESCRIPTOR), settings.descriptor_set)
 
 
-def prepare_database(settings: Settings) -> Database:
+def prepare_database(settings: StorageSettings) -> Database:
     """Brings the schema up to date where that is asked for, and checks it.
 
     Raises StartupError or StoreError when it cannot be served from.
@@ -247,7 +260,7 @@ def _prepare_schema(database: Database, *, migrates: bool) -> None:
     check_schema(database)
 
 
-def grpc_options(settings: Settings, *, share_port: bool = False) -> GrpcOptions:
+def grpc_options(settings: ConnectionSettings, *, share_port: bool = False) -> GrpcOptions:
     return GrpcOptions(
         max_message_bytes=settings.max_message_bytes,
         max_concurrent_streams=settings.max_concurrent_streams,
@@ -268,35 +281,35 @@ def _methods(
     state: ServingState,
 ) -> Iterator[Method]:
     """Every method that is served."""
-    hide_error = settings.hide_error_until_done
+    hide_error = settings.operations.hide_error_until_done
     yield from OperationService(store, hide_error=hide_error).methods()
-    yield from ProducerService(store, _limits(settings), hide_error=hide_error).methods()
+    yield from ProducerService(store, _limits(settings.operations), hide_error=hide_error).methods()
     yield from OperationRecordService(
         store,
-        max_wait=settings.max_wait,
-        watch_repeat=settings.watch_repeat,
+        max_wait=settings.operations.max_wait,
+        watch_repeat=settings.operations.watch_repeat,
         hide_error=hide_error,
     ).methods()
-    yield from LongrunningService(store, settings.max_wait).methods()
-    own = dict.fromkeys(OWN_ENDPOINTS, settings.advertise or address)
-    yield from ApiEndpointService(own | settings.endpoints()).methods()
+    yield from LongrunningService(store, settings.operations.max_wait).methods()
+    own = dict.fromkeys(OWN_ENDPOINTS, settings.discovery.advertise or address)
+    yield from ApiEndpointService(own | settings.discovery.endpoints()).methods()
     yield from HealthService(state, _SERVICES).methods()
     yield from reflection_methods(_SERVICES, known_types)
 
 
 def _admission(settings: Settings, authenticator: Authenticator | None) -> Admission:
     limits = AdmissionLimits(
-        rate_limit=settings.rate_limit,
-        rate_burst=settings.rate_burst,
-        failed_auth_rate=settings.failed_auth_rate,
-        max_waits=settings.max_waits,
-        max_waits_per_caller=settings.max_waits_per_caller,
+        rate_limit=settings.limits.rate_limit,
+        rate_burst=settings.limits.rate_burst,
+        failed_auth_rate=settings.limits.failed_auth_rate,
+        max_waits=settings.limits.max_waits,
+        max_waits_per_caller=settings.limits.max_waits_per_caller,
     )
-    asks_for_certificates = settings.tls_client_ca is not None
+    asks_for_certificates = settings.security.tls_client_ca is not None
     return Admission(limits, authenticator, asks_for_certificates=asks_for_certificates)
 
 
-def _limits(settings: Settings) -> Limits:
+def _limits(settings: OperationSettings) -> Limits:
     return Limits(
         settings.retention,
         settings.max_retention,
@@ -306,19 +319,23 @@ def _limits(settings: Settings) -> Limits:
     )
 
 
-def _sweeps(settings: Settings) -> list[Sweep]:
+def _sweeps(cancel_grace: int) -> list[Sweep]:
     return [
         LapseLeases(LEASE_EXPIRED, SWEEP_LIMIT),
         ReachTimeouts(TIMED_OUT, SWEEP_LIMIT),
-        EndCancelGrace(settings.cancel_grace, SWEEP_LIMIT),
+        EndCancelGrace(cancel_grace, SWEEP_LIMIT),
         DeleteExpired(SWEEP_LIMIT),
     ]
 
 
 def _grpcurl(settings: Settings, address: str) -> str:
     """A line to paste into a shell, with places for an id and a method."""
-    security = "-plaintext" if settings.tls_cert is None else f"-cacert {settings.tls_cert}"
-    if settings.authenticates:
+    security = (
+        "-plaintext"
+        if settings.security.tls_cert is None
+        else f"-cacert {settings.security.tls_cert}"
+    )
+    if settings.security.authenticates:
         security += ' -H "authorization: Bearer $TOKEN"'
     path = socket_path(address)
     if path is not None:

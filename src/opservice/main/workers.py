@@ -179,17 +179,19 @@ class _Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_stop_signal)
         # What can be wrong with the settings is found once, and before the database is touched.
-        files = read_files(self._settings)
+        files = read_files(self._settings.security)
         self._packed = pickle.dumps((files, True))
-        await Security(self._settings, files).start()
-        build_known_types(self._settings)
-        reloader = Reloader(self._settings, files, self._on_reload)
+        await Security(self._settings.security, files).start()
+        build_known_types(self._settings.discovery)
+        reloader = Reloader(self._settings.security, files, self._on_reload)
         self._loop.add_signal_handler(signal.SIGHUP, reloader.request)
-        database = await asyncio.to_thread(prepare_database, self._settings)
+        database = await asyncio.to_thread(prepare_database, self._settings.storage)
         database.close()
-        with _reserved(self._settings.listen) as address:
-            self._settings = replace(self._settings, listen=address)
-            numbers = range(1, self._settings.workers + 1)
+        with _reserved(self._settings.listening.listen) as address:
+            self._settings = replace(
+                self._settings, listening=replace(self._settings.listening, listen=address)
+            )
+            numbers = range(1, self._settings.processes.workers + 1)
             keepers = [asyncio.create_task(self._keep(number)) for number in numbers]
             watcher = asyncio.create_task(self._watch())
             await self._stop.wait()
@@ -211,7 +213,7 @@ class _Supervisor:
     def _on_reload(self, reload: Reload) -> None:
         """The workers read the keys of --jwks again also when no file has changed."""
         self._packed = pickle.dumps((reload.files, reload.all_usable))
-        if reload.files != ReloadableFiles() or self._settings.authenticates:
+        if reload.files != ReloadableFiles() or self._settings.security.authenticates:
             reload.log()
         if not self._stop.is_set():  # else they are draining
             for worker in self._workers.values():
@@ -219,7 +221,7 @@ class _Supervisor:
 
     async def _watch(self) -> None:
         """Kills workers that do not answer; they are replaced as others that ended."""
-        seconds = self._settings.worker_timeout / SECOND
+        seconds = self._settings.processes.worker_timeout / SECOND
         while True:
             await asyncio.sleep(seconds / _SIGNS)
             for worker in self._workers.values():
@@ -256,7 +258,9 @@ class _Supervisor:
 
     async def _run_one(self, number: int) -> tuple[int, str | None]:
         """Returns its exit code, and why it could not serve, once it has ended."""
-        settings = replace(self._settings, demo=self._settings.demo and number == 1)
+        processes = self._settings.processes
+        demo = processes.demo and number == 1
+        settings = replace(self._settings, processes=replace(processes, demo=demo))
         told = self._packed
         try:
             worker = await _Worker.start(_Job(settings, number, told))
@@ -294,7 +298,7 @@ class _Supervisor:
         if not worker.ready:
             worker.ready = True
             ready = sum(each.ready for each in self._workers.values())
-            if not self._started and ready == self._settings.workers:
+            if not self._started and ready == self._settings.processes.workers:
                 self._say_ready(line)
         elif self._started:
             self._announce(line)
@@ -306,10 +310,14 @@ class _Supervisor:
         self._announce(line)
         for held in self._held_lines:
             self._announce(held)
-        log.info("serving", address=self._settings.listen, workers=self._settings.workers)
+        log.info(
+            "serving",
+            address=self._settings.listening.listen,
+            workers=self._settings.processes.workers,
+        )
 
     async def _drain(self, keepers: list[asyncio.Task[int]]) -> None:
-        seconds = self._settings.drain / SECOND
+        seconds = self._settings.processes.drain / SECOND
         log.info("draining", seconds=seconds)
         for worker in self._workers.values():
             worker.connection.end()
@@ -396,7 +404,7 @@ async def _work(connection: socket.socket) -> int:
         job: _Job = await supervisor.receive()
     except EOFError:
         return 1
-    configure_logging(job.settings, worker=job.number)
+    configure_logging(job.settings.logging, job.settings.storage.file_group, worker=job.number)
     try:
         await _serve(job, supervisor)
     except OpserviceError as error:
@@ -413,17 +421,21 @@ async def _serve(job: _Job, supervisor: MessageConnection) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     files: ReloadableFiles
     files, _ = pickle.loads(job.files)  # noqa: S301 - of the supervisor
-    security = Security(settings, files)
-    beating = asyncio.create_task(_show_life(supervisor, settings.worker_timeout / SECOND / _SIGNS))
+    security = Security(settings.security, files)
+    beating = asyncio.create_task(
+        _show_life(supervisor, settings.processes.worker_timeout / SECOND / _SIGNS)
+    )
     # When the service began the keys were good: one that replaces another must not fail for what came later.
     await security.start(strict=False)
     hearing = asyncio.create_task(_hear(supervisor, files, security, stop))
     await run(
         settings,
         # The supervisor made it: were it gone by now, a new one would be empty.
-        open_database(settings.database, group=group_id(settings.file_group), create=False),
+        open_database(
+            settings.storage.database, group=group_id(settings.storage.file_group), create=False
+        ),
         security,
-        build_known_types(settings),
+        build_known_types(settings.discovery),
         stop,
         lambda line: supervisor.post(_Line(line)),
         share_port=True,

@@ -16,14 +16,16 @@ from opservice.common.loggers import AUDIT_LOGGER
 from opservice.common.plain import plain
 from opservice.common.private_files import check_place, group_id, make_private
 from opservice.domain.errors import StartupError
-from opservice.runtime.settings import Settings
+from opservice.runtime.settings.groups import LoggingSettings
 
 
-def configure_logging(settings: Settings, *, worker: int | None = None) -> None:
-    """Sends every log line to standard error, as JSON or, on a terminal, for people.
+def configure_logging(
+    settings: LoggingSettings, file_group: str = "", *, worker: int | None = None
+) -> None:
+    """Sends every log line to standard error, as JSON or, on a terminal, in a form for people.
 
-    Of several worker processes each says its number in every line. Raises StartupError when the file of the
-    audit log cannot be written.
+    `file_group` may also read the audit log. With `worker`, every line says the worker's number. Raises
+    StartupError when the file of the audit log cannot be written.
     """
     as_json = settings.log_format == "json" or (
         settings.log_format == "auto" and not sys.stderr.isatty()
@@ -70,7 +72,7 @@ def configure_logging(settings: Settings, *, worker: int | None = None) -> None:
     if settings.audit_log is not None:
         try:
             check_place(settings.audit_log)
-            to_file = _AuditFile(settings.audit_log, group_id(settings.file_group))
+            to_file = _AuditFile(settings.audit_log, group_id(file_group))
         except OSError as error:
             raise StartupError(
                 f"cannot write the audit log {settings.audit_log}: {error.strerror}"

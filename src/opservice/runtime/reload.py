@@ -18,7 +18,7 @@ import structlog
 from opservice.auth.policy import Policy, StaticTokens, read_policy, read_tokens
 from opservice.common.threads import OneThread, no_garbage_collection
 from opservice.domain.errors import StartupError
-from opservice.runtime.settings import Settings
+from opservice.runtime.settings.security import SecuritySettings
 from opservice.runtime.tls import TlsFiles, read_tls_files
 
 Content = TypeVar("Content")
@@ -35,7 +35,7 @@ class ReloadableFiles:
     policy: Policy = field(default_factory=Policy)
 
 
-def read_files(settings: Settings) -> ReloadableFiles:
+def read_files(settings: SecuritySettings) -> ReloadableFiles:
     """Reads what the settings name. May block. Raises StartupError when one of the files cannot be used."""
     return ReloadableFiles(read_tls_files(settings), _read_tokens(settings), _read_policy(settings))
 
@@ -95,11 +95,13 @@ def _counts(what: str, new: Mapping[str, Any], before: Mapping[str, Any]) -> dic
     }
 
 
-def reload_files(settings: Settings, before: ReloadableFiles) -> Reload:
+def reload_files(settings: SecuritySettings, before: ReloadableFiles) -> Reload:
     """Reads the files again. The previous content of a file that cannot be used stays. May block."""
     unusable: list[str] = []
 
-    def reload(what: str, read: Callable[[Settings], Content], previous: Content) -> Content:
+    def reload(
+        what: str, read: Callable[[SecuritySettings], Content], previous: Content
+    ) -> Content:
         try:
             return read(settings)
         except StartupError as error:
@@ -124,7 +126,10 @@ class Reloader:
     """
 
     def __init__(
-        self, settings: Settings, files: ReloadableFiles, on_reload: Callable[[Reload], None]
+        self,
+        settings: SecuritySettings,
+        files: ReloadableFiles,
+        on_reload: Callable[[Reload], None],
     ) -> None:
         self._settings = settings
         self._files = files
@@ -159,9 +164,9 @@ class Reloader:
                 log.exception("SIGHUP: the reload failed, and the previous content stays in use")
 
 
-def _read_tokens(settings: Settings) -> StaticTokens:
+def _read_tokens(settings: SecuritySettings) -> StaticTokens:
     return {} if settings.tokens is None else read_tokens(settings.tokens)
 
 
-def _read_policy(settings: Settings) -> Policy:
+def _read_policy(settings: SecuritySettings) -> Policy:
     return Policy() if settings.policy is None else read_policy(settings.policy)

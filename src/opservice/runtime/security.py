@@ -5,15 +5,14 @@ from __future__ import annotations
 from opservice.auth.authenticator import Authenticator, JwtRules
 from opservice.auth.keys import KeySource
 from opservice.runtime.reload import Reload, ReloadableFiles
-from opservice.runtime.settings import Settings
+from opservice.runtime.settings.security import SecuritySettings
 from opservice.runtime.tls import ReloadableTls
 
 
 class Security:
     """TLS and authentication as the settings ask for them; `tls` or `authenticator` is None without."""
 
-    def __init__(self, settings: Settings, files: ReloadableFiles) -> None:
-        self._settings = settings
+    def __init__(self, settings: SecuritySettings, files: ReloadableFiles) -> None:
         self.tls = None if files.tls is None else ReloadableTls(files.tls)
         self.authenticator: Authenticator | None = None
         self.keys: KeySource | None = None
@@ -52,14 +51,14 @@ class Security:
         if self.tls is not None or self.authenticator is not None:
             reload.log()
 
-    def warnings(self) -> list[str]:
-        """What the log should warn the operator of."""
-        if self._settings.is_local:
+    def warnings(self, *, is_local: bool) -> list[str]:
+        """What the log should warn the operator of. Nothing when only this machine can reach the server."""
+        if is_local:
             return []
         if self.authenticator is None:
             return [
                 "--allow-anonymous: everybody who can connect may see and change every operation"
             ]
         if self.tls is None:
-            return ["without TLS tokens can be read by everybody on their way to this server"]
+            return ["without TLS, others can read tokens on their way to this server"]
         return []

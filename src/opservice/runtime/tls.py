@@ -14,7 +14,7 @@ import structlog
 
 from opservice.common.tls_files import TlsFilesUnusable, explain_unreadable, load_tls_files
 from opservice.domain.errors import StartupError
-from opservice.runtime.settings import Settings
+from opservice.runtime.settings.security import SecuritySettings
 
 _PEM_CERTIFICATE = re.compile(
     rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL
@@ -69,7 +69,7 @@ class ReloadableTls:
             return None
 
 
-def read_tls_files(settings: Settings) -> TlsFiles | None:
+def read_tls_files(settings: SecuritySettings) -> TlsFiles | None:
     """The files that the settings name; None when they name none.
 
     Raises StartupError when the files cannot be read, or do not fit each other.
