@@ -10,19 +10,58 @@ from opservice.runtime.settings.setting import Setting, settings_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 
+_SHAPES = {
+    "text": '"…"',
+    "file": '"PATH"',
+    "texts": '["…", "…"]',
+    "files": '["PATH", "PATH"]',
+    "flag": "true",
+}
+
 HEAD = """\
 # Settings
 
 <!-- scripts/settings_doc.py writes this page. -->
 
-Every setting is a flag of `opservice serve` and an environment variable. For example, `--drain 30s` and
-`OPSERVICE_DRAIN=30s` mean the same. The flag wins over the variable, and the default applies when neither is given.
+You can give every setting as a flag of `opservice serve`, as an environment variable, or in a configuration file.
+The flag wins over the variable, and the variable wins over the file. When none is given, the default applies.
+
+```sh
+opservice serve --drain 30s
+OPSERVICE_DRAIN=30s opservice serve
+opservice serve --config opservice.toml    # with the line: drain = "30s"
+```
 
 * A **duration** is a number and a unit: `us`, `ms`, `s`, `m`, `h` or `d`. Examples: `500ms`, `30s`, `1.5h`, `30d`.
 * A flag without a value, such as `--migrate`, is on when given. As a variable it is `OPSERVICE_MIGRATE=1`, or `0` for off.
 * A setting that **may be repeated** takes one value a flag: `--jwt-audience a --jwt-audience b`. Its variable separates
-  values by spaces, and files by colons: `OPSERVICE_JWT_AUDIENCE="a b"`.
-* A relative path is relative to the directory in which the server was started.
+  values by spaces, and files by colons: `OPSERVICE_JWT_AUDIENCE="a b"`. Values from one place replace those from another.
+* A relative path is relative to the directory in which the server was started, also in a configuration file.
+
+## The configuration file
+
+`--config FILE`, or `OPSERVICE_CONFIG=FILE`, names a file in [TOML](https://toml.io). `serve`, `migrate` and `backup` read
+it. A key is the flag without its dashes. All keys stand at the top level, in no table.
+
+```toml
+listen = "0.0.0.0:443"
+database = "postgresql://opservice:secret@db.example/opservice"
+tls-cert = "/etc/opservice/server.pem"
+tls-key = "/etc/opservice/server.key"
+tokens = "/etc/opservice/tokens.yaml"
+migrate = true
+workers = 4
+retention = "90d"
+jwt-audience = ["opservice"]
+```
+
+The server refuses to start when the file has an unknown key or a value of the wrong type, and names the key. It also
+refuses a file to which everybody may write, and a file with a database password that everybody may read: run
+`chmod 640 opservice.toml`. The file is read at the start only; SIGHUP does not reload it.
+
+`opservice serve --print-config` prints the settings that would be in effect, in the same form, with a comment that says where
+each comes from. Give it the flags and variables of your server. It leaves out a database URL with a password.
+
 """
 
 
@@ -44,6 +83,7 @@ def _entry(setting: Setting) -> str:
     facts = [
         f"Flag: `{setting.flag}`",
         f"Environment: `{setting.variable}`",
+        f"File: `{_example(setting)}`",
         f"Default: {f'`{default}`' if default else 'none'}",
     ]
     if setting.choices:
@@ -58,6 +98,14 @@ def _entry(setting: Setting) -> str:
         f"*Change it when* {setting.change_when}\n\n"
         f"{' · '.join(facts)}\n"
     )
+
+
+def _example(setting: Setting) -> str:
+    """The setting's line in a configuration file."""
+    value = setting.default
+    if value in {None, "", ()} or setting.kind == "flag":
+        return f"{setting.key} = {_SHAPES[setting.kind]}"
+    return f"{setting.key} = {setting.to_toml(value)}"
 
 
 def _listed(items: list[str]) -> str:

@@ -48,8 +48,9 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def parsed(*arguments: str) -> dict[str, Any]:
-    """What `serve` would be called with."""
-    return serve_command.make_context("serve", list(arguments)).params
+    """The settings that `serve` would be called with."""
+    given = serve_command.make_context("serve", list(arguments)).params
+    return {name: value for name, value in given.items() if name in SETTINGS}
 
 
 def test_help_lists_every_setting_with_its_environment_variable() -> None:

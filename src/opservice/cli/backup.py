@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
-from opservice.cli.serve import database_option, refuse_password
+from opservice.cli.settings_options import config_option, refuse_password, setting_option
 from opservice.domain.errors import BackupFailed
 
 
 @click.command("backup")
-@database_option
+@setting_option("database")
+@config_option
 @click.option("--force", is_flag=True, help="Overwrite FILE if it exists.")
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
 def backup_command(database: str, force: bool, file: Path) -> None:
