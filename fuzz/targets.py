@@ -38,7 +38,7 @@ with atheris.instrument_imports(include=INSTRUMENTED):
     from opservice.auth.keys import KeySource
     from opservice.auth.policy import Policy
     from opservice.domain.errors import InvalidArgument, OperationDone, Unauthenticated
-    from opservice.domain.identity import MAX_SUBJECT, Right
+    from opservice.domain.identity import ANYBODY, MAX_SUBJECT, Right
     from opservice.domain.operation import DAY, CancelPolicy, Record
     from opservice.methods import convert
     from opservice.methods.filtering import FilterError, parse_filter
@@ -216,7 +216,7 @@ def _list(message: Message) -> None:
 
 
 _REQUESTS: list[tuple[type[Message], Callable[..., object]]] = [
-    (producer_pb.StartRequest, lambda message: convert.start_from_pb(message, LIMITS)),
+    (producer_pb.StartRequest, lambda message: convert.start_from_pb(message, LIMITS, ANYBODY)),
     (producer_pb.RenewRequest, lambda message: convert.renew_from_pb(message, LIMITS)),
     (producer_pb.CompleteRequest, lambda message: convert.complete_from_pb(message, LIMITS)),
     (producer_pb.FailRequest, lambda message: convert.fail_from_pb(message, LIMITS)),

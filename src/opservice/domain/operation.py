@@ -2,7 +2,7 @@
 
 Standard library only. Every time is an integer of microseconds since the Unix epoch, UTC, and every
 duration an integer of microseconds: exact on both databases, and one `divmod` from protobuf.
-Payloads (metadata, response, error) are serialized protobuf that nothing below api/ looks into.
+Payloads (metadata, response, error) are serialized protobuf that nothing below methods/ looks into.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import os
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
+
+from opservice.domain.identity import Identity
 
 SECOND = 1_000_000
 DAY = 86_400 * SECOND
@@ -219,6 +221,56 @@ class Swept:
     """The ids of the operations that a sweep changed; as many as its limit when more may wait."""
 
     ids: tuple[str, ...]
+
+
+def start_by(
+    identity: Identity,
+    *,
+    retention: int,
+    id_prefix: str = "",
+    idempotency_key: str = "",
+    request_hash: bytes | None = None,
+    parent: str = "",
+    method: str = "",
+    description: str = "",
+    created_by: str = "",
+    metadata: bytes | None = None,
+    cancel_policy: CancelPolicy = CancelPolicy.IMMEDIATE,
+    lease: int | None = None,
+    lease_token: str = "",
+    timeout: int | None = None,
+    max_running: int | None = None,
+) -> Start:
+    """The Start that this producer asks for; durations in microseconds.
+
+    With an idempotency key the id is the one that the key always leads to, and `request_hash`, which goes with
+    it, tells a repeat from another request under the same key. Without a key the id is new. The operation is
+    created by the producer, unless they name for whom: `created_by`.
+    """
+    prefix = id_prefix or DEFAULT_ID_PREFIX
+    if idempotency_key:
+        # The keys of the user that a producer names are not its own, and no other producer's. Without
+        # authentication, who it names is all that tells callers apart.
+        subject = identity.subject
+        owner = f"{subject}\n{created_by}" if subject else created_by
+        id_ = derive_id(prefix, owner, parent, idempotency_key)
+    else:
+        id_ = new_id(prefix)
+    return Start(
+        id=id_,
+        retention=retention,
+        parent=parent,
+        method=method,
+        description=description,
+        created_by=created_by or identity.subject,
+        metadata=metadata,
+        cancel_policy=cancel_policy,
+        lease=lease,
+        lease_token_hash=hash_lease_token(id_, lease_token),
+        timeout=timeout,
+        request_hash=request_hash if idempotency_key else None,
+        max_running=max_running,
+    )
 
 
 def new_id(prefix: str = DEFAULT_ID_PREFIX) -> str:

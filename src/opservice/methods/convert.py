@@ -17,9 +17,8 @@ from opservice._proto.opservice.v1 import operation_record_pb2 as record_pb
 from opservice._proto.opservice.v1 import producer_service_pb2 as producer_pb
 from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
 from opservice.domain.errors import InvalidArgument, Violation
-from opservice.domain.identity import ANYBODY, Identity
+from opservice.domain.identity import Identity
 from opservice.domain.operation import (
-    DEFAULT_ID_PREFIX,
     SECOND,
     CancelPolicy,
     Complete,
@@ -29,9 +28,8 @@ from opservice.domain.operation import (
     Record,
     Renew,
     Start,
-    derive_id,
     hash_lease_token,
-    new_id,
+    start_by,
 )
 from opservice.methods.validation import (
     MAX_CREATED_BY,
@@ -174,9 +172,7 @@ def progress_from_pb(progress: record_pb.Progress) -> Progress:
     return Progress(progress.done, progress.total, progress.unit, progress.message)
 
 
-def start_from_pb(
-    request: producer_pb.StartRequest, limits: Limits, identity: Identity = ANYBODY
-) -> Start:
+def start_from_pb(request: producer_pb.StartRequest, limits: Limits, identity: Identity) -> Start:
     """For this producer. Raises InvalidArgument that names every violation."""
     check = Check()
     check.text("description", request.description, MAX_DESCRIPTION)
@@ -201,35 +197,23 @@ def start_from_pb(
         retention = check.duration("retention", request.retention, 1, limits.max_retention)
     check.finish()
     assert retention is not None
-    prefix = request.id_prefix or DEFAULT_ID_PREFIX
-    if request.idempotency_key:
-        caller = _caller_name(identity, request.created_by)
-        id_ = derive_id(prefix, caller, request.parent, request.idempotency_key)
-        request_hash = _hash_start(request)
-    else:
-        id_, request_hash = new_id(prefix), None
-    return Start(
-        id=id_,
+    return start_by(
+        identity,
         retention=retention,
+        id_prefix=request.id_prefix,
+        idempotency_key=request.idempotency_key,
+        request_hash=_hash_start(request) if request.idempotency_key else None,
         parent=request.parent,
         method=request.method,
         description=request.description,
-        created_by=request.created_by or identity.subject,
+        created_by=request.created_by,
         metadata=metadata,
         cancel_policy=CancelPolicy(request.cancel_policy or CancelPolicy.IMMEDIATE),
         lease=lease,
-        lease_token_hash=hash_lease_token(id_, request.lease_token),
+        lease_token=request.lease_token,
         timeout=timeout,
-        request_hash=request_hash,
         max_running=limits.max_running,
     )
-
-
-def _caller_name(identity: Identity, created_by: str) -> str:
-    """Whose idempotency keys a producer uses: those of the user that it names are not its own, and no other
-    producer's. Without authentication, who it names is all that tells callers apart.
-    """
-    return f"{identity.subject}\n{created_by}" if identity.subject else created_by
 
 
 def renew_from_pb(request: producer_pb.RenewRequest, limits: Limits) -> Renew:
