@@ -188,13 +188,16 @@ async def test_who_is_not_authenticated_is_refused_before_the_request_is_read(
     assert [line["code"] for line in lines] == ["UNAUTHENTICATED"]
 
 
-async def test_who_has_the_right_for_no_operation_is_refused_before_the_request_is_read() -> None:
+async def test_who_has_the_right_for_no_operation_is_refused_before_the_request_is_read(
+    lines: list[Line],
+) -> None:
     call = bearing("viewer")
 
     status = await pipeline_of("Start", shared=authenticating()).run(call)
 
     assert reason(status) == "PERMISSION_DENIED"
     assert call.received == 0
+    assert [line["subject"] for line in lines] == ["ann"], "it is known who it was"
 
 
 async def test_who_is_authenticated_is_the_caller() -> None:

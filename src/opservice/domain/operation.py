@@ -243,9 +243,9 @@ def start_by(
 ) -> Start:
     """The Start that this producer asks for; durations in microseconds.
 
-    With an idempotency key the id is the one that the key always leads to, and `request_hash`, which goes with
-    it, tells a repeat from another request under the same key. Without a key the id is new. The operation is
-    created by the producer, unless they name for whom: `created_by`.
+    With an idempotency key the id is the one that the key always leads to, and the `request_hash` that goes
+    with it tells a repeat from another request under the same key. Without a key the id is new. The operation
+    is created by the producer, unless they name for whom: `created_by`.
     """
     prefix = id_prefix or DEFAULT_ID_PREFIX
     if idempotency_key:

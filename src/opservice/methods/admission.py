@@ -124,11 +124,11 @@ class Admission:
         # Apart, so that whoever has no credentials cannot take up the waits of those who have.
         self._open_waits = wait_slots(MAX_OPEN_WAITS, MAX_OPEN_WAITS_PER_CALLER)
 
-    async def admit(self, call: Call, policy: MethodPolicy) -> Caller:
-        """Authenticates the caller of a method, and counts the call towards their rate limit.
+    async def admit(self, call: Call, policy: MethodPolicy) -> None:
+        """Notes in the call who makes it, and counts it towards their rate limit.
 
-        Raises Unauthenticated, KeysUnavailable, TooManyFailures, RateLimited, or PermissionDenied when the
-        caller lacks the required right whatever the operation is.
+        Raises Unauthenticated, KeysUnavailable, TooManyFailures, RateLimited, or PermissionDenied when they
+        may make a call of this method for no operation at all.
         """
         authenticator = self._authenticator
         if authenticator is None:
@@ -144,9 +144,9 @@ class Admission:
             caller = Caller(identity, policy.right, credentials)
         if self._rates is not None and not policy.probe:
             self._rates.take(name_of(caller, call.peer))
+        call.known_caller = caller
         if caller.credentials is not NO_CREDENTIALS:
             caller.admit_call()
-        return caller
 
     def slots(self, policy: MethodPolicy) -> Slots | None:
         """Of which each call of a method holds one while it waits; None when the method does not wait."""

@@ -35,14 +35,14 @@ class Call(ABC):
     A front passes it when the call is made: later there may be nobody to ask.
     """
 
-    __slots__ = ("_request_id", "admitted", "headers", "peer", "request", "started")
+    __slots__ = ("_request_id", "headers", "known_caller", "peer", "request", "started")
 
     def __init__(self, peer: str, headers: Headers) -> None:
         self.started = time.perf_counter()
         self.peer = peer
         self.headers = headers
-        self.admitted: Caller | None = None
-        """The caller, once it is known that they may make this call."""
+        self.known_caller: Caller | None = None
+        """Who makes the call, once that is known."""
         self.request: Any = None
         """The request, once it was read; None for a stream of requests."""
         self._request_id = _given_request_id(headers)
@@ -50,9 +50,9 @@ class Call(ABC):
     @property
     def caller(self) -> Caller:
         """Who makes the call. Raises Unauthenticated while that is not known."""
-        if self.admitted is None:
+        if self.known_caller is None:
             raise Unauthenticated("This call has no caller")
-        return self.admitted
+        return self.known_caller
 
     @property
     def has_request_id(self) -> bool:
@@ -72,8 +72,8 @@ class Call(ABC):
         An error waits to be read by the client, who may read nothing.
         """
         self.request = None
-        if self.admitted is not None:
-            self.admitted.command = self.admitted.outcome = None
+        if self.known_caller is not None:
+            self.known_caller.command = self.known_caller.outcome = None
 
     # What a front knows.
 
@@ -91,7 +91,7 @@ class Call(ABC):
 
     @abstractmethod
     async def receive(self) -> Message:
-        """Reads and decodes the request. Called once, after the caller was admitted.
+        """Reads and decodes the request. Called once, when it is known that the caller may make the call.
 
         Raises RequestTooLarge or MalformedRequest.
         """

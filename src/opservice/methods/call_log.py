@@ -85,7 +85,7 @@ class CallLog:
             log.warning("call", **line, cause=str(error.__cause__ or error))
         if not told:
             pass
-        elif self._audited or is_refusal(error, call.admitted):
+        elif self._audited or is_refusal(error, call.known_caller):
             audit.info("call", **line, **described(error))
         elif code != Code.INTERNAL and not isinstance(error, StoreError):
             log.info("call", **line, **described(error))
@@ -102,7 +102,7 @@ class CallLog:
             value = getattr(call.request, field, None)
             if value:
                 line[field] = value[:limit]
-        return line if call.admitted is None else line | done_by(call.admitted)
+        return line if call.known_caller is None else line | done_by(call.known_caller)
 
 
 class EarlyRefusalLog:

@@ -3,7 +3,8 @@
 A front makes a `Call` of its own kind for what arrives, and passes it to the pipeline of the method. In turn
 
 1. a connection with many unread responses waits, when the method allows it;
-2. the caller is authenticated, and counted towards the limits of callers (admission.py);
+2. the caller is authenticated, the call counts towards their rate limit (admission.py), and they are
+   refused when they may make it for no operation at all;
 3. the request is read and decoded: nothing of it is looked at before;
 4. the method's handler is run, and each response sent; a call that waits holds a slot meanwhile;
 5. what came of it is logged, and its error, if it has one, becomes a status (status.py).
@@ -121,7 +122,7 @@ class MethodPipeline:
         try:
             if self._may_begin_later:
                 await call.wait_for_turn()
-            call.admitted = await self._admission.admit(call, self.policy)
+            await self._admission.admit(call, self.policy)
             if self._is_counted:
                 counted = True
                 self._shared.in_progress += 1
@@ -190,6 +191,6 @@ class MethodPipeline:
         first = True
         async for request in requests:
             if not first:
-                call.admitted = await self._admission.admit(call, self.policy)
+                await self._admission.admit(call, self.policy)
             first = False
             yield request
