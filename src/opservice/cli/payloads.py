@@ -15,13 +15,14 @@ import grpc
 from google.protobuf import descriptor_pool, json_format
 from google.protobuf.any_pb2 import Any as AnyPayload
 from google.protobuf.descriptor_database import DescriptorDatabase
-from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.message import DecodeError
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
 from opservice.cli.connection import Connection
 from opservice.common.plain import plain_lines
+from opservice.methods.descriptor_sets import read_descriptor_set
 
 _REFLECTION_SECONDS = 5.0
 _MOST_FILES = 1_000
@@ -171,10 +172,6 @@ class _Descriptors(DescriptorDatabase):
 
 def _read_descriptor_set(path: Path) -> Iterable[FileDescriptorProto]:
     try:
-        return FileDescriptorSet.FromString(path.read_bytes()).file
-    except OSError as error:
-        raise click.UsageError(f"cannot read the descriptor set {path}: {error}") from error
-    except DecodeError as error:
-        raise click.UsageError(
-            f"{path} is not a FileDescriptorSet (protoc -o writes one)"
-        ) from error
+        return read_descriptor_set(path).file
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error

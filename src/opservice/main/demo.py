@@ -32,6 +32,9 @@ from opservice.domain.operation import (
 from opservice.methods.convert import CANCELLED, failure_from_pb, payload_to_bytes
 from opservice.store.operations import OperationStore
 
+FILES = (registry_pb.DESCRIPTOR,)
+"""That define the messages of the demo's operations."""
+
 _LEASE = 15 * SECOND
 
 log = structlog.stdlib.get_logger("opservice.demo")

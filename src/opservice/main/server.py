@@ -6,20 +6,12 @@ import asyncio
 import gc
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 
-import grpc
 import structlog
-from google.longrunning import operations_proto_pb2
-from google.protobuf.descriptor import FileDescriptor
-from google.protobuf.descriptor_pool import DescriptorPool
 
 from opservice import __version__
-from opservice._proto.opservice.demo.v1 import container_registry_pb2
-from opservice._proto.opservice.v1 import operation_record_service_pb2, producer_service_pb2
-from opservice._proto.yandex.cloud.endpoint import api_endpoint_service_pb2
-from opservice._proto.yandex.cloud.operation import operation_service_pb2
 from opservice.auth.authenticator import Authenticator
 from opservice.background.housekeeping import (
     CHECKPOINT_SECONDS,
@@ -38,22 +30,17 @@ from opservice.domain.operation import (
     ReachTimeouts,
     Sweep,
 )
-from opservice.fronts.grpc import health
 from opservice.fronts.grpc.adapter import Methods
-from opservice.fronts.grpc.health import HealthService
-from opservice.fronts.grpc.reflection import build_pool, reflection_methods
-from opservice.fronts.grpc.server import GrpcOptions, listen, server_options
-from opservice.main.demo import run_demo
+from opservice.fronts.grpc.server import GrpcOptions, listen, new_server
+from opservice.fronts.grpc.services import KnownTypes, known_types, own_methods
+from opservice.main import demo
 from opservice.methods.admission import Admission, AdmissionLimits
 from opservice.methods.convert import LEASE_EXPIRED, TIMED_OUT
-from opservice.methods.endpoints import OWN_ENDPOINTS, ApiEndpointService
+from opservice.methods.endpoints import OWN_ENDPOINTS
 from opservice.methods.guard import GuardedStore
-from opservice.methods.longrunning import LongrunningService
-from opservice.methods.operations import OperationService
 from opservice.methods.pipeline import Pipeline
-from opservice.methods.producer import ProducerService
-from opservice.methods.records import OperationRecordService
 from opservice.methods.registry import Method
+from opservice.methods.services import api_methods
 from opservice.methods.serving import ServingState
 from opservice.methods.validation import Limits
 from opservice.runtime.reload import Reloader, read_files
@@ -71,19 +58,11 @@ from opservice.store.migrations import check_schema, migrate
 from opservice.store.operations import OperationStore
 from opservice.store.repository import Repository
 
-_FILES: Sequence[FileDescriptor] = (
-    operation_service_pb2.DESCRIPTOR,
-    producer_service_pb2.DESCRIPTOR,
-    operation_record_service_pb2.DESCRIPTOR,
-    operations_proto_pb2.DESCRIPTOR,
-    api_endpoint_service_pb2.DESCRIPTOR,
-    health.FILE,
-)
-_SERVICES = [service.full_name for file in _FILES for service in file.services_by_name.values()]
-
 CLOSE_SECONDS = 5
 """How long the end of a server may wait for its database."""
 _WILDCARDS = {"0.0.0.0", "[::]"}  # noqa: S104 - to warn of them
+
+_OPERATION_SERVICE = "yandex.cloud.operation.OperationService"
 
 log = structlog.stdlib.get_logger("opservice.server")
 
@@ -101,16 +80,16 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     reloader = Reloader(settings.security, files, security.replace)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.request)
     await security.start()
-    known_types = build_known_types(settings.discovery)
+    types = build_known_types(settings.discovery)
     database = await asyncio.to_thread(prepare_database, settings.storage)
-    await run(settings, database, security, known_types, stop, announce)
+    await run(settings, database, security, types, stop, announce)
 
 
 async def run(
     settings: Settings,
     database: Database,
     security: Security,
-    known_types: DescriptorPool,
+    types: KnownTypes,
     stop: asyncio.Event,
     announce: Callable[[str], None],
     *,
@@ -130,9 +109,7 @@ async def run(
     state = ServingState()
     loop = asyncio.get_running_loop()
     database.when_lost(lambda: loop.call_soon_threadsafe(state.stop))
-    server = grpc.aio.server(
-        options=server_options(grpc_options(settings.connections, share_port=share_port))
-    )
+    server = new_server(grpc_options(settings.connections, share_port=share_port))
     listening = ExitStack()
     try:
         credentials = None if security.tls is None else security.tls.of_grpc
@@ -149,7 +126,8 @@ async def run(
         served = Methods(
             Pipeline(admission, settings.limits.max_calls), settings.limits.max_unsent_bytes
         )
-        served.add(_methods(settings, guarded, address, known_types, state))
+        served.add(_api_methods(settings, guarded, address))
+        served.add(own_methods(state, types))
         server.add_generic_rpc_handlers((served,))
         # What there is now stays until the end: looking for garbage in it would stop all calls for 50 ms.
         gc.collect()
@@ -182,7 +160,7 @@ async def run(
         log.info("serving", address=address, security=transport, database=shown)
         if settings.processes.demo and not stop.is_set():
             background.append(
-                asyncio.create_task(run_demo(store, announce, _grpcurl(settings, address)))
+                asyncio.create_task(demo.run_demo(store, announce, _grpcurl(settings, address)))
             )
         await stop.wait()
         log.info("draining", seconds=settings.processes.drain / SECOND)
@@ -225,9 +203,9 @@ async def _close(store: OperationStore) -> None:
         os._exit(1)
 
 
-def build_known_types(settings: DiscoverySettings) -> DescriptorPool:
+def build_known_types(settings: DiscoverySettings) -> KnownTypes:
     """The types that reflection knows. Raises StartupError when a descriptor set cannot be used."""
-    return build_pool((*_FILES, container_registry_pb2.DESCRIPTOR), settings.descriptor_set)
+    return known_types(demo.FILES, settings.descriptor_set)
 
 
 def prepare_database(settings: StorageSettings) -> Database:
@@ -273,28 +251,17 @@ def grpc_options(settings: ConnectionSettings, *, share_port: bool = False) -> G
     )
 
 
-def _methods(
-    settings: Settings,
-    store: GuardedStore,
-    address: str,
-    known_types: DescriptorPool,
-    state: ServingState,
-) -> Iterator[Method]:
-    """Every method that is served."""
-    hide_error = settings.operations.hide_error_until_done
-    yield from OperationService(store, hide_error=hide_error).methods()
-    yield from ProducerService(store, _limits(settings.operations), hide_error=hide_error).methods()
-    yield from OperationRecordService(
-        store,
-        max_wait=settings.operations.max_wait,
-        watch_repeat=settings.operations.watch_repeat,
-        hide_error=hide_error,
-    ).methods()
-    yield from LongrunningService(store, settings.operations.max_wait).methods()
+def _api_methods(settings: Settings, store: GuardedStore, address: str) -> tuple[Method, ...]:
+    operations = settings.operations
     own = dict.fromkeys(OWN_ENDPOINTS, settings.discovery.advertise or address)
-    yield from ApiEndpointService(own | settings.discovery.endpoints()).methods()
-    yield from HealthService(state, _SERVICES).methods()
-    yield from reflection_methods(_SERVICES, known_types)
+    return api_methods(
+        store,
+        _limits(operations),
+        max_wait=operations.max_wait,
+        watch_repeat=operations.watch_repeat,
+        hide_error=operations.hide_error_until_done,
+        endpoints=own | settings.discovery.endpoints(),
+    )
 
 
 def _admission(settings: Settings, authenticator: Authenticator | None) -> Admission:
@@ -340,6 +307,5 @@ def _grpcurl(settings: Settings, address: str) -> str:
     path = socket_path(address)
     if path is not None:
         address = f"-unix {path}"
-    service = operation_service_pb2.DESCRIPTOR.services_by_name["OperationService"].full_name
     request = '\'{{"operation_id": "{id}"}}\''
-    return f"grpcurl {security} -d {request} {address} {service}/{{method}}"
+    return f"grpcurl {security} -d {request} {address} {_OPERATION_SERVICE}/{{method}}"

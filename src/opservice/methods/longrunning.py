@@ -19,7 +19,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from opservice.auth.authenticator import Caller
 from opservice.domain.errors import OperationNotFound
-from opservice.domain.operation import Cancel, Delete
+from opservice.domain.operation import Cancel, Delete, Record
 from opservice.methods.call import Call
 from opservice.methods.convert import (
     CANCELLED,
@@ -52,9 +52,7 @@ class LongrunningService:
     ) -> Operation:
         parent, id_ = name_from_pb(request.name)
         with _not_found_as(request.name):
-            record = await self._store.get(call.caller, id_)
-            if parent not in ("", record.parent):
-                raise OperationNotFound(id_)
+            record = await self._get(call.caller, parent, id_)
         return operation_to_longrunning_pb(record)
 
     async def ListOperations(
@@ -115,9 +113,16 @@ class LongrunningService:
         Raises InvalidArgument or OperationNotFound.
         """
         parent, id_ = name_from_pb(name)
-        if parent and (await self._store.get(caller, id_)).parent != parent:
-            raise OperationNotFound(id_)
+        if parent:
+            await self._get(caller, parent, id_)
         return id_
+
+    async def _get(self, caller: Caller, parent: str, id_: str) -> Record:
+        """Raises OperationNotFound also when the name tells another parent than the operation's."""
+        record = await self._store.get(caller, id_)
+        if parent not in ("", record.parent):
+            raise OperationNotFound(id_)
+        return record
 
 
 @contextmanager

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import cast
 
 from google.protobuf.descriptor import FileDescriptor
-from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
-from google.protobuf.message import DecodeError
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.reflection import SERVICE_NAME
 from grpc_reflection.v1alpha.reflection import aio as reflection_aio
 
 from opservice.domain.errors import StartupError
+from opservice.methods.descriptor_sets import read_descriptor_set
 from opservice.methods.registry import Method, methods_of
 
 _FILE = cast("FileDescriptor", reflection_pb2.DESCRIPTOR)
@@ -130,17 +130,16 @@ def _v1_file() -> FileDescriptorProto:
 
 def _add_descriptor_set(pool: DescriptorPool, path: Path, known: set[str]) -> None:
     try:
-        descriptor_set = FileDescriptorSet.FromString(path.read_bytes())
-        added = [file for file in descriptor_set.file if file.name not in known]
+        descriptor_set = read_descriptor_set(path)
+    except ValueError as error:
+        raise StartupError(str(error)) from error
+    added = [file for file in descriptor_set.file if file.name not in known]
+    try:
         for file in added:
             known.add(file.name)
             pool.AddSerializedFile(file.SerializeToString())
         for file in added:
             pool.FindFileByName(file.name)
-    except OSError as error:
-        raise StartupError(f"cannot read the descriptor set {path}: {error.strerror}") from error
-    except DecodeError as error:
-        raise StartupError(f"{path} is not a FileDescriptorSet (protoc -o writes one)") from error
     except (KeyError, TypeError) as error:
         raise StartupError(
             f"the descriptor set {path} is incomplete (protoc wants --include_imports) or"

@@ -42,8 +42,13 @@ class GrpcOptions:
     share_port: bool = False
 
 
+def new_server(options: GrpcOptions) -> grpc.aio.Server:
+    """A server that serves nothing yet. Lets the process open as many files as it may, for connections."""
+    return grpc.aio.server(options=server_options(options))
+
+
 def server_options(options: GrpcOptions) -> list[tuple[str, Any]]:
-    """As gRPC names them. Lets the process open as many files as it may, for the connections."""
+    """As gRPC names them."""
     return [
         *([] if options.compression else [(_ALGORITHMS, _IDENTITY)]),
         # By default a second server would silently share the port.
