@@ -27,21 +27,21 @@ READ_BY_HAND = {
 _TEXT = """\
 # Licences
 
-opservice is under Apache-2.0. Beside it is deployed what `requirements/runtime.txt` locks; `scripts/sbom.sh` lists
-the same in CycloneDX, with what needs what. Written by `scripts/licences.py`.
+opservice is under Apache-2.0. The table lists what is deployed with it: the packages that `requirements/runtime.txt` locks.
+`scripts/sbom.sh` lists the same in CycloneDX, with dependencies. `scripts/licences.py` writes this page.
 
 | package | version | licence |
 |---|---|---|
 {rows}
 
-All may be distributed with a program under Apache-2.0. All but two ask only for their notices, which stand in the
-`*.dist-info` of each package and stay in the image.
+All of them may be distributed with a program under Apache-2.0. All but two ask only that you keep their notices. These are in the
+`*.dist-info` of each package, and stay in the image.
 
-**psycopg and psycopg-binary are under LGPL-3.0.** opservice imports them and does not change them, and stays under
-Apache-2.0. Whoever passes on an image that holds them passes on their licence too, says where their source is (the
-package index has it, by the version above), and lets people replace them: in a Python environment, with pip.
+**psycopg and psycopg-binary are under LGPL-3.0.** opservice imports them unchanged, and stays under Apache-2.0. If you pass on
+an image that contains them, pass on their licence too, say where their source is (the package index has it, under the version
+above), and let people replace them (in a Python environment, with pip).
 
-Wheels hold libraries of others. psycopg-binary: libpq (PostgreSQL), OpenSSL (Apache-2.0), MIT Kerberos (MIT),
+Wheels contain libraries of others. psycopg-binary: libpq (PostgreSQL), OpenSSL (Apache-2.0), MIT Kerberos (MIT),
 OpenLDAP (OLDAP-2.8), Cyrus SASL (BSD), and as shared libraries libkeyutils and libcrypt (LGPL-2.1). grpcio:
 BoringSSL, Abseil, c-ares, RE2, zlib (Apache-2.0, BSD, MIT, Zlib). pysqlite3: SQLite (public domain). uvloop: libuv (MIT).
 """
