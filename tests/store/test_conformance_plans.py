@@ -25,7 +25,6 @@ from opservice.domain.operation import (
     Sweep,
 )
 from opservice.store.engine import Database
-from opservice.store.origins import find_origins
 from opservice.store.repository import Repository
 from opservice.store.schema import operations
 from store.conftest import ABORTED, CANCELLED, Ops
@@ -119,7 +118,7 @@ COMMANDS = {
 READS: dict[str, Callable[[Repository, Connection, list[str]], object]] = {
     "find": Repository.find,
     "revisions": Repository.revisions,
-    "origins": lambda _, connection, ids: find_origins(connection, ids),
+    "origins": Repository.origins,
 }
 
 

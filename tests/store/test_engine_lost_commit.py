@@ -27,10 +27,10 @@ from opservice.domain.operation import (
     derive_id,
     new_id,
 )
-from opservice.store.clocks import database_clock
 from opservice.store.engine import Database, open_database
 from opservice.store.operations import OperationStore
 from opservice.store.repository import Repository
+from opservice.store.sql import database_clock
 from support.postgres import PostgresServer
 from support.proxy import CommitLosingProxy, Loss
 from support.replicas import apply, apply_one, find, sweep

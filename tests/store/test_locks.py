@@ -24,9 +24,9 @@ from opservice.domain.operation import (
     Sweep,
     new_id,
 )
-from opservice.store.clocks import database_clock
 from opservice.store.engine import Database, open_database
 from opservice.store.repository import Repository
+from opservice.store.sql import database_clock
 from support.replicas import apply, find, sweep
 
 COOPERATIVE = CancelPolicy.COOPERATIVE

@@ -32,9 +32,9 @@ from opservice.domain.operation import (
     Sweep,
     new_id,
 )
-from opservice.store.clocks import database_clock
 from opservice.store.engine import Database
 from opservice.store.repository import Repository
+from opservice.store.sql import database_clock
 from support.replicas import Replicas, apply, apply_one, sweep
 
 MINUTE, HOUR = 60 * SECOND, 3600 * SECOND

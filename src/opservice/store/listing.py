@@ -52,8 +52,9 @@ from opservice.domain.filters import (
 )
 from opservice.domain.identity import EVERYWHERE
 from opservice.domain.operation import Record
-from opservice.store.repository import RECORD, among_ids, record_of
 from opservice.store.schema import BY_CREATION, operations
+from opservice.store.sql import in_bytes, position_in
+from opservice.store.statements import RECORD, THESE, record_of
 
 PAGE_BYTES = 3 << 20
 """What is kept in a page's operations; clients accept messages of 4 MiB."""
@@ -142,7 +143,7 @@ def read_page(
     walks = bool(conditions or narrowed) and not any(map(_names_one, conditions))
     wanted = [visible, *map(_checked, narrowed)]
     for each in conditions:
-        one = condition_to_sql(each, connection.dialect.name)
+        one = condition_to_sql(each)
         wanted.append(one if _names_one(each) else _checked(one))
     # Sizes first: a page of the largest operations would not fit into memory.
     sizes: list[Row[Any]] = []
@@ -162,7 +163,7 @@ def read_page(
     if not ids:
         return Listed((), end)
     # Again with the conditions: it may have changed since.
-    reading = among_ids(select(*RECORD).where(*wanted))[connection.dialect.name]
+    reading = select(*RECORD).where(*wanted, THESE)
     rows = connection.execute(reading, {"operation_ids": ids})
     records = {record.id: record for record in map(record_of, rows)}
     return Listed(tuple(records[id_] for id_ in ids if id_ in records), end)
@@ -325,21 +326,21 @@ def _names_one(condition: Condition) -> bool:
     )
 
 
-def condition_to_sql(condition: Condition, dialect: str) -> ColumnElement[bool]:
-    """Means the same on SQLite and PostgreSQL, given its name."""
+def condition_to_sql(condition: Condition) -> ColumnElement[bool]:
+    """Means the same on every database."""
     match condition:
         case And():
-            return and_(*(condition_to_sql(each, dialect) for each in condition.conditions))
+            return and_(*(condition_to_sql(each) for each in condition.conditions))
         case Or():
-            return or_(*(condition_to_sql(each, dialect) for each in condition.conditions))
+            return or_(*(condition_to_sql(each) for each in condition.conditions))
         case Not():
-            return not_(condition_to_sql(condition.condition, dialect))
+            return not_(condition_to_sql(condition.condition))
         case Present():
             return _present(condition.field)
         case Match():
-            return _match(condition, dialect)
+            return _match(condition)
         case Comparison():
-            return _comparison(condition, dialect)
+            return _comparison(condition)
         case _:
             assert_never(condition)
 
@@ -355,7 +356,7 @@ def _present(field: Field) -> ColumnElement[bool]:
             return column.is_not(None)
 
 
-def _match(match: Match, dialect: str) -> ColumnElement[bool]:
+def _match(match: Match) -> ColumnElement[bool]:
     # Not LIKE: SQLite's takes no notice of case, and its wildcards would have to be escaped.
     column, length = _COLUMNS[match.field], len(match.text)
     text = bindparam(None, match.text, Text)
@@ -365,11 +366,10 @@ def _match(match: Match, dialect: str) -> ColumnElement[bool]:
         case Anchor.END:
             return func.substr(column, func.length(column) - length + 1) == text
         case Anchor.ANYWHERE:
-            find = func.strpos if dialect == "postgresql" else func.instr
-            return find(column, text, type_=BigInteger) > 0
+            return position_in(column, text) > 0
 
 
-def _comparison(comparison: Comparison, dialect: str) -> ColumnElement[bool]:
+def _comparison(comparison: Comparison) -> ColumnElement[bool]:
     field, value = comparison.field, comparison.value
     column = _COLUMNS[field]
     if field.kind is Kind.BOOLEAN:
@@ -380,11 +380,6 @@ def _comparison(comparison: Comparison, dialect: str) -> ColumnElement[bool]:
         return column.is_not_distinct_from(literal_) if column.nullable else column == literal_
     # Never as a range of an index, which would not be that of the order: hence "" and 0.
     ordered: ColumnElement[Any]
-    if field.kind is Kind.STRING:
-        ordered = column.concat("")
-        if dialect == "postgresql":
-            ordered = ordered.collate("C")  # byte by byte, whatever language the database is set to
-    else:
-        ordered = column + 0
+    ordered = in_bytes(column.concat("")) if field.kind is Kind.STRING else column + 0
     compared = _ORDERS[comparison.operator](ordered, literal_)
     return and_(column.is_not(None), compared) if column.nullable else compared

@@ -23,7 +23,6 @@ from opservice.store.drivers import postgresql
 from opservice.store.drivers.connections import PROBE_SECONDS, shut_down_after
 from opservice.store.engine import UNPREPARED_STATES, Database
 from opservice.store.libpq import Line
-from opservice.store.origins import compile_find_origins, compile_get_origin
 from opservice.store.repository import Repository
 
 log = structlog.stdlib.get_logger("opservice.store")
@@ -101,7 +100,7 @@ class SqliteReads(_LoopReads[Connection]):
     def __init__(self, database: Database, repository: Repository) -> None:
         super().__init__(database)
         self._get = repository.compile_get()
-        self._get_origin = compile_get_origin()
+        self._get_origin = repository.compile_get_origin()
 
     def get(self, operation_id: str) -> Record | None:
         """The operation, or None when it must be looked for by a thread. Raises OperationNotFound."""
@@ -134,7 +133,7 @@ class PostgresqlReads(_LoopReads[Line]):
     def __init__(self, database: Database, repository: Repository) -> None:
         super().__init__(database)
         self._find = repository.compile_find()
-        self._find_origins = compile_find_origins()
+        self._find_origins = repository.compile_find_origins()
         self._turn = asyncio.Lock()
 
     async def find(self, ids: Sequence[str]) -> list[Record | Exception] | None:

@@ -19,7 +19,6 @@ from opservice.domain.operation import SECOND, Origin, Record
 from opservice.store.batching import Batcher
 from opservice.store.engine import Database
 from opservice.store.loop_reads import PostgresqlReads, SqliteReads
-from opservice.store.origins import find_origins
 from opservice.store.repository import Repository
 
 MEMORY_BYTES = 64 << 20
@@ -58,7 +57,7 @@ class Reads:
         )
         self._origins: Batcher[str, Origin] = Batcher(
             "store-origin",
-            partial(self._read, find_origins),
+            partial(self._read, repository.origins),
             on_loop=None if self._postgresql is None else self._postgresql.origins,
             on_hang=self._hang,
         )
@@ -81,7 +80,7 @@ class Reads:
         return record
 
     async def origin(self, operation_id: str, *, remembered: bool = True) -> Record | Origin:
-        """Who may see the operation, by a query that does not read its payloads (origins.py).
+        """Who may see the operation, by a query that does not read its payloads (statements.py).
 
         Also of one that has expired and is not deleted yet. What is `remembered` is not asked for. Raises as
         `get` does.

@@ -1,45 +1,17 @@
 """The operations table: commands in, outcomes out, every transition one conditional statement.
 
-A statement that changes a row says in its WHERE when it may, and returns the row. Only when it
-changed nothing is the row read, to say why: a terminal state never changes again, so what is read
-then is still true. Each command may therefore be applied twice: the second time it finds what the
-first one did.
+Only when a statement has changed nothing is the row read, to say why: a terminal state never changes again,
+so what is read then is still true. Each command may therefore be applied twice: the second time it finds
+what the first one did.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any, assert_never
 
-from sqlalchemy import (
-    ARRAY,
-    JSON,
-    BigInteger,
-    Column,
-    ColumnElement,
-    Connection,
-    LargeBinary,
-    Row,
-    Select,
-    SmallInteger,
-    Text,
-    Update,
-    UpdateBase,
-    and_,
-    any_,
-    bindparam,
-    case,
-    delete,
-    false,
-    func,
-    null,
-    or_,
-    select,
-    true,
-    update,
-)
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import ColumnElement, Connection, UpdateBase
 
 from opservice.domain.errors import (
     IdempotencyKeyReused,
@@ -63,6 +35,7 @@ from opservice.domain.operation import (
     EndCancelGrace,
     Fail,
     LapseLeases,
+    Origin,
     Outcome,
     ReachTimeouts,
     Record,
@@ -71,173 +44,57 @@ from opservice.domain.operation import (
     Sweep,
     Swept,
 )
-from opservice.store.clocks import database_clock, wall_clock
 from opservice.store.compiled import PostgresqlFind, SqliteGet
-from opservice.store.schema import operations
-
-_c = operations.c
-RECORD = [_c[field.name] for field in fields(Record)]
-
+from opservice.store.statements import (
+    FIND_ORIGINS,
+    GET_ORIGIN,
+    ORIGIN,
+    RECORD,
+    Statements,
+    record_of,
+)
 
 SWEEP_WITHIN = 5 * SECOND
 """A sweep that is executed further than this from its cutoff changes nothing: something hung meanwhile."""
 
 
 class Repository:
-    """The statements, made once. Stateless: one serves every connection of an engine.
-
-    `clock` is an SQL expression for now, in microseconds since the epoch.
-    """
+    """Applies commands and sweeps. Stateless: one serves every connection of every database."""
 
     def __init__(self, clock: ColumnElement[int] | None = None) -> None:
-        now: ColumnElement[int] = database_clock() if clock is None else clock
-        # Grows with every change, even when the clock was set back or two changes share a tick.
-        changed_at = case((now > _c.modified_at, now), else_=_c.modified_at + 1)
-        touched: dict[str, Any] = {"modified_at": changed_at, "revision": _c.revision + 1}
-        ended: dict[str, Any] = {
-            **touched,
-            "done": true(),
-            "lease_expires_at": null(),
-            "expires_at": changed_at + _c.retention,
-        }
-        self.visible = visible = or_(~_c.done, _c.expires_at > now)
-        self._evict = delete(operations).where(_c.id == bindparam("operation_id"), ~visible)
-        this = _c.id == bindparam("operation_id")
-        by_holder = and_(
-            this,
-            ~_c.done,
-            _c.lease_token_hash.is_not_distinct_from(bindparam("token", type_=LargeBinary)),
-        )
-        new_metadata = func.coalesce(bindparam("new_metadata", type_=LargeBinary), _c.metadata)
-        new_error: dict[str, Any] = {
-            "error": bindparam("new_error", type_=LargeBinary),
-            "error_code": bindparam("new_error_code", type_=SmallInteger),
-        }
+        """`clock` is now in SQL, in microseconds since the epoch; by default the database's own clock."""
+        self._statements = Statements(clock)
 
-        self._get_one = select(*RECORD).where(_c.id == bindparam("operation_id"), visible)
-        self._find = among_ids(select(*RECORD).where(visible))
-        self._revisions = among_ids(select(_c.id, _c.revision).where(visible))
-        given = (
-            _c.id,
-            _c.parent,
-            _c.method,
-            _c.description,
-            _c.created_by,
-            _c.metadata,
-            _c.cancel_policy,
-            _c.lease_token_hash,
-            _c.lease,
-            _c.retention,
-            _c.request_hash,
-        )
-        inserted: dict[str, Any] = {
-            **{column.name: bindparam(column.name, type_=column.type) for column in given},
-            "created_at": now,
-            "modified_at": now,
-            "revision": 1,
-            "done": false(),
-            "lease_expires_at": now + bindparam("lease", type_=BigInteger),
-            "timeout_at": now + bindparam("timeout", type_=BigInteger),
-        }
-        siblings = select(_c.id).where(_c.parent == bindparam("parent"), ~_c.done)
-        self._count_running = select(func.count()).select_from(
-            siblings.limit(bindparam("most", type_=BigInteger)).subquery()
-        )
-        # Both dialects spell ON CONFLICT alike, but SQLAlchemy has no insert for the two.
-        self._insert = {
-            name: insert(operations).values(inserted).on_conflict_do_nothing().returning(*RECORD)
-            for name, insert in (("sqlite", sqlite.insert), ("postgresql", postgresql.insert))
-        }
-        self._renew = _returning(
-            update(operations)
-            .where(by_holder)
-            .values(
-                **touched,
-                lease_expires_at=now + _c.lease,
-                metadata=new_metadata,
-                **{
-                    column.name: func.coalesce(
-                        bindparam(f"new_{column.name}", type_=column.type), column
-                    )
-                    for column in (
-                        _c.progress_done,
-                        _c.progress_total,
-                        _c.progress_unit,
-                        _c.progress_message,
-                    )
-                },
-            )
-        )
-        self._end = _returning(
-            update(operations)
-            .where(by_holder)
-            .values(
-                **ended,
-                metadata=new_metadata,
-                response=bindparam("new_response", type_=LargeBinary),
-                **new_error,
-            )
-        )
-        at_once = _c.cancel_policy == CancelPolicy.IMMEDIATE
-        self._cancel = _returning(
-            update(operations)
-            .where(
-                this,
-                ~_c.done,
-                _c.cancel_requested_at.is_(None),
-                _c.cancel_policy != CancelPolicy.UNSUPPORTED,
-            )
-            .values(
-                **touched,
-                done=at_once,
-                cancel_requested_at=changed_at,
-                **new_error,
-                lease_expires_at=case((at_once, null()), else_=_c.lease_expires_at),
-                expires_at=case((at_once, changed_at + _c.retention)),
-            )
-        )
-        self._delete = delete(operations).where(this, _c.done, visible).returning(*RECORD)
-
-        # In a subquery, so that PostgreSQL evaluates it once, before it looks at any row.
-        executed = select(wall_clock() if clock is None else clock).scalar_subquery()
-        first, last = (bindparam(name, type_=BigInteger) for name in ("first", "last"))
-        in_time = executed.between(first, last)
-        running = and_(~_c.done, in_time)
-        due_by = bindparam("due_by", type_=BigInteger)
-        failed = {**ended, **new_error}
-        self._lapse = _sweep(running, _c.lease_expires_at, due_by, failed)
-        self._time_out = _sweep(running, _c.timeout_at, due_by, failed)
-        self._end_grace = _sweep(running, _c.cancel_requested_at, due_by, ended)
-        expired = _due(and_(_c.done, in_time), _c.expires_at, due_by)
-        self._expire = delete(operations).where(expired).returning(_c.id)
-        awaited = or_(
-            *(
-                select(_c.id).where(~_c.done, due).exists()
-                for due in (
-                    _c.lease_expires_at.is_not(None),
-                    _c.cancel_requested_at.is_not(None),
-                    _c.timeout_at <= now,
-                )
-            )
-        )
-        self._clock = select(now, awaited)
+    @property
+    def visible(self) -> ColumnElement[bool]:
+        """The condition of operations that are not past their retention."""
+        return self._statements.visible
 
     def find(self, connection: Connection, ids: Iterable[str]) -> dict[str, Record]:
         """The operations with these ids that exist and have not expired."""
-        statement = self._find[connection.dialect.name]
-        rows = connection.execute(statement, {"operation_ids": list(ids)})
+        rows = connection.execute(self._statements.find, {"operation_ids": list(ids)})
         return {record.id: record for record in map(record_of, rows)}
 
     def compile_get(self) -> SqliteGet[Record]:
-        return SqliteGet(self._get_one, RECORD, Record)
+        return SqliteGet(self._statements.get, RECORD, Record)
 
     def compile_find(self) -> PostgresqlFind[Record]:
-        return PostgresqlFind(self._find["postgresql"], RECORD, Record)
+        return PostgresqlFind(self._statements.find, RECORD, Record)
+
+    def origins(self, connection: Connection, ids: Iterable[str]) -> dict[str, Origin]:
+        """Who may see the operations with these ids; also of those that have expired and are still there."""
+        rows = connection.execute(FIND_ORIGINS, {"operation_ids": list(ids)})
+        return {row.id: Origin(*row) for row in rows}
+
+    def compile_get_origin(self) -> SqliteGet[Origin]:
+        return SqliteGet(GET_ORIGIN, ORIGIN, Origin)
+
+    def compile_find_origins(self) -> PostgresqlFind[Origin]:
+        return PostgresqlFind(FIND_ORIGINS, ORIGIN, Origin)
 
     def revisions(self, connection: Connection, ids: Iterable[str]) -> dict[str, int]:
         """The revisions of those operations that `find` would find."""
-        statement = self._revisions[connection.dialect.name]
-        rows = connection.execute(statement, {"operation_ids": list(ids)})
+        rows = connection.execute(self._statements.revisions, {"operation_ids": list(ids)})
         return {row.id: row.revision for row in rows}
 
     def apply(
@@ -258,7 +115,7 @@ class Repository:
 
     def read_clock(self, connection: Connection) -> tuple[int, bool]:
         """The database's clock, and whether anybody may soon be late: there are leases, or the like."""
-        clock, awaited = connection.execute(self._clock).one()
+        clock, awaited = connection.execute(self._statements.clock).one()
         return clock, bool(awaited)
 
     def prove_writes(self, connection: Connection) -> None:
@@ -281,15 +138,17 @@ class Repository:
             "first": cutoff - SWEEP_WITHIN,
             "last": cutoff + SWEEP_WITHIN,
         }
+        statements = self._statements
         match sweep:
             case LapseLeases() | ReachTimeouts():
-                statement = self._lapse if isinstance(sweep, LapseLeases) else self._time_out
+                lapse = isinstance(sweep, LapseLeases)
+                statement = statements.lapse if lapse else statements.time_out
                 parameters |= {"new_error": sweep.error.status, "new_error_code": sweep.error.code}
             case EndCancelGrace():
-                statement = self._end_grace
+                statement = statements.end_grace
                 parameters["due_by"] = cutoff - sweep.grace
             case DeleteExpired():
-                return Swept(tuple(connection.execute(self._expire, parameters).scalars()))
+                statement = statements.delete_expired
             case _:
                 assert_never(sweep)
         return Swept(tuple(connection.execute(statement, parameters).scalars()))
@@ -302,7 +161,7 @@ class Repository:
                 progress = command.progress
                 changed = self._change(
                     connection,
-                    self._renew,
+                    self._statements.renew,
                     command,
                     token=command.lease_token_hash,
                     new_metadata=command.metadata,
@@ -316,7 +175,7 @@ class Repository:
                 error = command.error if isinstance(command, Fail) else None
                 changed = self._change(
                     connection,
-                    self._end,
+                    self._statements.end,
                     command,
                     token=command.lease_token_hash,
                     new_metadata=command.metadata,
@@ -328,14 +187,14 @@ class Repository:
             case Cancel():
                 changed = self._change(
                     connection,
-                    self._cancel,
+                    self._statements.cancel,
                     command,
                     new_error=command.error.status,
                     new_error_code=command.error.code,
                 )
                 return changed or self._explain_cancel(connection, command)
             case Delete():
-                changed = self._change(connection, self._delete, command)
+                changed = self._change(connection, self._statements.delete, command)
                 if changed:
                     return changed
                 raise OperationRunning(self._get(connection, command.id))
@@ -350,9 +209,8 @@ class Repository:
             raise _too_many(command)
         parameters = asdict(command)
         del parameters["max_running"]
-        insert = self._insert[connection.dialect.name]
         for _ in range(2):
-            row = connection.execute(insert, parameters).one_or_none()
+            row = connection.execute(self._statements.start, parameters).one_or_none()
             if row is not None:
                 return Outcome(record_of(row), changed=True)
             existing = self.find(connection, [command.id]).get(command.id)
@@ -360,7 +218,7 @@ class Repository:
                 return _repeated_start(command, existing)
             # What has the id is past its retention, as good as deleted: start anew, unless another
             # replica was quicker.
-            connection.execute(self._evict, {"operation_id": command.id})
+            connection.execute(self._statements.evict, {"operation_id": command.id})
         raise StoreUnavailable
 
     def _is_full(self, connection: Connection, command: Start) -> bool:
@@ -370,7 +228,8 @@ class Repository:
         """
         parameters = {"parent": command.parent, "most": command.max_running}
         return bool(
-            connection.execute(self._count_running, parameters).scalar_one() == command.max_running
+            connection.execute(self._statements.count_running, parameters).scalar_one()
+            == command.max_running
         )
 
     def _change(
@@ -430,56 +289,3 @@ def _repeated_start(command: Start, existing: Record) -> Outcome:
     # whoever repeats it owns it.
     owned = command.lease_token_hash == existing.lease_token_hash
     return Outcome(existing, changed=False, owned=owned)
-
-
-def among_ids(query: Select[Any]) -> dict[str, Select[Any]]:
-    """The query for rows with given ids, by the name of the dialect.
-
-    The ids are one parameter: the statement is the same for any number of them, so that it is compiled and
-    prepared once, and there may be more of them than parameters are allowed.
-    """
-    values = func.json_each(bindparam("operation_ids", type_=JSON)).table_valued("value")
-    array = bindparam("operation_ids", type_=ARRAY(Text))
-    return {
-        "sqlite": query.where(_c.id.in_(select(values.c.value))),
-        "postgresql": query.where(_c.id == any_(array)),
-    }
-
-
-def _due(
-    state: ColumnElement[bool], column: Column[int], deadline: ColumnElement[int]
-) -> ColumnElement[bool]:
-    """Is one of at most `batch` rows in the state whose column has reached the deadline.
-
-    They are chosen by the index of that column, passing over those that another transaction holds, and
-    locked; PostgreSQL checks the conditions again on what it locked. So they must not stand outside as
-    well: it would then visit all rows that are due, not only those chosen. And the choice must not be
-    joined as a plain subquery, which may be made anew for each row.
-    """
-    chosen = (
-        select(_c.id)
-        .where(state, column <= deadline)
-        .order_by(column)
-        .limit(bindparam("batch", type_=BigInteger))
-        .with_for_update(skip_locked=True)
-        .cte("due")
-        .prefix_with("MATERIALIZED")
-    )
-    return _c.id.in_(select(chosen.c.id))
-
-
-def _sweep(
-    state: ColumnElement[bool],
-    column: Column[int],
-    deadline: ColumnElement[int],
-    values: dict[str, Any],
-) -> UpdateBase:
-    return update(operations).where(_due(state, column, deadline)).values(**values).returning(_c.id)
-
-
-def _returning(statement: Update) -> UpdateBase:
-    return statement.returning(*RECORD)
-
-
-def record_of(row: Row[Any]) -> Record:
-    return Record(*tuple(row))
