@@ -12,10 +12,11 @@ from sqlalchemy import text, update
 
 from opservice.domain.errors import OperationNotFound
 from opservice.domain.operation import DAY, SECOND, Complete, Delete, Record, Start, new_id
+from opservice.store.cache import MEMORY_SECONDS, DoneRecords
 from opservice.store.engine import Database, open_database
 from opservice.store.loop_reads import SqliteReads
 from opservice.store.operations import OperationStore
-from opservice.store.reading import MEMORY_SECONDS, DoneRecords, Reads
+from opservice.store.reading import Reads
 from opservice.store.repository import Repository
 from opservice.store.schema import operations
 from store.conftest import Ops

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 
 import pytest
 from sqlalchemy import Connection, event, text
 
-from opservice.domain.errors import StoreBusy, StoreError
+from opservice.domain.errors import (
+    OperationDone,
+    OperationNotFound,
+    StoreBusy,
+    StoreError,
+    StoreUnavailable,
+)
 from opservice.domain.operation import (
     DAY,
     Cancel,
     Command,
     Complete,
+    Delete,
     Failure,
     Outcome,
+    Record,
+    Renew,
     Start,
     new_id,
 )
 from opservice.store.engine import Database, open_database
 from opservice.store.repository import Repository
-from opservice.store.writing import Writer
+from opservice.store.writing import Writer, reconcile
 from support.replicas import apply, find
 
 CANCELLED = Failure(1, b"cancelled")
@@ -207,3 +217,47 @@ def test_a_command_that_raises_whatever_it_be_fails_alone(
     assert kinds(outcomes) == [Outcome, StoreError, Outcome]
     assert all(find(database, id_) for id_ in innocent)
     assert find(database, bad.id) is None
+
+
+RECORD = Record(**dict.fromkeys((field.name for field in fields(Record)), None) | {"id": "an-id"})  # type: ignore[arg-type]
+DONE = Outcome(RECORD, changed=True)
+REPEATED = Outcome(RECORD, changed=False)
+START, RENEW, COMPLETE, CANCEL, DELETE = (
+    Start("an-id", DAY), Renew("an-id"), Complete("an-id", b""), Cancel("an-id", CANCELLED), Delete("an-id"),
+)  # fmt: skip
+NOT_FOUND, ENDED, BUSY = OperationNotFound("an-id"), OperationDone(RECORD), StoreBusy()
+
+
+@pytest.mark.parametrize("command", [START, RENEW, COMPLETE, CANCEL, DELETE])
+@pytest.mark.parametrize("first", [DONE, NOT_FOUND, BUSY])
+def test_what_is_done_the_second_time_counts(command: Command, first: Outcome | Exception) -> None:
+    for second in (DONE, REPEATED):
+        assert reconcile(command, first, second) is second
+
+
+@pytest.mark.parametrize("command", [START, RENEW, COMPLETE, CANCEL, DELETE])
+@pytest.mark.parametrize("second", [NOT_FOUND, ENDED, BUSY])
+def test_what_was_refused_the_first_time_has_changed_nothing(
+    command: Command, second: Exception
+) -> None:
+    assert reconcile(command, BUSY, second) is second
+
+
+def test_a_delete_that_finds_nothing_the_second_time_has_deleted_it_the_first_time() -> None:
+    assert reconcile(DELETE, DONE, NOT_FOUND) is DONE
+
+
+def test_a_delete_that_is_refused_for_another_reason_is_refused() -> None:
+    assert reconcile(DELETE, DONE, ENDED) is ENDED
+
+
+@pytest.mark.parametrize("second", [NOT_FOUND, ENDED])
+def test_whether_a_renewal_happened_before_the_operation_was_ended_is_unknown(
+    second: Exception,
+) -> None:
+    assert type(reconcile(RENEW, DONE, second)) is StoreUnavailable
+
+
+@pytest.mark.parametrize("command", [START, COMPLETE, CANCEL])
+def test_any_other_command_that_is_refused_the_second_time_is_refused(command: Command) -> None:
+    assert reconcile(command, DONE, ENDED) is ENDED

@@ -131,42 +131,79 @@ def read_page(
     """Fewer operations than the query's limit when they are large, or when few satisfy its condition:
     possibly none, though there is more. Otherwise at least one, whatever its size.
     """
-    deadline = time.monotonic() + MAX_SECONDS
     if query.condition is not None:
         # Hardly any filter comes twice, and what is kept of each would take half a mebibyte.
         connection = connection.execution_options(compiled_cache=None)
-    newer, older, conditions = _span(query.condition)
-    begin = min(filter(None, (query.after, newer)), default=None)
-    ranges, narrowed = _ranges(query)
-    if not ranges:
+    plan = _plan(query, visible)
+    if not plan.ranges:
         return Listed((), None)
-    walks = bool(conditions or narrowed) and not any(map(_names_one, conditions))
+    # Sizes first: a page of the largest operations would not fit into memory.
+    sizes, looked_at = _fetch_sizes(connection, plan, query.limit + 1, window, windows)
+    ids, end = _fit(sizes, query.limit, page_bytes, looked_at)
+    if not ids:
+        return Listed((), end)
+    # Again with the conditions: it may have changed since.
+    reading = select(*RECORD).where(*plan.wanted, THESE)
+    rows = connection.execute(reading, {"operation_ids": ids})
+    records = {record.id: record for record in map(record_of, rows)}
+    return Listed(tuple(records[id_] for id_ in ids if id_ in records), end)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a page is read from. The operations come after `newer` and not after `older`."""
+
+    ranges: Sequence[_Range]
+    wanted: Sequence[ColumnElement[bool]]
+    newer: Position | None
+    older: Position | None
+    walks: bool
+    """Most of what is looked at may be unwanted, so that it is looked at in windows."""
+
+
+def _plan(query: ListQuery, visible: ColumnElement[bool]) -> _Plan:
+    newer, older, conditions = _span(query.condition)
+    ranges, narrowed = _ranges(query)
     wanted = [visible, *map(_checked, narrowed)]
     for each in conditions:
         one = condition_to_sql(each)
         wanted.append(one if _names_one(each) else _checked(one))
-    # Sizes first: a page of the largest operations would not fit into memory.
+    begin = min(filter(None, (query.after, newer)), default=None)
+    walks = bool(conditions or narrowed) and not any(map(_names_one, conditions))
+    return _Plan(ranges, wanted, begin, older, walks)
+
+
+def _fetch_sizes(
+    connection: Connection, plan: _Plan, most: int, window: int, windows: int
+) -> tuple[list[Row[Any]], Position | None]:
+    """Places and sizes of at most so many operations, and how far it has looked: None for to the end.
+
+    It looks at `windows` windows of `window` operations each, and begins none after MAX_SECONDS.
+    """
+    deadline = time.monotonic() + MAX_SECONDS
+    columns = (_c.created_at, _c.id, _SIZE)
     sizes: list[Row[Any]] = []
-    for _ in range(windows if walks else 1):
-        end_of_window = _last_of(connection, ranges, begin, older, window) if walks else None
-        columns = (_c.created_at, _c.id, _SIZE)
-        most = query.limit + 1 - len(sizes)
+    begin, older = plan.newer, plan.older
+    for _ in range(windows if plan.walks else 1):
+        end = _last_of(connection, plan.ranges, begin, older, window) if plan.walks else None
         sizes += connection.execute(
-            _newest(columns, ranges, begin, end_of_window or older, wanted, most)
+            _newest(columns, plan.ranges, begin, end or older, plan.wanted, most - len(sizes))
         )
-        begin = end_of_window
-        if begin is None or len(sizes) > query.limit or time.monotonic() > deadline:
+        begin = end
+        if begin is None or len(sizes) >= most or time.monotonic() > deadline:
             break
-    fitting = _fitting(sizes[: query.limit], page_bytes)
-    end = begin if fitting == len(sizes) else (sizes[fitting - 1].created_at, sizes[fitting - 1].id)
+    return sizes, begin
+
+
+def _fit(
+    sizes: Sequence[Row[Any]], limit: int, page_bytes: int, looked_at: Position | None
+) -> tuple[list[str], Position | None]:
+    """The ids of the operations that make the page, and where the next one begins."""
+    fitting = _fitting(sizes[:limit], page_bytes)
     ids = [row.id for row in sizes[:fitting]]
-    if not ids:
-        return Listed((), end)
-    # Again with the conditions: it may have changed since.
-    reading = select(*RECORD).where(*wanted, THESE)
-    rows = connection.execute(reading, {"operation_ids": ids})
-    records = {record.id: record for record in map(record_of, rows)}
-    return Listed(tuple(records[id_] for id_ in ids if id_ in records), end)
+    if fitting == len(sizes):
+        return ids, looked_at
+    return ids, (sizes[fitting - 1].created_at, sizes[fitting - 1].id)
 
 
 @dataclass(frozen=True, slots=True)

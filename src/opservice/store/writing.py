@@ -56,28 +56,35 @@ class Writer:
 
         Raises StoreUnavailable or StoreFull, which concern them all.
         """
-        before: list[Outcome | Exception] = []
         self._forget_held()
         apart = {index for index, command in enumerate(commands) if command.id in self._held}
+        attempts: list[list[Outcome | Exception]] = []
         try:
-            outcomes = self._write(commands, apart, before)
+            self._write(commands, apart, attempts)
         except Exception as error:
             if isinstance(error, StoreError) and type(error) not in (StoreError, StoreBusy):
                 raise
-            outcomes = self._write(commands, set(range(len(commands))), before)
+            self._write(commands, set(range(len(commands))), attempts)
+        outcomes = attempts[0]
+        for again in attempts[1:]:
+            outcomes = [*map(reconcile, commands, outcomes, again)]
         self._remember_held(commands, outcomes)
         return outcomes
 
     def _write(
-        self, commands: Sequence[Command], apart: set[int], before: list[Outcome | Exception]
-    ) -> list[Outcome | Exception]:
-        """One transaction, in which the commands with these indexes are applied each by itself.
+        self,
+        commands: Sequence[Command],
+        apart: set[int],
+        attempts: list[list[Outcome | Exception]],
+    ) -> None:
+        """One transaction, in which the commands with the indexes in `apart` are applied each by itself.
 
-        `before` has the outcomes of an earlier one of which it is not known whether it was committed.
+        The transaction may be made several times. Each time that all commands were applied, their outcomes
+        are added to `attempts`. Only of the last ones it is known that they were committed.
         """
         together = [index for index in range(len(commands)) if index not in apart]
 
-        def apply(connection: Connection) -> list[Outcome | Exception]:
+        def apply(connection: Connection) -> None:
             if self._held:
                 self._wait_at_most(connection, _WARY_MILLISECONDS)
             applied: dict[int, Outcome | Exception] = dict(
@@ -89,13 +96,9 @@ class Writer:
             )
             if apart:
                 applied |= self._apply_apart(connection, {i: commands[i] for i in apart})
-            outcomes = [applied[index] for index in range(len(commands))]
-            for index, first in enumerate(before):
-                outcomes[index] = _after_unknown_commit(commands[index], first, outcomes[index])
-            before[:] = outcomes
-            return outcomes
+            attempts.append([applied[index] for index in range(len(commands))])
 
-        return self._database.write(apply)
+        self._database.write(apply)
 
     def _apply_apart(
         self, connection: Connection, commands: dict[int, Command]
@@ -144,14 +147,18 @@ class Writer:
                 self._held.pop(command.id, None)
 
 
-def _after_unknown_commit(
+def reconcile(
     command: Command, first: Outcome | Exception, second: Outcome | Exception
 ) -> Outcome | Exception:
-    """The outcome of a command that was applied again, because the first time may not have been committed."""
+    """The outcome of a command that was applied twice; whether `first` was committed is not known.
+
+    What matters is an outcome that is refused the second time: the first time may have brought about the
+    very state for which it is refused.
+    """
     if not (isinstance(first, Outcome) and isinstance(second, OpserviceError)):
         return second
     if isinstance(command, Delete) and isinstance(second, OperationNotFound):
-        return first  # what this has deleted is not there to be found
+        return first  # it is not found because this command has deleted it
     if isinstance(command, Renew):
         # It may have happened before the operation was ended, in this batch or by others.
         return StoreUnavailable()

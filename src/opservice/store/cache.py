@@ -1,0 +1,69 @@
+"""Done operations, kept in memory because clients ask for them again and again."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from opservice.domain.operation import SECOND, Record
+
+MEMORY_BYTES = 64 << 20
+"""What the operations in memory may take, as `_size` counts it."""
+MEMORY_SECONDS = 5
+"""How long a done operation is answered from memory. That another process has deleted it may go unnoticed
+for as long."""
+
+_RECORD_BYTES = 1_500
+"""What a record takes beside its payloads."""
+
+
+class DoneRecords:
+    """Done operations in memory: they never change. The least recently used make room.
+
+    Nothing is kept until it is known what the database's clock says, by which operations expire.
+    """
+
+    def __init__(self, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock` returns seconds, and is never set: by the wall clock a record might stay for hours."""
+        self._max_bytes = max_bytes
+        self._clock = clock
+        self._ahead: float | None = None
+        self._bytes = 0
+        self._kept: OrderedDict[str, tuple[Record, float]] = OrderedDict()
+
+    def database_clock_read(self, database_clock: int, began: float) -> None:
+        """It said so many microseconds after `clock` said `began`: since then it can be no further ahead."""
+        self._ahead = database_clock / SECOND - began
+
+    def get(self, operation_id: str) -> Record | None:
+        kept = self._kept.get(operation_id)
+        if kept is None:
+            return None
+        record, until = kept
+        if self._clock() > until:
+            self.drop(operation_id)
+            return None
+        self._kept.move_to_end(operation_id)
+        return record
+
+    def put(self, record: Record) -> None:
+        if record.id in self._kept or self._ahead is None:
+            return
+        assert record.expires_at is not None
+        expires_at = record.expires_at / SECOND - self._ahead
+        self._kept[record.id] = record, min(self._clock() + MEMORY_SECONDS, expires_at)
+        self._bytes += _size(record)
+        while self._bytes > self._max_bytes:
+            _, (oldest, _) = self._kept.popitem(last=False)
+            self._bytes -= _size(oldest)
+
+    def drop(self, operation_id: str) -> None:
+        kept = self._kept.pop(operation_id, None)
+        if kept is not None:
+            self._bytes -= _size(kept[0])
+
+
+def _size(record: Record) -> int:
+    payloads = (record.metadata, record.response, record.error)
+    return _RECORD_BYTES + sum(len(payload) for payload in payloads if payload is not None)
