@@ -1,8 +1,7 @@
 """The operation: its record, the commands that change it, what comes of them, and its ids.
 
-Standard library only. Every time is an integer of microseconds since the Unix epoch, UTC, and every
-duration an integer of microseconds: exact on both databases, and one `divmod` from protobuf.
-Payloads (metadata, response, error) are serialized protobuf that nothing below methods/ looks into.
+Standard library only. Payloads (metadata, response, error) are serialized protobuf, into which nothing below
+methods/ looks.
 """
 
 from __future__ import annotations
@@ -11,12 +10,18 @@ import hashlib
 import os
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from opservice.domain.identity import Identity
 
-SECOND = 1_000_000
-DAY = 86_400 * SECOND
+Microseconds: TypeAlias = int
+"""A duration, or a time since the Unix epoch, UTC.
+
+They are integers: exact on every database, and one `divmod` from protobuf.
+"""
+
+SECOND: Microseconds = 1_000_000
+DAY: Microseconds = 86_400 * SECOND
 
 DEFAULT_ID_PREFIX = "ops"
 
@@ -39,6 +44,8 @@ class CancelPolicy(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
+    """How much of the work is done, as the producer counts it. A total of 0 is one that is not known."""
+
     done: int = 0
     total: int = 0
     unit: str = ""
@@ -55,15 +62,19 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """An operation with what the server keeps beside it: one row, in the order of its columns."""
+    """An operation with what the server keeps beside it: one row, in the order of its columns.
+
+    `revision` is 1 at first and grows with every change. `lease` and `retention` are durations; they end at
+    `lease_expires_at` and `expires_at`. There is an `expires_at` only when the operation is done.
+    """
 
     id: str
     parent: str
     method: str
     description: str
     created_by: str
-    created_at: int
-    modified_at: int
+    created_at: Microseconds
+    modified_at: Microseconds
     revision: int
     done: bool
     metadata: bytes | None
@@ -71,21 +82,22 @@ class Record:
     error: bytes | None
     error_code: int | None
     cancel_policy: CancelPolicy
-    cancel_requested_at: int | None
+    cancel_requested_at: Microseconds | None
     progress_done: int | None
     progress_total: int | None
     progress_unit: str | None
     progress_message: str | None
     lease_token_hash: bytes | None
-    lease: int | None
-    lease_expires_at: int | None
-    timeout_at: int | None
-    retention: int
-    expires_at: int | None
+    lease: Microseconds | None
+    lease_expires_at: Microseconds | None
+    timeout_at: Microseconds | None
+    retention: Microseconds
+    expires_at: Microseconds | None
     request_hash: bytes | None
 
     @property
     def progress(self) -> Progress | None:
+        """What the producer reported last; None when it reported nothing."""
         if self.progress_done is None:
             return None
         return Progress(
@@ -113,16 +125,16 @@ class Start:
     """
 
     id: str
-    retention: int
+    retention: Microseconds
     parent: str = ""
     method: str = ""
     description: str = ""
     created_by: str = ""
     metadata: bytes | None = None
     cancel_policy: CancelPolicy = CancelPolicy.IMMEDIATE
-    lease: int | None = None
+    lease: Microseconds | None = None
     lease_token_hash: bytes | None = None
-    timeout: int | None = None
+    timeout: Microseconds | None = None
     request_hash: bytes | None = None
     max_running: int | None = None
     """With so many operations of the parent running already, it is refused."""
@@ -140,6 +152,8 @@ class Renew:
 
 @dataclass(frozen=True, slots=True)
 class Complete:
+    """End it with a response. What is None stays as it was."""
+
     id: str
     response: bytes
     lease_token_hash: bytes | None = None
@@ -148,6 +162,8 @@ class Complete:
 
 @dataclass(frozen=True, slots=True)
 class Fail:
+    """End it with an error. What is None stays as it was."""
+
     id: str
     error: Failure
     lease_token_hash: bytes | None = None
@@ -156,12 +172,16 @@ class Fail:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
+    """End it with this error, or ask its producer to, as the operation's cancel policy says."""
+
     id: str
     error: Failure
 
 
 @dataclass(frozen=True, slots=True)
 class Delete:
+    """Remove it; only a done operation can be removed."""
+
     id: str
 
 
@@ -185,7 +205,7 @@ class ReachTimeouts:
 class EndCancelGrace:
     """End up to `limit` cancelling operations whose producer had `grace` to do so and did not."""
 
-    grace: int
+    grace: Microseconds
     limit: int
 
 
