@@ -80,14 +80,14 @@ _FILL_POSTGRESQL = _FILL.format(
 
 def fill(database: Database, existing: int, rows: int, oldest: int) -> None:
     """Adds operations until there are so many."""
-    statement = text(_FILL_SQLITE if database.is_sqlite else _FILL_POSTGRESQL)
+    statement = text(_FILL_SQLITE if database.url.is_sqlite else _FILL_POSTGRESQL)
     given = {**TEXTS, "metadata": METADATA, "response": RESPONSE, "retention": 30 * DAY}
     times = {"oldest": oldest, "apart": APART, "later": time.time_ns() // 1000 + DAY}
     for first in range(existing, rows, BATCH):
         last = min(first + BATCH, rows) - 1
         with database.writer.begin() as connection:
             connection.execute(statement, {**given, **times, "first": first, "last": last})
-    if not database.is_sqlite:
+    if not database.url.is_sqlite:
         with database.reader.connect() as connection:
             connection.execute(text("SET statement_timeout = 0"))
             connection.execute(text("VACUUM ANALYZE operations"))
@@ -95,7 +95,7 @@ def fill(database: Database, existing: int, rows: int, oldest: int) -> None:
 
 def sizes(database: Database) -> dict[str, int]:
     """Bytes on disk of the table and of each of its indexes, by name."""
-    if not database.is_sqlite:
+    if not database.url.is_sqlite:
         relations = text(
             "SELECT 'operations' AS name, pg_table_size('operations') AS size UNION ALL"
             " SELECT CAST(CAST(indexrelid AS regclass) AS text), pg_relation_size(indexrelid) FROM pg_index"
@@ -135,7 +135,10 @@ class Cost:
 
 def backends_cpu(database: Database) -> float | None:
     """CPU seconds so far of the PostgreSQL processes that serve us, when they are of this machine."""
-    if database.is_sqlite or database.url.parameters.get("host") not in ("127.0.0.1", "localhost"):
+    if database.url.is_sqlite or database.url.parameters.get("host") not in (
+        "127.0.0.1",
+        "localhost",
+    ):
         return None
     query = text("SELECT pid FROM pg_stat_activity WHERE application_name = 'opservice'")
     with database.reader.connect() as connection:

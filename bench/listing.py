@@ -94,7 +94,7 @@ def fill(database: Database) -> list[str]:
         ids = ids or [str(each["id"]) for each in rows[:2]]
         with database.writer.begin() as connection:
             connection.execute(insert(operations), rows)
-    if not database.is_sqlite:
+    if not database.url.is_sqlite:
         with database.reader.connect() as connection:
             connection.execute(text("VACUUM ANALYZE operations"))
     return ids

@@ -28,13 +28,13 @@ def describe_machine() -> dict[str, str]:
 def describe_versions(database: Database) -> dict[str, str]:
     """Of what the figures depend on, the database among it."""
     packages = ["opservice", "grpcio", "protobuf", "SQLAlchemy"]
-    if not database.is_sqlite:
+    if not database.url.is_sqlite:
         packages.append("psycopg")
-    query = "SELECT sqlite_version()" if database.is_sqlite else "SHOW server_version"
+    query = "SELECT sqlite_version()" if database.url.is_sqlite else "SHOW server_version"
     with database.reader.connect() as connection:
         of_database = str(connection.execute(text(query)).scalar_one())
     return {
         "Python": platform.python_version(),
         **{package: version(package) for package in packages},
-        "SQLite" if database.is_sqlite else "PostgreSQL": of_database.split(" ")[0],
+        "SQLite" if database.url.is_sqlite else "PostgreSQL": of_database.split(" ")[0],
     }

@@ -413,7 +413,7 @@ def main() -> None:
     if arguments.save:
         known = {
             "date": datetime.now(UTC).date().isoformat(),
-            "database": "SQLite" if database.is_sqlite else "PostgreSQL",
+            "database": "SQLite" if database.url.is_sqlite else "PostgreSQL",
             "machine": describe_machine(),
             "versions": versions,
             "figures": measured,

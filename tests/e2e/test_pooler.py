@@ -19,10 +19,12 @@ from opservice._proto.opservice.v1.operation_record_service_pb2 import (
 )
 from opservice.domain.errors import StartupError
 from opservice.domain.operation import DAY, Record, Start, new_id
-from opservice.store.drivers import postgresql
+from opservice.store.drivers.postgresql.fast_reads import PostgresqlReads
+from opservice.store.drivers.postgresql.settings import TIME_LIMITS
 from opservice.store.engine import open_database
-from opservice.store.loop_reads import PostgresqlReads
 from opservice.store.migrations import migrate
+from opservice.store.statements import ORIGINS
+from store.conftest import connections_of
 from support.client import TOKEN, Client
 from support.pgbouncer import pgbouncer
 from support.postgres import PostgresServer
@@ -41,7 +43,7 @@ def pooler(postgres: PostgresServer) -> Iterator[int]:
 def limited(postgres: PostgresServer) -> str:
     """The name of a new database whose role has the time limits that the server asks for."""
     name = postgres.create_database().rpartition("/")[2]
-    for setting, seconds in postgresql.TIME_LIMITS.items():
+    for setting, seconds in TIME_LIMITS.items():
         postgres.execute(f"ALTER ROLE tests IN DATABASE {name} SET {setting} = '{seconds}s'")
     return name
 
@@ -123,7 +125,7 @@ def test_a_pooler_that_drops_the_time_limits_is_refused_until_the_role_has_them(
         with closing(open_database(url)) as database, pytest.raises(StartupError) as refused:
             database.check_connections()
         statements = [each for each in str(refused.value).split(": ")[-1].split(";") if each]
-        assert len(statements) == len(postgresql.TIME_LIMITS)
+        assert len(statements) == len(TIME_LIMITS)
         for statement in statements:
             postgres.execute(statement)
         postgres.kill_connections(name)
@@ -160,7 +162,9 @@ async def test_reads_on_the_event_loop_go_through_the_pooler_without_names(
         ids = [new_id() for _ in range(5)]
         for id_ in ids:
             apply_one(database, Start(id_, DAY))
-        reads = [PostgresqlReads(database, REPOSITORY) for _ in range(2)]
+        reads = [
+            PostgresqlReads(connections_of(database), REPOSITORY.records, ORIGINS) for _ in range(2)
+        ]
         async with asyncio.timeout(PATIENCE):
             for each in reads:
                 while await each.find(ids) is None:  # noqa: ASYNC110 - nothing signals it
@@ -172,10 +176,10 @@ async def test_reads_on_the_event_loop_go_through_the_pooler_without_names(
                 assert [isinstance(one, Record) and one.id for one in found] == ids
         for each in reads:
             each.close()
-        assert database.may_prepare()
+        assert connections_of(database).may_prepare()
 
 
-@pytest.mark.parametrize("setting", postgresql.TIME_LIMITS)
+@pytest.mark.parametrize("setting", TIME_LIMITS)
 def test_a_url_that_takes_a_time_limit_away_is_refused(
     postgres: PostgresServer, setting: str
 ) -> None:

@@ -56,6 +56,14 @@ FORBIDDEN = [
     ("opservice.main.server", "sqlalchemy"),
     ("opservice.cli.backup", "psycopg"),
     ("opservice.domain.filters", "sqlite3"),
+    ("opservice.main.workers", "pysqlite3"),
+    ("opservice.store.batching", "psycopg"),
+    ("opservice.store.migrations", "pysqlite3"),
+    # within the store
+    ("opservice.store.urls", "opservice.store.drivers.protocol"),
+    ("opservice.store.drivers.sqlite.backup", "opservice.store.engine"),
+    ("opservice.store.cache", "opservice.store.repository"),
+    ("opservice.store.listing", "opservice.store.operations"),
     # the client
     ("opservice.methods.producer", "opservice_client"),
     ("opservice.main.demo", "opservice_client"),

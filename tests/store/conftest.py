@@ -21,6 +21,8 @@ from opservice.domain.operation import (
     hash_lease_token,
     new_id,
 )
+from opservice.store.drivers.postgresql.connections import Connections
+from opservice.store.drivers.postgresql.driver import PostgresqlDriver
 from opservice.store.engine import Database, open_database
 from opservice.store.migrations import migrate
 from opservice.store.repository import Repository
@@ -109,6 +111,12 @@ class Ops:
             timeout=timeout,
         )
         return self.apply(command).record
+
+
+def connections_of(database: Database) -> Connections:
+    """Those to PostgreSQL."""
+    assert isinstance(database.driver, PostgresqlDriver)
+    return database.driver.connections
 
 
 @pytest.fixture

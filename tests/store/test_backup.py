@@ -13,8 +13,8 @@ import pytest
 from opservice.background.housekeeping import keep_checkpointing
 from opservice.domain.errors import BackupFailed
 from opservice.domain.operation import DAY, Start, new_id
-from opservice.store.backup import back_up
-from opservice.store.drivers.sqlite import dbapi
+from opservice.store.drivers.sqlite.backup import back_up_file
+from opservice.store.drivers.sqlite.dbapi import dbapi
 from opservice.store.engine import Database, open_database
 from opservice.store.operations import OperationStore
 from opservice.store.repository import Repository
@@ -54,7 +54,7 @@ def test_a_backup_is_one_file_with_all_that_was_committed(
     ops: Ops, file: Path, target: Path
 ) -> None:
     ids = {ops.start(metadata=b"\0" * 5000).id for _ in range(20)}
-    made = back_up(file, target, overwrite=False)
+    made = back_up_file(file, target, overwrite=False)
     assert made.operations == 20
     assert made.bytes == target.stat().st_size
     assert ids_in(target) == ids
@@ -64,7 +64,7 @@ def test_a_backup_is_one_file_with_all_that_was_committed(
 
 def test_a_backup_is_served_from_like_the_database(ops: Ops, file: Path, target: Path) -> None:
     id_ = ops.start().id
-    back_up(file, target, overwrite=False)
+    back_up_file(file, target, overwrite=False)
     restored = open_database(f"sqlite:///{target}")
     served = Ops(restored, Repository())
     assert served.get(id_).id == id_
@@ -79,9 +79,9 @@ def test_an_existing_file_is_overwritten_only_when_asked_for(
     ops.start()
     target.write_text("precious")
     with pytest.raises(BackupFailed, match="--force"):
-        back_up(file, target, overwrite=False)
+        back_up_file(file, target, overwrite=False)
     assert target.read_text() == "precious"
-    assert back_up(file, target, overwrite=True).operations == 1
+    assert back_up_file(file, target, overwrite=True).operations == 1
     assert len(ids_in(target)) == 1
 
 
@@ -101,7 +101,7 @@ def test_a_place_where_a_backup_would_do_harm_is_refused(
     file.with_name("link.db").symlink_to(file)
     file.with_name("directory").mkdir()
     with pytest.raises(BackupFailed, match=reason):
-        back_up(file, file.parent / name, overwrite=True)
+        back_up_file(file, file.parent / name, overwrite=True)
     assert ops.get(id_).id == id_
 
 
@@ -111,7 +111,7 @@ def test_the_database_of_a_stopped_server_is_not_overwritten_by_its_backup(
     ops.start()
     database.close()
     with pytest.raises(BackupFailed, match="the database itself"):
-        back_up(file, file, overwrite=True)
+        back_up_file(file, file, overwrite=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"no database, but long enough to look like one" * 100])
@@ -121,13 +121,13 @@ def test_what_is_no_database_of_opservice_makes_no_backup(
     file = tmp_path / "other.db"
     file.write_bytes(content)
     with pytest.raises(BackupFailed):
-        back_up(file, target, overwrite=False)
+        back_up_file(file, target, overwrite=False)
     assert not list(target.parent.iterdir())
 
 
 def test_a_database_that_is_not_there_is_not_made(tmp_path: Path, target: Path) -> None:
     with pytest.raises(BackupFailed, match="no database"):
-        back_up(tmp_path / "missing.db", target, overwrite=False)
+        back_up_file(tmp_path / "missing.db", target, overwrite=False)
     assert not (tmp_path / "missing.db").exists()
 
 
@@ -141,7 +141,7 @@ def test_a_damaged_database_makes_no_backup(
     content[4096 * 2 : 4096 * 20] = b"\xff" * (4096 * 18)
     file.write_bytes(content)
     with pytest.raises(BackupFailed):
-        back_up(file, target, overwrite=False)
+        back_up_file(file, target, overwrite=False)
     assert not list(target.parent.iterdir())
 
 

@@ -76,7 +76,7 @@ def counted(engine: Engine) -> Iterator[list[str]]:
 
 def refuse_an_id(database: Database) -> None:
     """Makes the database fail on a command for its content, as no command of ours should."""
-    if database.is_sqlite:
+    if database.url.is_sqlite:
         script = (
             "CREATE TRIGGER refuse BEFORE INSERT ON operations"
             f" WHEN NEW.id = '{REFUSED}' BEGIN SELECT RAISE(ABORT, 'refused'); END"
@@ -174,7 +174,7 @@ async def test_text_that_only_postgresql_refuses_fails_alone(
     )
 
     # It knows no NUL in text; SQLite does.
-    assert type(refused) is (Outcome if database.is_sqlite else StoreError)
+    assert type(refused) is (Outcome if database.url.is_sqlite else StoreError)
     assert isinstance(outcome, Outcome)
 
 
@@ -200,15 +200,15 @@ async def test_a_database_that_is_not_there_is_unavailable_to_every_caller() -> 
     assert [type(outcome) for outcome in outcomes] == [StoreUnavailable] * 2
 
 
-class CannotProve(Repository):
-    def prove_writes(self, connection: Connection) -> None:
+async def test_commands_that_are_durable_are_told_so_when_the_proof_after_them_fails(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(_connection: Connection) -> None:
         raise StoreUnavailable
 
-
-async def test_commands_that_are_durable_are_told_so_when_the_proof_after_them_fails(
-    database_url: str,
-) -> None:
-    store = OperationStore(open_database(database_url), CannotProve())
+    opened = open_database(database_url)
+    monkeypatch.setattr(opened.driver, "prove_write", cannot)
+    store = OperationStore(opened, Repository())
     failures: list[str] = []
     store.when_write_fails = lambda: failures.append("failed")
     id_ = new_id()

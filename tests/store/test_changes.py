@@ -30,7 +30,7 @@ from opservice.domain.operation import (
     new_id,
 )
 from opservice.methods.guard import GuardedStore
-from opservice.store.changes import Follower
+from opservice.store.changes import Subscription
 from opservice.store.engine import open_database
 from opservice.store.operations import OperationStore
 from opservice.store.repository import Repository
@@ -91,10 +91,12 @@ async def waiting(
 ) -> asyncio.Future[list[Record]]:
     """Waits for all of them, each of which has been read once."""
     waits = [asyncio.ensure_future(wait(store, id_, at_most)) for id_ in operation_ids]
-    followers = store._changes._followers
+    followers = store._changes._subscriptions
     await until(
         lambda: all(
-            follower.known for id_ in operation_ids for follower in followers.get(id_, [Follower()])
+            follower.known
+            for id_ in operation_ids
+            for follower in followers.get(id_, [Subscription()])
         )
     )
     return asyncio.gather(*waits)
@@ -286,7 +288,7 @@ async def test_who_stops_waiting_leaves_nothing_behind(database_url: str) -> Non
             await ended
         await asyncio.sleep(0)
 
-        assert store._changes._followers == {}
+        assert store._changes._subscriptions == {}
 
 
 async def test_when_following_stops_waits_return_the_operation_as_it_is(database_url: str) -> None:
@@ -327,7 +329,7 @@ async def test_no_waiter_hangs_while_the_listening_connection_is_killed_again_an
 def test_a_follower_is_told_nothing_older_than_it_knows(ops: Ops) -> None:
     first = ops.start()
     second = ops.apply(Renew(first.id)).record
-    follower = Follower()
+    follower = Subscription()
 
     follower.tell(second)
     follower.tell(first)
@@ -338,7 +340,7 @@ def test_a_follower_is_told_nothing_older_than_it_knows(ops: Ops) -> None:
 
 def test_a_follower_is_told_the_end_before_what_came_after_it(ops: Ops) -> None:
     first = ops.start()
-    follower = Follower()
+    follower = Subscription()
     follower.tell(first)
     ended = ops.apply(Complete(first.id, b"response")).record
 
@@ -392,7 +394,7 @@ async def test_who_ends_the_follower_that_he_was_given_ends_the_follow_with_his_
 ) -> None:
     async with opened(database_url, NEVER) as store:
         id_ = await started(store)
-        attached: list[Follower] = []
+        attached: list[Subscription] = []
         records = store.follow(id_, attach=attached.append)
         first = await soon(anext(records))
         waiting_for_news = asyncio.ensure_future(anext(records))
@@ -419,7 +421,7 @@ async def test_a_follow_that_is_ended_before_it_began_shows_nothing(database_url
 async def test_a_follow_that_is_ended_leaves_nothing_behind(database_url: str) -> None:
     async with opened(database_url, NEVER) as store:
         id_ = await started(store)
-        attached: list[Follower] = []
+        attached: list[Subscription] = []
         records = store.follow(id_, attach=attached.append)
         await soon(anext(records))
         attached[0].end(Unauthenticated())
@@ -427,4 +429,4 @@ async def test_a_follow_that_is_ended_leaves_nothing_behind(database_url: str) -
         with pytest.raises(Unauthenticated):
             await soon(anext(records))
 
-        assert store._changes._followers == {}
+        assert store._changes._subscriptions == {}

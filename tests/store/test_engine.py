@@ -269,6 +269,6 @@ def test_a_server_that_may_lose_what_it_acknowledged_is_warned_of(postgres: Post
 def test_a_sqlite_that_can_corrupt_the_file_is_warned_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, warned: bool
 ) -> None:
-    monkeypatch.setattr("opservice.store.drivers.sqlite.dbapi.sqlite_version", version)
+    monkeypatch.setattr("opservice.store.drivers.sqlite.driver.dbapi.sqlite_version", version)
     with closing(open_database(f"sqlite:///{tmp_path}/operations.db")) as database:
         assert [version in warning for warning in database.warnings()] == [True] * warned

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, text
 from opservice.domain.errors import StoreBusy, StoreError, StoreUnavailable
 from opservice.domain.operation import DAY, Complete, Start, new_id
 from opservice.store.engine import Database, open_database
+from store.conftest import connections_of
 from support.postgres import PostgresServer
 from support.replicas import REPOSITORY, Replicas, apply_one, find
 
@@ -183,12 +184,12 @@ def test_nothing_waits_for_ever(database: Database, role: str, setting: str) -> 
 def test_a_statement_that_is_no_longer_prepared_costs_no_call(database: Database) -> None:
     for _ in range(10):
         apply_one(database, Start(new_id(), DAY))
-    assert database.may_prepare()
+    assert connections_of(database).may_prepare()
     database.write(lambda c: c.connection.dbapi_connection.pgconn.exec_(b"DEALLOCATE ALL"))  # type: ignore[union-attr]
 
     for _ in range(10):
         apply_one(database, Start(new_id(), DAY))
-    assert not database.may_prepare()
+    assert not connections_of(database).may_prepare()
     with database.writer.connect() as connection:
         assert connection.connection.dbapi_connection.prepare_threshold is None  # type: ignore[union-attr]
 
@@ -196,7 +197,7 @@ def test_a_statement_that_is_no_longer_prepared_costs_no_call(database: Database
 def test_callers_beyond_the_pool_are_told_that_the_database_is_unavailable(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("opservice.store.drivers.postgresql._CONNECT_SECONDS", 0)
+    monkeypatch.setattr("opservice.store.drivers.postgresql.settings.CONNECT_SECONDS", 0)
     with closing(open_database(database_url, readers=1)) as database:
         with database.reader.connect(), pytest.raises(StoreUnavailable):
             find(database, "ops")

@@ -59,7 +59,7 @@ def test_transactions_that_read_before_they_write_lose_no_update(
 def test_a_locked_database_is_unavailable_for_writes_until_it_is_unlocked(
     database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("opservice.store.drivers.sqlite._LOCK_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("opservice.store.drivers.sqlite.driver._LOCK_WAIT_SECONDS", 0.01)
     impatient = open_database(database_url)
     start = Start(new_id(), DAY)
     with database.writer.connect() as connection, connection.begin():

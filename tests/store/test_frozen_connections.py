@@ -16,10 +16,12 @@ from sqlalchemy.exc import DBAPIError
 from opservice.domain.errors import StoreUnavailable
 from opservice.domain.filters import ListQuery
 from opservice.domain.operation import DAY, DeleteExpired, Start, new_id
-from opservice.store import batching, hints
+from opservice.store import batching
+from opservice.store.drivers.postgresql import notifications
 from opservice.store.engine import Database, open_database
 from opservice.store.migrations import migrate
 from opservice.store.operations import OperationStore
+from store.conftest import connections_of
 from support.postgres import PostgresServer
 from support.relay import Relay
 from support.replicas import REPOSITORY, apply_one
@@ -43,7 +45,7 @@ async def relay(postgres: PostgresServer) -> AsyncIterator[Relay]:
 
 @asynccontextmanager
 async def opened(url: str, relay: Relay, postgres: PostgresServer) -> AsyncIterator[OperationStore]:
-    """A store behind the relay that learns of others' changes by hints alone."""
+    """A store behind the relay that learns of others' changes by notifications alone."""
     port = relay.address.rpartition(":")[2]
     database = open_database(url.replace(f":{postgres.port}/", f":{port}/"))
     store = OperationStore(database, REPOSITORY, HOUR)
@@ -103,16 +105,17 @@ async def test_a_listener_whose_connection_freezes_listens_on_a_new_one(
     postgres: PostgresServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(hints, "LIFE_SIGN_SECONDS", 0.2)
-    monkeypatch.setattr(hints, "PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(notifications, "LIFE_SIGN_SECONDS", 0.2)
+    monkeypatch.setattr(notifications, "PROBE_SECONDS", 0.2)
     async with opened(database_url, relay, postgres) as store:
-        hinted = store._hints.receive()
-        assert await anext(hinted) is None  # it listens
+        assert store._notifications is not None
+        received = store._notifications.receive()
+        assert await anext(received) is None  # it listens
         relay.freeze()
         with pytest.raises(StoreUnavailable):
             async with asyncio.timeout(PATIENCE):
-                await anext(hinted)
-        again = store._hints.receive()
+                await anext(received)
+        again = store._notifications.receive()
         assert await anext(again) is None
         await again.aclose()
 
@@ -141,7 +144,7 @@ async def test_a_commit_that_waits_for_a_standby_is_left_alone(
                         await asyncio.sleep(0.05)
                     if not starting.done():
                         break
-            assert await database.shut_down_frozen(0) == 0
+            assert await database.driver.shut_down_frozen(0) == 0
         finally:
             set_standby("")
         assert (await starting).changed
@@ -153,8 +156,10 @@ async def test_a_connection_that_was_just_used_is_left_alone_however_long_it_was
     with database.reader.connect() as connection:
         connection.exec_driver_sql("SELECT 1")
         later = time.monotonic() + 100
-        monkeypatch.setattr("opservice.store.drivers.connections.time.monotonic", lambda: later)
-        assert await database.shut_down_frozen(50) == 0
+        monkeypatch.setattr(
+            "opservice.store.drivers.postgresql.connections.time.monotonic", lambda: later
+        )
+        assert await database.driver.shut_down_frozen(50) == 0
         connection.exec_driver_sql("SELECT 1")
 
 
@@ -164,7 +169,7 @@ async def test_what_postgresql_does_not_tell_of_is_left_alone(
     silent = open_database(f"{database_url}?options=-c%20track_activities=off")
     with closing(silent), silent.reader.connect() as connection:
         connection.exec_driver_sql("SELECT 1")
-        assert await silent.shut_down_frozen(0) == 0
+        assert await silent.driver.shut_down_frozen(0) == 0
         connection.exec_driver_sql("SELECT 1")
 
 
@@ -182,7 +187,7 @@ async def test_a_statement_of_a_role_that_may_not_be_watched_is_left_alone(
         async with asyncio.timeout(PATIENCE):
             while not postgres.execute(waits):  # noqa: ASYNC110 - nothing signals it
                 await asyncio.sleep(0.01)
-        assert await hidden.shut_down_frozen(0) == 0
+        assert await hidden.driver.shut_down_frozen(0) == 0
         holder.invalidate()  # lets go of the lock
         await waiting
 
@@ -191,7 +196,7 @@ async def test_a_connection_that_is_used_for_something_else_meanwhile_is_left_al
     database: Database,
 ) -> None:
     with database.writer.connect() as connection:
-        looking = asyncio.create_task(database.shut_down_frozen(0))
+        looking = asyncio.create_task(database.driver.shut_down_frozen(0))
         await asyncio.sleep(0)
         used = connection.connection.dbapi_connection
     with database.writer.connect() as connection:
@@ -205,7 +210,7 @@ async def test_a_listener_prepares_nothing(postgres: PostgresServer) -> None:
         postgres.url("postgres"), autocommit=True
     ) as connection:
         for _ in range(10):
-            await hints._ask(connection, "SELECT 1")
+            await notifications._ask(connection, "SELECT 1")
         cursor = await connection.execute("SELECT count(*) FROM pg_prepared_statements")
         assert await cursor.fetchone() == (0,)
 
@@ -213,7 +218,7 @@ async def test_a_listener_prepares_nothing(postgres: PostgresServer) -> None:
 async def test_what_is_idle_in_use_for_long_is_shut_down(database: Database) -> None:
     with database.reader.connect() as connection:
         connection.exec_driver_sql("SELECT 1")
-        assert await database.shut_down_frozen(0) == 1
+        assert await database.driver.shut_down_frozen(0) == 1
         with pytest.raises(DBAPIError):
             connection.exec_driver_sql("SELECT 1")
         connection.invalidate()
@@ -223,7 +228,7 @@ async def test_what_is_idle_in_use_for_long_is_shut_down(database: Database) -> 
 def test_a_new_connection_is_used_though_all_are_replaced_while_it_is_made(
     database: Database,
 ) -> None:
-    event.listen(database.reader, "connect", lambda *_: database.connections.replace())
+    event.listen(database.reader, "connect", lambda *_: connections_of(database).replace())
     assert database.read(lambda c: c.exec_driver_sql("SELECT 1").scalar_one()) == 1
 
 
@@ -231,7 +236,7 @@ def test_a_statement_that_is_not_prepared_is_sent_again_on_another_connection_to
     database: Database,
 ) -> None:
     """Of two threads that meet it, only the first has to stop preparing."""
-    database.stop_preparing()
+    connections_of(database).stop_preparing()
     statements = iter(["EXECUTE nothing", "SELECT 1"])
 
     assert database.read(lambda c: c.exec_driver_sql(next(statements)).scalar_one()) == 1

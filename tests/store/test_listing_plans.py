@@ -16,7 +16,7 @@ from opservice.methods.filtering import parse_filter
 from opservice.store.engine import Database
 from opservice.store.listing import read_page
 from opservice.store.repository import Repository
-from store.test_conformance_plans import PRIMARY_KEY, Plan, full, plans, uses
+from store.contract.test_plans import PRIMARY_KEY, Plan, full, plans, uses
 
 __all__ = ["full"]
 
@@ -37,7 +37,7 @@ def plans_of(
     query = ListQuery(parent, LIMIT, parse_filter(filter_), after, scope)
     visible = Repository().visible
     made = plans(database, lambda c: read_page(c, query, visible, window=WINDOW, windows=1))
-    reading = len(made) > 1 and uses(made[-1], PRIMARY_KEY[database.is_sqlite])
+    reading = len(made) > 1 and uses(made[-1], PRIMARY_KEY[database.url.is_sqlite])
     return made[:-1] if reading else made
 
 
@@ -110,7 +110,7 @@ def test_a_range_of_creation_times_is_a_range_of_the_index(
 
     assert uses(plan, INDEXES[parent]), plan
     assert not scans(plan), plan
-    assert not (full.is_sqlite and sorts(plan)), plan  # PostgreSQL may prefer to sort so few
+    assert not (full.url.is_sqlite and sorts(plan)), plan  # PostgreSQL may prefer to sort so few
     assert bounds(plan) == {"created_at<", "created_at>"}, plan
 
 
@@ -127,7 +127,7 @@ def test_an_id_is_found_by_the_primary_key(
 ) -> None:
     (plan,) = plans_of(full, parent, filter_)
 
-    assert uses(plan, PRIMARY_KEY[full.is_sqlite]), plan
+    assert uses(plan, PRIMARY_KEY[full.url.is_sqlite]), plan
     assert not scans(plan), plan
 
 
@@ -153,7 +153,7 @@ def test_another_filter_looks_at_one_window_of_the_index_after_the_other(
         assert not scans(plan), plan
     assert not sorts(end_of_window), end_of_window
     # PostgreSQL may prefer to sort the little that it expects to find in a window.
-    assert not (full.is_sqlite and sorts(within_window)), within_window
+    assert not (full.url.is_sqlite and sorts(within_window)), within_window
     assert bounds(within_window) == {"created_at>"}, within_window
 
 
@@ -166,7 +166,7 @@ def test_where_a_window_ends_is_read_from_the_index_alone(
 
     end_of_window, _ = plans_of(full, parent, "done = true", after)
 
-    alone = "USING COVERING INDEX" if full.is_sqlite else "Index Only Scan"
+    alone = "USING COVERING INDEX" if full.url.is_sqlite else "Index Only Scan"
     assert any(alone in line and INDEXES[parent] in line for line in end_of_window), end_of_window
 
 
@@ -180,7 +180,7 @@ def test_the_operations_of_a_filtered_page_are_read_by_their_ids_alone(
 
     *_, reading = plans(full, lambda c: read_page(c, query, Repository().visible, window=WINDOW))
 
-    assert uses(reading, PRIMARY_KEY[full.is_sqlite]), reading
+    assert uses(reading, PRIMARY_KEY[full.url.is_sqlite]), reading
     assert not uses(reading, "operations_by_"), reading
     assert not uses(reading, "operations_running"), reading
 
@@ -244,6 +244,6 @@ def test_the_operations_of_each_exact_parent_are_read_in_the_order_of_its_index(
 ) -> None:
     (plan,) = plans_of(full, None, after=deep(full, None), scope=SCOPES["exact"])
 
-    in_order = "FOR LAST TERM OF ORDER BY" if full.is_sqlite else "Incremental Sort"
+    in_order = "FOR LAST TERM OF ORDER BY" if full.url.is_sqlite else "Incremental Sort"
     assert len([line for line in plan if in_order in line]) == 3, plan
     assert bounds(plan) == {"created_at<"}, plan

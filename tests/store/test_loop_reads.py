@@ -12,12 +12,15 @@ import pytest
 
 from opservice.domain.errors import OperationNotFound, StoreUnavailable
 from opservice.domain.operation import DAY, Record, Start, new_id
-from opservice.store import batching, loop_reads
+from opservice.store import batching
 from opservice.store.batching import MAX_BATCH
+from opservice.store.drivers import fast_reads
+from opservice.store.drivers.postgresql.fast_reads import PostgresqlReads
+from opservice.store.drivers.postgresql.libpq import LoopConnection
 from opservice.store.engine import Database, open_database
-from opservice.store.libpq import Line
-from opservice.store.loop_reads import PostgresqlReads
 from opservice.store.reading import Reads
+from opservice.store.statements import ORIGINS
+from store.conftest import connections_of
 from support.postgres import PostgresServer
 from support.replicas import REPOSITORY, apply_one
 
@@ -31,14 +34,14 @@ def backend() -> str:
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop_reads, "RECONNECT_SECONDS", 0)
+    monkeypatch.setattr(fast_reads, "RECONNECT_SECONDS", 0)
 
 
 def started(database: Database, id_: str = "", metadata: bytes | None = None) -> str:
     return apply_one(database, Start(id_ or new_id(), DAY, metadata=metadata)).record.id
 
 
-async def line_of(on_loop: PostgresqlReads) -> Line:
+async def line_of(on_loop: PostgresqlReads) -> LoopConnection:
     """The connection, once it is there."""
     async with asyncio.timeout(PATIENCE):
         while on_loop._connected() is None:  # noqa: ASYNC110 - nothing signals it
@@ -51,9 +54,9 @@ async def line_of(on_loop: PostgresqlReads) -> Line:
 async def opened(database: Database) -> AsyncIterator[tuple[Reads, PostgresqlReads]]:
     """Connected."""
     reads = Reads(database, REPOSITORY)
-    assert reads._postgresql is not None
-    await line_of(reads._postgresql)
-    yield reads, reads._postgresql
+    assert isinstance(reads._fast, PostgresqlReads)
+    await line_of(reads._fast)
+    yield reads, reads._fast
     await reads.close()
 
 
@@ -225,7 +228,7 @@ async def test_a_connection_to_what_has_become_a_standby_is_not_read_from_again(
 async def test_a_database_that_is_away_is_not_asked_more_than_once_a_while(
     database: Database, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop_reads, "RECONNECT_SECONDS", PATIENCE)
+    monkeypatch.setattr(fast_reads, "RECONNECT_SECONDS", PATIENCE)
     attempts = 0
 
     async def refuse(**_: object) -> None:
@@ -234,7 +237,7 @@ async def test_a_database_that_is_away_is_not_asked_more_than_once_a_while(
         raise psycopg.OperationalError
 
     monkeypatch.setattr(psycopg.AsyncConnection, "connect", refuse)
-    on_loop = PostgresqlReads(database, REPOSITORY)
+    on_loop = PostgresqlReads(connections_of(database), REPOSITORY.records, ORIGINS)
     for _ in range(10):
         assert await on_loop.find([]) is None
         await asyncio.sleep(0)
@@ -246,7 +249,7 @@ async def test_a_connection_on_which_nothing_can_be_prepared_is_not_kept(
 ) -> None:
     name = database.url.database
     postgres.execute("ALTER TABLE operations RENAME TO elsewhere", name or "")
-    on_loop = PostgresqlReads(database, REPOSITORY)
+    on_loop = PostgresqlReads(connections_of(database), REPOSITORY.records, ORIGINS)
     assert await on_loop.find([]) is None
     assert on_loop._connecting is not None
     await asyncio.wait_for(on_loop._connecting, PATIENCE)
@@ -267,10 +270,10 @@ async def test_behind_a_pooler_that_forgets_what_is_prepared_nothing_is_any_more
         line = await line_of(on_loop)
         line._connection.pgconn.exec_(b"DEALLOCATE ALL")
         assert (await soon(reads.get(id_))).id == id_
-        assert not database.may_prepare()
+        assert not connections_of(database).may_prepare()
 
-        monkeypatch.setattr(loop_reads, "RECONNECT_SECONDS", 0)
+        monkeypatch.setattr(fast_reads, "RECONNECT_SECONDS", 0)
         on_loop._not_before = 0
         assert await line_of(on_loop) is not line
-        monkeypatch.setattr(Line, "prepare", None)
+        monkeypatch.setattr(LoopConnection, "prepare", None)
         assert len(await found(on_loop, id_)) == 1

@@ -25,7 +25,7 @@ from opservice.domain.operation import (
 from opservice.store.engine import Database
 from opservice.store.repository import Repository
 from store.conftest import ABORTED, CANCELLED, INTERNAL, Clock, Ops
-from store.test_conformance_plans import full, plans, scans, uses
+from store.contract.test_plans import full, plans, scans, uses
 from support.replicas import REPOSITORY, Replicas, apply
 
 __all__ = ["full"]

@@ -70,7 +70,7 @@ _POSTGRESQL_SCHEMA = (
 
 def schema(database: Database) -> list[list[tuple[object, ...]]]:
     """Columns and indexes, with the predicates of partial indexes, in the database's own words."""
-    queries = _SQLITE_SCHEMA if database.is_sqlite else _POSTGRESQL_SCHEMA
+    queries = _SQLITE_SCHEMA if database.url.is_sqlite else _POSTGRESQL_SCHEMA
 
     def read(connection: Connection) -> list[list[tuple[object, ...]]]:
         return [[tuple(row) for row in connection.execute(text(query))] for query in queries]

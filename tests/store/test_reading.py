@@ -13,8 +13,8 @@ from sqlalchemy import text, update
 from opservice.domain.errors import OperationNotFound
 from opservice.domain.operation import DAY, SECOND, Complete, Delete, Record, Start, new_id
 from opservice.store.cache import MEMORY_SECONDS, DoneRecords
+from opservice.store.drivers.sqlite.fast_reads import SqliteReads
 from opservice.store.engine import Database, open_database
-from opservice.store.loop_reads import SqliteReads
 from opservice.store.operations import OperationStore
 from opservice.store.reading import Reads
 from opservice.store.repository import Repository
@@ -125,8 +125,9 @@ async def test_a_read_that_fails_on_the_loop_goes_through_the_thread(database: D
     repository = Repository()
     id_ = new_id()
     database.write(lambda connection: repository.apply(connection, [Start(id_, DAY)]))
-    on_loop, reads = SqliteReads(database, repository), Reads(database, repository)
-    reads._sqlite = on_loop
+    reads = Reads(database, repository)
+    on_loop = reads._fast
+    assert isinstance(on_loop, SqliteReads)
 
     async def connected() -> None:
         async with asyncio.timeout(PATIENCE):

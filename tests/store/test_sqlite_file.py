@@ -113,7 +113,7 @@ async def test_a_lost_file_stays_lost_when_another_takes_its_place(
 
 def test_it_is_told_once_that_a_file_is_lost(database: Database, file: Path) -> None:
     told: list[str] = []
-    database.when_lost(lambda: told.append("lost"))
+    database.driver.when_lost(lambda: told.append("lost"))
     database.read(lambda _: None)
     delete(file)
     for _ in range(2):

@@ -57,7 +57,7 @@ def clock() -> Clock:
 def writing(database_url: str, database: Database) -> Iterator[Database]:
     """The database of the writer under test; `database` is somebody else's."""
     # A first wait of 300 ms, so that the tests do not take long.
-    limit = "" if database.is_sqlite else "?options=-c%20lock_timeout=300ms"
+    limit = "" if database.url.is_sqlite else "?options=-c%20lock_timeout=300ms"
     opened = open_database(database_url + limit)
     yield opened
     opened.close()
@@ -195,7 +195,7 @@ def test_a_batch_in_which_nothing_is_wrong_has_no_statement_for_it(
 
     writer.write([Start(new_id(), DAY) for _ in range(3)])
 
-    assert [s.split()[0] for s in statements] == ["BEGIN"] * writing.is_sqlite + ["INSERT"] * 3
+    assert [s.split()[0] for s in statements] == ["BEGIN"] * writing.url.is_sqlite + ["INSERT"] * 3
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def held_up_writes(database_url: str) -> Iterator[None]:
     database = open_database(database_url)
     try:
         with database.writer.begin() as connection:
-            if not database.is_sqlite:  # there BEGIN IMMEDIATE is enough
+            if not database.url.is_sqlite:  # there BEGIN IMMEDIATE is enough
                 connection.exec_driver_sql("LOCK TABLE operations IN EXCLUSIVE MODE")
             yield
     finally:

@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from opservice.cli.settings_options import config_option, refuse_password, setting_option
-from opservice.domain.errors import BackupFailed
 
 
 @click.command("backup")
@@ -27,15 +26,9 @@ def backup_command(database: str, force: bool, file: Path) -> None:
     opservice backup --database sqlite:////data/opservice.db --force /backups/opservice.db
     """
     refuse_password(database)
-    from opservice.store.backup import back_up
+    from opservice.store.drivers import back_up
     from opservice.store.urls import parse_database_url
 
-    url = parse_database_url(database)
-    if not url.is_sqlite:
-        raise BackupFailed(
-            "a PostgreSQL database is backed up by PostgreSQL's own tools: pg_dump, or pg_basebackup with an"
-            " archive of the WAL"
-        )
-    made = back_up(Path(url.file), file, overwrite=force)
+    made = back_up(parse_database_url(database), file, overwrite=force)
     mib = made.bytes / (1 << 20)
     click.echo(f"Backed up {made.operations} operations ({mib:.1f} MiB) to {file}")

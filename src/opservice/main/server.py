@@ -108,7 +108,7 @@ async def run(
     )
     state = ServingState()
     loop = asyncio.get_running_loop()
-    database.when_lost(lambda: loop.call_soon_threadsafe(state.stop))
+    database.driver.when_lost(lambda: loop.call_soon_threadsafe(state.stop))
     server = new_server(grpc_options(settings.connections, share_port=share_port))
     listening = ExitStack()
     try:
@@ -144,7 +144,7 @@ async def run(
                 )
             )
         ]
-        if database.is_sqlite:
+        if database.driver.embedded:
             background.append(asyncio.create_task(keep_checkpointing(store, CHECKPOINT_SECONDS)))
         if security.keys is not None:
             background.append(asyncio.create_task(security.keys.keep_fresh()))
@@ -215,11 +215,11 @@ def prepare_database(settings: StorageSettings) -> Database:
     """
     database = open_database(settings.database, group=group_id(settings.file_group))
     try:
-        _prepare_schema(database, migrates=database.is_sqlite or settings.migrate)
+        _prepare_schema(database, migrates=database.driver.embedded or settings.migrate)
     except StoreUnavailable:
         # A connection that is lost while SQLAlchemy makes it counts as one that cannot be made.
         log.warning("the database is not available: trying once more")
-        _prepare_schema(database, migrates=database.is_sqlite or settings.migrate)
+        _prepare_schema(database, migrates=database.driver.embedded or settings.migrate)
     for warning in database.warnings():
         log.warning(warning)
     if not settings.no_notify and database.through_pooler():

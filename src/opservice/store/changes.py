@@ -1,9 +1,9 @@
 """Waking those who follow an operation when it changes.
 
-What this process changes is told to its followers at once, with no query. What another process changes
-is noticed by its hint (store/hints.py) or, should that be lost, by a poll; then the operation is read
-once for all who follow it. Hints and polls only say where to look: a lost or false one costs time,
-never a wake-up, and what followers are told is always what was read after the commit.
+What this process changes is told to its subscribers at once, with no query. What another process changes is
+noticed by its notification or, when that is lost, by a poll; then the operation is read once for all who
+follow it. Notifications and polls only say where to look: a lost or false one costs time, never a wake-up,
+and what subscribers are told is always what was read after the commit.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import (
-    AsyncGenerator,
     Awaitable,
     Callable,
     Iterable,
@@ -25,6 +24,7 @@ import structlog
 
 from opservice.domain.errors import OperationNotFound, OpserviceError, ServerStopping, StoreError
 from opservice.domain.operation import SECOND, Record
+from opservice.store.drivers.protocol import Notifications
 
 log = structlog.stdlib.get_logger("opservice.changes")
 
@@ -34,22 +34,18 @@ Find = Callable[[str], Awaitable[Record]]
 Revisions = Callable[[Sequence[str]], Awaitable[Mapping[str, int]]]
 """Reads the revisions of those of these operations that exist, in one query."""
 
-Hints = Callable[[], AsyncGenerator[Sequence[str] | None]]
-"""Yields the ids of operations that another process changed, or None when any may have changed; raises
-a StoreError when it cannot go on, and may be called again."""
-
 _LINGER_SECONDS = 30
-"""How long the watch for other processes' changes goes on without followers: waits come in series."""
+"""How long the watch for other processes' changes goes on without subscriptions: waits come in series."""
 
 _POLL_SHARE = 10
-"""A poll that a hint asks for waits so many times as long as the one before it took."""
+"""A poll that a notification asks for waits so many times as long as the one before it took."""
 
 _RETRY_SECONDS = 1
-"""Between two attempts to get hints."""
+"""Between two attempts to receive notifications."""
 
 
-class Follower:
-    """One who follows an operation. `known` is the newest revision that it was told of."""
+class Subscription:
+    """Of one who follows an operation. `known` is the newest revision that it was told of; 0 for none."""
 
     __slots__ = ("_created_at", "_news", "_sleeper", "known")
 
@@ -94,47 +90,54 @@ class Follower:
 
 
 class Changes:
-    """The followers of this process. `interval` is microseconds between two polls."""
+    """The subscriptions of this process."""
 
-    def __init__(self, find: Find, revisions: Revisions, hints: Hints, interval: int) -> None:
+    def __init__(
+        self,
+        find: Find,
+        revisions: Revisions,
+        notifications: Notifications | None,
+        interval: int,
+    ) -> None:
+        """`interval` is microseconds between two polls. Without `notifications` there are only polls."""
         self._find = find
         self._revisions = revisions
-        self._hints = hints
+        self._notifications = notifications
         self._interval = interval / SECOND
-        self._followers: dict[str, set[Follower]] = {}
-        self._hinted: set[str] = set()
+        self._subscriptions: dict[str, set[Subscription]] = {}
+        self._suspected: set[str] = set()
         self._anything = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._closed = False
 
     @contextmanager
-    def subscribe(self, operation_id: str) -> Iterator[Follower]:
+    def subscribe(self, operation_id: str) -> Iterator[Subscription]:
         """Subscribe first, then read and `tell`, then wait: so no change is missed in between."""
-        follower = Follower()
+        subscription = Subscription()
         if self._closed:
-            follower.end(ServerStopping())
+            subscription.end(ServerStopping())
         elif self._watch is None:
             self._watch = asyncio.create_task(self._watch_others())
-        self._followers.setdefault(operation_id, set()).add(follower)
+        self._subscriptions.setdefault(operation_id, set()).add(subscription)
         try:
-            yield follower
+            yield subscription
         finally:
-            followers = self._followers[operation_id]
-            followers.remove(follower)
-            if not followers:
-                del self._followers[operation_id]
+            subscriptions = self._subscriptions[operation_id]
+            subscriptions.remove(subscription)
+            if not subscriptions:
+                del self._subscriptions[operation_id]
 
     def publish(self, record: Record) -> None:
-        """Tells the followers of a record that was just committed."""
-        for follower in self._followers.get(record.id, ()):
-            follower.tell(record)
+        """Tells the subscriptions of a record that was just committed."""
+        for subscription in self._subscriptions.get(record.id, ()):
+            subscription.tell(record)
 
-    def hint(self, operation_ids: Iterable[str]) -> None:
-        """Reads those of these operations that are followed, and tells their followers."""
-        self._hinted.update(id_ for id_ in operation_ids if id_ in self._followers)
-        if self._hinted and self._reader is None and not self._closed:
-            self._reader = asyncio.create_task(self._read_hinted())
+    def look_at(self, operation_ids: Iterable[str]) -> None:
+        """Reads those of these operations that are followed, and tells their subscriptions."""
+        self._suspected.update(id_ for id_ in operation_ids if id_ in self._subscriptions)
+        if self._suspected and self._reader is None and not self._closed:
+            self._reader = asyncio.create_task(self._read_suspected())
 
     def close(self) -> None:
         """Ends whoever follows now, or will."""
@@ -142,58 +145,63 @@ class Changes:
         for task in (self._watch, self._reader):
             if task is not None:
                 task.cancel()
-        for followers in self._followers.values():
-            for follower in followers:
-                follower.end(ServerStopping())
+        for subscriptions in self._subscriptions.values():
+            for subscription in subscriptions:
+                subscription.end(ServerStopping())
 
-    async def _read_hinted(self) -> None:
+    async def _read_suspected(self) -> None:
         try:
-            # An operation that is hinted while it is being read is read again.
-            while self._hinted:
-                ids = [*self._hinted]
-                self._hinted.clear()
+            # An operation of which that is said while it is being read is read again.
+            while self._suspected:
+                ids = [*self._suspected]
+                self._suspected.clear()
                 found = await asyncio.gather(*map(self._find, ids), return_exceptions=True)
                 for id_, record in zip(ids, found, strict=True):
-                    for follower in self._followers.get(id_, ()):
+                    for subscription in self._subscriptions.get(id_, ()):
                         if isinstance(record, Record):
-                            follower.tell(record)
+                            subscription.tell(record)
                         elif isinstance(record, OperationNotFound):
-                            follower.end(OperationNotFound(id_))
+                            subscription.end(OperationNotFound(id_))
                         # Whatever else it was: the next poll looks again.
         finally:
             self._reader = None
 
     async def _watch_others(self) -> None:
-        listening = asyncio.create_task(self._listen())
+        listening = None
+        if self._notifications is not None:
+            listening = asyncio.create_task(self._listen(self._notifications))
         try:
             await self._poll()
         finally:
             self._watch = None
-            listening.cancel()
+            if listening is not None:
+                listening.cancel()
 
-    async def _listen(self) -> None:
+    async def _listen(self, notifications: Notifications) -> None:
         lost = False
         while True:
             try:
-                async with aclosing(self._hints()) as hints:
-                    async for ids in hints:
+                async with aclosing(notifications.receive()) as received:
+                    async for ids in received:
                         if lost:
-                            log.info("hints are back")
+                            log.info("notifications are back")
                             lost = False
                         if ids is None:
                             self._anything.set()
                         else:
-                            self.hint(ids)
+                            self.look_at(ids)
             except StoreError as error:
                 if not lost:
-                    log.warning("hints are lost, polls go on", cause=str(error.__cause__ or error))
+                    log.warning(
+                        "notifications are lost, polls go on", cause=str(error.__cause__ or error)
+                    )
                 lost = True
-            except Exception:  # whatever it is, hints should come back
-                log.exception("hints failed, polls go on")
+            except Exception:  # whatever it is, notifications should come back
+                log.exception("notifications failed, polls go on")
             await asyncio.sleep(_RETRY_SECONDS * random.uniform(0.5, 1))
 
     async def _poll(self) -> None:
-        """Polls every interval, and sooner when anything may have changed; ends without followers."""
+        """Polls every interval, and sooner when anything may have changed; ends without subscriptions."""
         loop = asyncio.get_running_loop()
         allowed = loop.time()
         due = allowed + self._interval
@@ -205,7 +213,7 @@ class Changes:
                     await self._anything.wait()
             self._anything.clear()
             started = loop.time()
-            if self._followers:
+            if self._subscriptions:
                 until = started + _LINGER_SECONDS
                 await self._look()
             took = loop.time() - started
@@ -213,11 +221,11 @@ class Changes:
             allowed = min(due, loop.time() + _POLL_SHARE * took)
 
     async def _look(self) -> None:
-        """One poll: reads the revisions of all that is followed, hints at those that are news."""
+        """One poll: reads the revisions of all that is followed, and looks at those that are news."""
         known: dict[str, int] = {}
-        for id_, followers in self._followers.items():
+        for id_, subscriptions in self._subscriptions.items():
             # Who knows nothing yet is about to read.
-            oldest = min((each.known for each in followers if each.known), default=0)
+            oldest = min((each.known for each in subscriptions if each.known), default=0)
             if oldest:
                 known[id_] = oldest
         if not known:
@@ -229,4 +237,4 @@ class Changes:
         except Exception:  # whatever it is, who follows must not be forgotten
             log.exception("poll failed")
         else:
-            self.hint(id_ for id_, revision in known.items() if revisions.get(id_) != revision)
+            self.look_at(id_ for id_, revision in known.items() if revisions.get(id_) != revision)

@@ -31,9 +31,9 @@ from opservice.domain.operation import (
     Swept,
 )
 from opservice.store.batching import Batcher
-from opservice.store.changes import Changes, Follower
+from opservice.store.changes import Changes, Subscription
+from opservice.store.drivers.protocol import Notifications
 from opservice.store.engine import Database
-from opservice.store.hints import Hints
 from opservice.store.listing import Listed, read_page
 from opservice.store.reading import Reads
 from opservice.store.repository import Repository
@@ -83,9 +83,11 @@ class OperationStore:
             "store-aside", _call_each, on_hang=self._on_hang
         )
         self._freeing: asyncio.Task[None] | None = None
-        self._hints = Hints(database, self._asides.submit, notify=notify)
-        self._changes = Changes(self.get, self._revisions, self._hints.receive, poll_interval)
-        self._to_hint: list[str] = []
+        self._notifications: Notifications | None = None
+        if notify:
+            self._notifications = database.driver.notifications(database.read, self._asides.submit)
+        self._changes = Changes(self.get, self._revisions, self._notifications, poll_interval)
+        self._to_send: list[str] = []
         self._sender: asyncio.Task[None] | None = None
 
     async def get(self, operation_id: str) -> Record:
@@ -154,27 +156,29 @@ class OperationStore:
         self,
         operation_id: str,
         repeat_after: float | None = None,
-        attach: Callable[[Follower], None] | None = None,
+        attach: Callable[[Subscription], None] | None = None,
     ) -> AsyncGenerator[Record]:
         """The operation as it is, then as it becomes, until it is done.
 
         States may be skipped, but `revision` never goes back; it stays the same only where the last state is
-        repeated, because there was no other for `repeat_after` seconds. `attach` is given the follower, by
-        which others may end this. Raises OperationNotFound, also when it is deleted meanwhile, a StoreError,
-        ServerStopping, or what the follower was ended with.
+        repeated, because there was no other for `repeat_after` seconds. `attach` is given the subscription,
+        by which others may end this.
+
+        Raises OperationNotFound, also when it is deleted meanwhile, a StoreError, ServerStopping, or what the
+        subscription was ended with.
         """
-        with self._changes.subscribe(operation_id) as follower:
+        with self._changes.subscribe(operation_id) as subscription:
             if attach is not None:
-                attach(follower)
-            follower.tell(await self.get(operation_id))
-            record = await follower.next()
+                attach(subscription)
+            subscription.tell(await self.get(operation_id))
+            record = await subscription.next()
             while True:
                 yield record
                 if record.done:
                     return
                 with suppress(TimeoutError):
                     async with asyncio.timeout(repeat_after):
-                        record = await follower.next()
+                        record = await subscription.next()
 
     def stop_following(self) -> None:
         """Ends every `follow`, so that clients go on with another replica."""
@@ -199,20 +203,22 @@ class OperationStore:
         revisions: dict[str, int] = await self._asides.submit(read)
         return revisions
 
-    def _send_hint(self, *operation_ids: str) -> None:
-        """What was hinted while a hint was being sent goes with the next."""
-        self._to_hint += operation_ids
+    def _notify(self, *operation_ids: str) -> None:
+        """What is to be sent while something is being sent goes with the next."""
+        if self._notifications is None:
+            return
+        self._to_send += operation_ids
         if self._sender is None:
-            self._sender = asyncio.create_task(self._send_hints())
+            self._sender = asyncio.create_task(self._send(self._notifications))
 
-    async def _send_hints(self) -> None:
+    async def _send(self, notifications: Notifications) -> None:
         try:
-            while self._to_hint:
-                ids, self._to_hint = self._to_hint, []
+            while self._to_send:
+                ids, self._to_send = self._to_send, []
                 try:
-                    await self._hints.send(ids)
+                    await notifications.send(ids)
                 except StoreError as error:
-                    log.warning("hint not sent", cause=str(error.__cause__ or error))
+                    log.warning("notification not sent", cause=str(error.__cause__ or error))
         finally:
             self._sender = None
 
@@ -224,7 +230,7 @@ class OperationStore:
     async def _shut_down_frozen(self, seconds: float) -> None:
         """Frees threads that wait for an answer on a connection on which none will come."""
         try:
-            ended = await self._database.shut_down_frozen(seconds)
+            ended = await self._database.driver.shut_down_frozen(seconds)
             if ended:
                 log.warning("connections to the database were frozen: shut down", count=ended)
         except StoreError as error:
@@ -249,13 +255,13 @@ class OperationStore:
             record = result.record
             self._changes.publish(record)
             if result.changed and (record.done or record.cancel_requested_at is not None):
-                self._send_hint(record.id)
+                self._notify(record.id)
 
     def _after_sweep(self, item: tuple[Sweep, int | None], result: Swept | Exception) -> None:
         sweep, _ = item
         if isinstance(result, Swept) and result.ids and not isinstance(sweep, DeleteExpired):
-            self._changes.hint(result.ids)
-            self._send_hint(*result.ids)
+            self._changes.look_at(result.ids)
+            self._notify(*result.ids)
 
     def _write(
         self, items: Sequence[Command | ProveWrites]
@@ -265,7 +271,7 @@ class OperationStore:
         failed: Exception | None = None
         if len(commands) < len(items):
             try:
-                self._database.write(self._repository.prove_writes)
+                self._database.prove_write()
             except Exception as error:  # noqa: BLE001 - goes to who asked for it: the commands are durable
                 failed = error
         return [failed if isinstance(item, ProveWrites) else next(outcomes) for item in items]

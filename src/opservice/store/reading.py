@@ -1,6 +1,6 @@
 """Reading operations by their ids, as cheaply as the database allows: clients poll.
 
-From memory, when the operation is done; else on the event loop (loop_reads.py), from PostgreSQL in batches;
+From memory, when the operation is done; else on the event loop (the driver's fast_reads.py);
 on a thread when that fails. docs/performance.md has what that comes to, and bench/speed.py measures it.
 """
 
@@ -17,8 +17,8 @@ from opservice.domain.operation import Origin, Record
 from opservice.store.batching import Batcher
 from opservice.store.cache import MEMORY_BYTES, DoneRecords
 from opservice.store.engine import Database
-from opservice.store.loop_reads import PostgresqlReads, SqliteReads
 from opservice.store.repository import Repository
+from opservice.store.statements import ORIGINS
 
 Found = TypeVar("Found")
 Find = Callable[[Connection, Iterable[str]], Mapping[str, Found]]
@@ -37,31 +37,29 @@ class Reads:
         self._database = database
         self._memory = DoneRecords(MEMORY_BYTES)
         self._forgotten = 0
-        self._sqlite = SqliteReads(database, repository) if database.is_sqlite else None
-        self._postgresql = None if database.is_sqlite else PostgresqlReads(database, repository)
+        self._fast = database.driver.fast_reads(repository.records, ORIGINS)
         self._batches: Batcher[str, Record] = Batcher(
             "store-read",
             partial(self._read, repository.find),
-            on_loop=None if self._postgresql is None else self._postgresql.find,
+            on_loop=self._fast.find,
             on_hang=self._hang,
         )
         self._origins: Batcher[str, Origin] = Batcher(
             "store-origin",
             partial(self._read, repository.origins),
-            on_loop=None if self._postgresql is None else self._postgresql.origins,
+            on_loop=self._fast.origins,
             on_hang=self._hang,
         )
         self._on_hang = on_hang
 
     async def get(self, operation_id: str) -> Record:
         """The operation, as of some moment after the call. Raises OperationNotFound or a StoreError."""
-        self._database.refuse_if_lost()
+        self._database.driver.refuse_if_lost()
         record = self._memory.get(operation_id)
         if record is not None:
             return record
         forgotten = self._forgotten
-        if self._sqlite is not None:
-            record = self._sqlite.get(operation_id)
+        record = self._fast.get(operation_id)
         if record is None:
             record = await self._batches.submit(operation_id)
         # An id that was derived from an idempotency key may come again, as another operation.
@@ -75,10 +73,10 @@ class Reads:
         Also of one that has expired and is not deleted yet. What is `remembered` is not asked for. Raises as
         `get` does.
         """
-        self._database.refuse_if_lost()
+        self._database.driver.refuse_if_lost()
         found: Record | Origin | None = self._memory.get(operation_id) if remembered else None
-        if found is None and self._sqlite is not None:
-            found = self._sqlite.origin(operation_id)
+        if found is None:
+            found = self._fast.origin(operation_id)
         return await self._origins.submit(operation_id) if found is None else found
 
     def database_clock_read(self, database_clock: int, began: float) -> None:
@@ -93,13 +91,10 @@ class Reads:
     async def close(self) -> None:
         await self._batches.close()
         await self._origins.close()
-        for on_loop in (self._sqlite, self._postgresql):
-            if on_loop is not None:
-                on_loop.close()
+        self._fast.close()
 
     def _hang(self, seconds: float) -> None:
-        if self._postgresql is not None:
-            self._postgresql.give_up()
+        self._fast.give_up()
         self._on_hang(seconds)
 
     def _read(self, find: Find[Found], ids: Sequence[str]) -> list[Found | Exception]:

@@ -44,15 +44,8 @@ from opservice.domain.operation import (
     Sweep,
     Swept,
 )
-from opservice.store.compiled import PostgresqlFind, SqliteGet
-from opservice.store.statements import (
-    FIND_ORIGINS,
-    GET_ORIGIN,
-    ORIGIN,
-    RECORD,
-    Statements,
-    record_of,
-)
+from opservice.store.drivers.protocol import Lookup
+from opservice.store.statements import ORIGINS, Statements, record_of
 
 SWEEP_WITHIN = 5 * SECOND
 """A sweep that is executed further than this from its cutoff changes nothing: something hung meanwhile."""
@@ -70,27 +63,20 @@ class Repository:
         """The condition of operations that are not past their retention."""
         return self._statements.visible
 
+    @property
+    def records(self) -> Lookup[Record]:
+        """The queries of `find`."""
+        return self._statements.records
+
     def find(self, connection: Connection, ids: Iterable[str]) -> dict[str, Record]:
         """The operations with these ids that exist and have not expired."""
-        rows = connection.execute(self._statements.find, {"operation_ids": list(ids)})
+        rows = connection.execute(self._statements.records.many, {"operation_ids": list(ids)})
         return {record.id: record for record in map(record_of, rows)}
-
-    def compile_get(self) -> SqliteGet[Record]:
-        return SqliteGet(self._statements.get, RECORD, Record)
-
-    def compile_find(self) -> PostgresqlFind[Record]:
-        return PostgresqlFind(self._statements.find, RECORD, Record)
 
     def origins(self, connection: Connection, ids: Iterable[str]) -> dict[str, Origin]:
         """Who may see the operations with these ids; also of those that have expired and are still there."""
-        rows = connection.execute(FIND_ORIGINS, {"operation_ids": list(ids)})
+        rows = connection.execute(ORIGINS.many, {"operation_ids": list(ids)})
         return {row.id: Origin(*row) for row in rows}
-
-    def compile_get_origin(self) -> SqliteGet[Origin]:
-        return SqliteGet(GET_ORIGIN, ORIGIN, Origin)
-
-    def compile_find_origins(self) -> PostgresqlFind[Origin]:
-        return PostgresqlFind(FIND_ORIGINS, ORIGIN, Origin)
 
     def revisions(self, connection: Connection, ids: Iterable[str]) -> dict[str, int]:
         """The revisions of those operations that `find` would find."""
@@ -117,14 +103,6 @@ class Repository:
         """The database's clock, and whether anybody may soon be late: there are leases, or the like."""
         clock, awaited = connection.execute(self._statements.clock).one()
         return clock, bool(awaited)
-
-    def prove_writes(self, connection: Connection) -> None:
-        """Changes nothing, but its COMMIT waits for the disk and a synchronous standby, as others do."""
-        if connection.dialect.name == "sqlite":
-            version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
-            connection.exec_driver_sql(f"PRAGMA user_version={int(version)}")
-        else:
-            connection.exec_driver_sql("SELECT pg_logical_emit_message(true, 'opservice', '')")
 
     def sweep(self, connection: Connection, sweep: Sweep, cutoff: int) -> Swept:
         """Changes operations whose time had come by `cutoff`, a reading of the database's clock.
@@ -170,7 +148,7 @@ class Repository:
                     new_progress_unit=progress and progress.unit,
                     new_progress_message=progress and progress.message,
                 )
-                return changed or self._explain_held(connection, command)
+                return changed or self._lease_conflict(connection, command)
             case Complete() | Fail():
                 error = command.error if isinstance(command, Fail) else None
                 changed = self._change(
@@ -183,7 +161,7 @@ class Repository:
                     new_error=error and error.status,
                     new_error_code=error and error.code,
                 )
-                return changed or self._explain_held(connection, command)
+                return changed or self._lease_conflict(connection, command)
             case Cancel():
                 changed = self._change(
                     connection,
@@ -192,7 +170,7 @@ class Repository:
                     new_error=command.error.status,
                     new_error_code=command.error.code,
                 )
-                return changed or self._explain_cancel(connection, command)
+                return changed or self._refused_cancel(connection, command)
             case Delete():
                 changed = self._change(connection, self._statements.delete, command)
                 if changed:
@@ -246,8 +224,8 @@ class Repository:
             raise OperationNotFound(operation_id)
         return record
 
-    def _explain_held(self, connection: Connection, command: Renew | Complete | Fail) -> Outcome:
-        """Why a command that needs the lease token changed nothing."""
+    def _lease_conflict(self, connection: Connection, command: Renew | Complete | Fail) -> Outcome:
+        """What a command comes to that needs the lease token and has changed nothing."""
         record = self._get(connection, command.id)
         if record.lease_token_hash != command.lease_token_hash:
             raise LeaseTokenMismatch
@@ -261,8 +239,8 @@ class Repository:
             case _:
                 raise OperationDone(record)
 
-    def _explain_cancel(self, connection: Connection, command: Cancel) -> Outcome:
-        """Why a Cancel changed nothing."""
+    def _refused_cancel(self, connection: Connection, command: Cancel) -> Outcome:
+        """What a Cancel comes to that has changed nothing."""
         record = self._get(connection, command.id)
         if record.done or record.cancel_requested_at is not None:
             return Outcome(record, changed=False)

@@ -34,14 +34,14 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 
 from opservice.domain.operation import CancelPolicy, Origin, Record
+from opservice.store.drivers.protocol import Lookup
 from opservice.store.schema import operations
 from opservice.store.sql import database_clock, is_among, wall_clock
 
 _c = operations.c
 RECORD = [_c[field.name] for field in fields(Record)]
 """The columns of a Record, in its order."""
-ORIGIN = [_c[field] for field in Origin._fields]
-"""Those of an Origin."""
+_ORIGIN = [_c[field] for field in Origin._fields]
 
 Changing = TypeVar("Changing", Update, Delete)
 
@@ -51,8 +51,7 @@ THESE = is_among(_c.id, "operation_ids")
 # Who may see an operation. How long that takes does not depend on payloads: SQLite has these columns before
 # them in the row, and PostgreSQL does not fetch what is not asked for. So these queries do not ask either
 # whether the operation has expired: SQLite has that behind the payloads.
-GET_ORIGIN = select(*ORIGIN).where(THIS)
-FIND_ORIGINS = select(*ORIGIN).where(THESE)
+ORIGINS = Lookup(select(*_ORIGIN).where(THIS), select(*_ORIGIN).where(THESE), _ORIGIN, Origin)
 
 
 def record_of(row: Row[Any]) -> Record:
@@ -82,8 +81,12 @@ class Statements:
             "expires_at": changed_at + _c.retention,
         }
 
-        self.get = select(*RECORD).where(THIS, visible)
-        self.find = select(*RECORD).where(visible, THESE)
+        self.records = Lookup(
+            select(*RECORD).where(THIS, visible),
+            select(*RECORD).where(visible, THESE),
+            RECORD,
+            Record,
+        )
         self.revisions = select(_c.id, _c.revision).where(visible, THESE)
         self.clock = select(now, _any_is_awaited(now))
         """The clock, and whether housekeeping may soon have something to do."""

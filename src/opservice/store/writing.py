@@ -16,8 +16,7 @@ from opservice.domain.errors import (
     StoreUnavailable,
 )
 from opservice.domain.operation import Command, Delete, Outcome, Renew
-from opservice.store.drivers import postgresql
-from opservice.store.engine import Database, store_error
+from opservice.store.engine import Database
 from opservice.store.repository import Repository
 
 HELD_SECONDS = 1.0
@@ -82,11 +81,12 @@ class Writer:
         The transaction may be made several times. Each time that all commands were applied, their outcomes
         are added to `attempts`. Only of the last ones it is known that they were committed.
         """
+        driver = self._database.driver
         together = [index for index in range(len(commands)) if index not in apart]
 
         def apply(connection: Connection) -> None:
             if self._held:
-                self._wait_at_most(connection, _WARY_MILLISECONDS)
+                driver.limit_lock_waits(connection, _WARY_MILLISECONDS)
             applied: dict[int, Outcome | Exception] = dict(
                 zip(
                     together,
@@ -106,7 +106,8 @@ class Writer:
         """Applies each command by itself, within the transaction, by the order of their ids."""
         outcomes: dict[int, Outcome | Exception] = {}
         locked: set[str] = set()
-        self._wait_at_most(connection, _HELD_MILLISECONDS)
+        driver = self._database.driver
+        driver.limit_lock_waits(connection, _HELD_MILLISECONDS)
         for index in sorted(commands, key=lambda i: (commands[i].id, i)):
             command = commands[index]
             if command.id in locked:
@@ -116,7 +117,9 @@ class Writer:
                 with connection.begin_nested():
                     (outcomes[index],) = self._repository.apply(connection, [command])
             except Exception as error:
-                failed = store_error(error) if isinstance(error, DBAPIError) else StoreError()
+                failed = StoreError()
+                if isinstance(error, DBAPIError):
+                    failed = driver.store_error(error)
                 if type(failed) not in (StoreError, StoreBusy):
                     raise
                 failed.__cause__ = error
@@ -124,13 +127,8 @@ class Writer:
                 if type(failed) is StoreBusy:
                     locked.add(command.id)
                     if len(locked) == _MANY_HELD:
-                        self._wait_at_most(connection, 1)
+                        driver.limit_lock_waits(connection, 1)
         return outcomes
-
-    def _wait_at_most(self, connection: Connection, milliseconds: int) -> None:
-        """Limits the waits for locks in the transaction; on SQLite it has the only lock already."""
-        if not self._database.is_sqlite:
-            postgresql.limit_lock_waits(connection, milliseconds)
 
     def _forget_held(self) -> None:
         now = self._clock()

@@ -9,7 +9,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from opservice.domain.errors import StartupError, StoreError
 from opservice.store.engine import Database
@@ -25,10 +25,8 @@ def migrate(database: Database) -> tuple[str | None, str]:
     def work(connection: Connection) -> str | None:
         before = _revision(connection)
         _refuse_unknown(before)
-        if not database.is_sqlite:
-            # A migration may take its time; the limits are for what callers wait for.
-            connection.execute(text("SET LOCAL statement_timeout = 0"))
-            connection.execute(text("SET LOCAL lock_timeout = 0"))
+        # A migration may take its time; the limits are for what callers wait for.
+        database.driver.lift_time_limits(connection)
         config = Config()
         directory = str(Path(__file__).parent)
         config.set_main_option("script_location", directory.replace("%", "%%"))

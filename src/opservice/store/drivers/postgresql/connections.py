@@ -24,6 +24,7 @@ PROBE_SECONDS = 5
 
 _GENERATION = "opservice_generation"
 _NEW = "opservice_new"
+_BACKEND = "SELECT pg_backend_pid()"
 _AT_WORK = """
 SELECT pg_backend_pid(), ARRAY(
     SELECT pid FROM pg_stat_activity
@@ -50,7 +51,9 @@ class HasSocket(Protocol):
 class Connections:
     """Those of a database's engines. Its methods may be called on any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self.arguments = arguments
+        """What psycopg is given for a connection: for those of the engines, and for others."""
         self._lock = threading.Lock()
         self._in_use: dict[int, tuple[psycopg.Connection, float]] = {}
         self.generation = object()
@@ -59,6 +62,20 @@ class Connections:
     def replace(self) -> None:
         """Has each connection that there is closed, and another made, before it is used the next time."""
         self.generation = object()
+
+    def may_prepare(self) -> bool:
+        """Whether statements may be prepared on connections that lead to PostgreSQL itself.
+
+        Not behind a pooler: it may give each transaction another connection to PostgreSQL, where the name of
+        a prepared statement is unknown, or (psycopg numbers them) that of another statement, which would be
+        run. Without them writes take PostgreSQL twice the CPU time.
+        """
+        return self.arguments.get("prepare_threshold", 0) is not None
+
+    def stop_preparing(self) -> None:
+        """No connection prepares statements any more: those that there are get replaced."""
+        self.arguments["prepare_threshold"] = None
+        self.replace()
 
     def watch(self, engine: Engine) -> None:
         """Counts the engine's connections among these. Called before any other listener is added."""
@@ -72,12 +89,12 @@ class Connections:
         with self._lock:
             self._in_use.pop(id(connection), None)
 
-    async def shut_down_frozen(self, arguments: Mapping[str, Any], seconds: float) -> int:
+    async def shut_down_frozen(self, seconds: float) -> int:
         """Shuts down what has been in use for `seconds` and that PostgreSQL has done nothing for as long.
 
         Returns how many those were. Whoever waits on one is told that it was lost. What PostgreSQL is at work
         for is left alone, such as a COMMIT that waits for a standby, and so is what it does not tell of. A
-        new connection, made with these arguments, is asked which those are: raises psycopg.Error when none
+        new connection is asked which those are: raises psycopg.Error when none
         can be made. Behind a pooler that cannot be known, and nothing is shut down.
         """
         before = time.monotonic() - seconds
@@ -87,7 +104,7 @@ class Connections:
                 for each, since in self._in_use.values()
                 if since <= before and not each.closed
             ]
-        at_work = await _at_work(arguments, [process for process, *_ in held], seconds)
+        at_work = await _at_work(self.arguments, [process for process, *_ in held], seconds)
         if at_work is None:
             return 0
         # So that the pool closes none meanwhile, whose number becomes another's.
@@ -117,6 +134,25 @@ class Connections:
             raise DisconnectionError  # the pool makes another
         with self._lock:
             self._in_use[id(connection)] = connection, time.monotonic()
+
+
+def through_pooler(connection: Any) -> bool:
+    """Whether psycopg's connection, which is in no transaction, is not one to PostgreSQL itself.
+
+    A pooler has one process of PostgreSQL for many clients, and tells each of them of a process that there
+    is not, since it is by that number that a client cancels its own statement.
+    """
+    transactional = not connection.autocommit
+    connection.autocommit = True
+    (backend,) = connection.execute(_BACKEND, prepare=False).fetchone()
+    connection.autocommit = not transactional
+    return bool(backend != connection.info.backend_pid)
+
+
+async def through_pooler_async(connection: psycopg.AsyncConnection) -> bool:
+    """The same, of a connection in autocommit that belongs to an event loop."""
+    row = await (await connection.execute(_BACKEND, prepare=False)).fetchone()
+    return row is None or row[0] != connection.info.backend_pid
 
 
 def shut_down(connection: HasSocket) -> None:

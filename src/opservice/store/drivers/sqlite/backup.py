@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from opservice.domain.errors import BackupFailed
-from opservice.store.drivers.sqlite import dbapi
+from opservice.store.drivers.sqlite.dbapi import dbapi
 
 _LOCK_WAIT_SECONDS = 5
 _BESIDE = ("-wal", "-shm", "-journal")
@@ -22,7 +22,7 @@ class Backup:
     bytes: int
 
 
-def back_up(file: Path, target: Path, *, overwrite: bool) -> Backup:
+def back_up_file(file: Path, target: Path, *, overwrite: bool) -> Backup:
     """Copies the database in `file`, as of one moment, to `target`, which has it whole or not at all.
 
     The copy is one file with mode 0600, checked and on the disk when this returns. Writers are not kept

@@ -65,7 +65,7 @@ def full(ops: Ops) -> Database:
 
     def fill(connection: Connection) -> None:
         connection.execute(insert(operations), [row(number) for number in range(ROWS)])
-        if not ops.database.is_sqlite:  # where nobody makes statistics unless they are asked to
+        if not ops.database.url.is_sqlite:  # where nobody makes statistics unless they are asked to
             connection.execute(text("ANALYZE operations"))
 
     ops.database.write(fill)
@@ -86,7 +86,7 @@ def plans(database: Database, work: Work) -> list[Plan]:
         work(connection)
         event.remove(connection, "before_cursor_execute", collect)
         transaction.rollback()
-    explain = "EXPLAIN QUERY PLAN" if database.is_sqlite else "EXPLAIN"
+    explain = "EXPLAIN QUERY PLAN" if database.url.is_sqlite else "EXPLAIN"
     with database.reader.connect() as connection:
         return [
             [
@@ -131,7 +131,7 @@ def test_reads_find_their_rows_by_the_primary_key(
 ) -> None:
     (plan,) = plans(full, lambda connection: read(Repository(), connection, ids))
 
-    assert uses(plan, PRIMARY_KEY[full.is_sqlite]), plan
+    assert uses(plan, PRIMARY_KEY[full.url.is_sqlite]), plan
     assert not scans(plan), plan
 
 
@@ -141,7 +141,7 @@ def test_a_command_finds_its_row_by_the_primary_key(
 ) -> None:
     (plan,) = plans(full, lambda connection: Repository().apply(connection, [command]))
 
-    assert uses(plan, PRIMARY_KEY[full.is_sqlite]), plan
+    assert uses(plan, PRIMARY_KEY[full.url.is_sqlite]), plan
     assert not scans(plan), plan
 
 

@@ -18,10 +18,11 @@ from psycopg.pq.abc import PGresult
 Row = TypeVar("Row")
 
 
-class Line:
+class LoopConnection:
     """Statements on a connection in autocommit, one at a time.
 
-    It belongs to the event loop that it was made on. When the connection is lost, whoever waits is told so
+    It belongs to the event loop on which it was made, and takes over psycopg's connection. When that is lost,
+    whoever waits is told so
     by a psycopg.Error, and so is whoever asks later.
     """
 

@@ -159,7 +159,7 @@ def test_a_sweep_takes_only_what_was_due_by_its_cutoff(ops: Ops, clock: Clock, c
 
 def test_proving_writes_changes_no_operation(ops: Ops) -> None:
     before = ops.start(lease=WAIT)
-    ops.database.write(ops.repository.prove_writes)
+    ops.database.prove_write()
     assert ops.get(before.id) == before
 
 

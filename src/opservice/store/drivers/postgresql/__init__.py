@@ -1,0 +1,1 @@
+"""PostgreSQL: for many replicas of the server."""
