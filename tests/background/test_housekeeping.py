@@ -18,8 +18,8 @@ from opservice._proto.opservice.v1.operation_record_service_pb2 import (
 from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
 from opservice.background.housekeeping import keep_checkpointing
 from opservice.store.engine import open_database
-from opservice.store.operations import OperationStore
 from opservice.store.repository import Repository
+from opservice.store.service import OperationStore
 from support.client import TOKEN, Client, refusal_from
 from support.fixtures import empty_database, execute
 from support.postgres import PostgresServer

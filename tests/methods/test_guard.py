@@ -31,8 +31,8 @@ from opservice.domain.operation import (
 )
 from opservice.methods.guard import MAX_LISTS_PER_CALLER, GuardedStore
 from opservice.store.engine import open_database
-from opservice.store.operations import OperationStore
 from opservice.store.repository import Repository
+from opservice.store.service import OperationStore
 from store.conftest import CANCELLED
 from support.fixtures import without_column
 

@@ -63,7 +63,7 @@ FORBIDDEN = [
     ("opservice.store.urls", "opservice.store.drivers.protocol"),
     ("opservice.store.drivers.sqlite.backup", "opservice.store.engine"),
     ("opservice.store.cache", "opservice.store.repository"),
-    ("opservice.store.listing", "opservice.store.operations"),
+    ("opservice.store.listing", "opservice.store.service"),
     # the client
     ("opservice.methods.producer", "opservice_client"),
     ("opservice.main.demo", "opservice_client"),

@@ -16,8 +16,8 @@ from opservice.domain.operation import DAY, Start, new_id
 from opservice.store.drivers.sqlite.backup import back_up_file
 from opservice.store.drivers.sqlite.dbapi import dbapi
 from opservice.store.engine import Database, open_database
-from opservice.store.operations import OperationStore
 from opservice.store.repository import Repository
+from opservice.store.service import OperationStore
 from store.conftest import Ops
 
 PATIENCE = 30

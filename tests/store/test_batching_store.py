@@ -31,8 +31,8 @@ from opservice.domain.operation import (
     new_id,
 )
 from opservice.store.engine import Database, open_database
-from opservice.store.operations import OperationStore
 from opservice.store.repository import Repository
+from opservice.store.service import OperationStore
 from store.conftest import ABORTED, INTERNAL, Clock, Ops, repository_on
 
 Result = TypeVar("Result")

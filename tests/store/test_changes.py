@@ -32,8 +32,8 @@ from opservice.domain.operation import (
 from opservice.methods.guard import GuardedStore
 from opservice.store.changes import Subscription
 from opservice.store.engine import open_database
-from opservice.store.operations import OperationStore
 from opservice.store.repository import Repository
+from opservice.store.service import OperationStore
 from store.conftest import ABORTED, CANCELLED, Ops
 from support.postgres import PostgresServer
 

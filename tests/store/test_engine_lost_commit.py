@@ -28,8 +28,8 @@ from opservice.domain.operation import (
     new_id,
 )
 from opservice.store.engine import Database, open_database
-from opservice.store.operations import OperationStore
 from opservice.store.repository import Repository
+from opservice.store.service import OperationStore
 from opservice.store.sql import database_clock
 from support.postgres import PostgresServer
 from support.proxy import CommitLosingProxy, Loss

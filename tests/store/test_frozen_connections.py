@@ -20,7 +20,7 @@ from opservice.store import batching
 from opservice.store.drivers.postgresql import notifications
 from opservice.store.engine import Database, open_database
 from opservice.store.migrations import migrate
-from opservice.store.operations import OperationStore
+from opservice.store.service import OperationStore
 from store.conftest import connections_of
 from support.postgres import PostgresServer
 from support.relay import Relay

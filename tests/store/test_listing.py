@@ -25,9 +25,9 @@ from opservice.methods.filtering import parse_filter
 from opservice.store.engine import Database, open_database
 from opservice.store.listing import PAGE_BYTES, WINDOW, WINDOWS, Listed, read_page
 from opservice.store.migrations import migrate
-from opservice.store.operations import OperationStore
 from opservice.store.repository import Repository
 from opservice.store.schema import operations
+from opservice.store.service import OperationStore
 from store.conftest import Clock, Ops, repository_on
 from support.filters import EPOCH, conditions, filters, satisfies, texts, times, words
 from support.postgres import PostgresServer

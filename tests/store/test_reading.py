@@ -15,10 +15,10 @@ from opservice.domain.operation import DAY, SECOND, Complete, Delete, Record, St
 from opservice.store.cache import MEMORY_SECONDS, DoneRecords
 from opservice.store.drivers.sqlite.fast_reads import SqliteReads
 from opservice.store.engine import Database, open_database
-from opservice.store.operations import OperationStore
 from opservice.store.reading import Reads
 from opservice.store.repository import Repository
 from opservice.store.schema import operations
+from opservice.store.service import OperationStore
 from store.conftest import Ops
 
 PATIENCE = 30

@@ -14,8 +14,8 @@ import pytest
 from opservice.domain.errors import StartupError, StoreFileLost
 from opservice.domain.operation import DAY, DeleteExpired, Start, new_id
 from opservice.store.engine import Database, open_database
-from opservice.store.operations import OperationStore
 from opservice.store.repository import Repository
+from opservice.store.service import OperationStore
 
 Harm = Callable[[Path], object]
 

@@ -16,7 +16,7 @@ from opservice.background.grace import Grace
 from opservice.common.loggers import AUDIT_LOGGER
 from opservice.domain.errors import StoreError
 from opservice.domain.operation import SECOND, DeleteExpired, Sweep
-from opservice.store.operations import OperationStore
+from opservice.store.service import OperationStore
 
 SWEEP_LIMIT = 200
 """Rows a sweep changes at once: bounds how long it keeps other writers waiting."""

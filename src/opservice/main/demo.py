@@ -30,7 +30,7 @@ from opservice.domain.operation import (
     new_id,
 )
 from opservice.methods.convert import CANCELLED, failure_from_pb, payload_to_bytes
-from opservice.store.operations import OperationStore
+from opservice.store.service import OperationStore
 
 FILES = (registry_pb.DESCRIPTOR,)
 """That define the messages of the demo's operations."""

@@ -55,8 +55,8 @@ from opservice.runtime.settings.groups import (
 from opservice.runtime.unix_socket import bound
 from opservice.store.engine import Database, open_database
 from opservice.store.migrations import check_schema, migrate
-from opservice.store.operations import OperationStore
 from opservice.store.repository import Repository
+from opservice.store.service import OperationStore
 
 CLOSE_SECONDS = 5
 """How long the end of a server may wait for its database."""

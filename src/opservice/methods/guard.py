@@ -27,7 +27,7 @@ from opservice.domain.operation import SECOND, Command, Outcome, Record, Start
 from opservice.methods.lasting import LastingCalls
 from opservice.methods.slots import Slots
 from opservice.store.listing import Listed
-from opservice.store.operations import MAX_LISTS, OperationStore
+from opservice.store.service import MAX_LISTS, OperationStore
 
 MAX_LISTS_PER_CALLER = MAX_LISTS // 8
 """At once: they are read one by one, and those of a caller with many operations may each take long."""

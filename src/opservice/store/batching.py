@@ -28,13 +28,10 @@ Some waits have none: a COMMIT for a synchronous standby that is away, a disk th
 
 
 class Batcher(Generic[Item, Result]):
-    """Hands items to `run`, a batch at a time, on a thread of its own; one result for each item.
+    """Hands items to a function, a batch at a time, on a thread of its own; one result for each item.
 
-    A result that is an exception is raised in that item's caller; what `run` raises, in all of them.
-    `on_loop` is asked before the thread, which gets the batch when it has no results.
-    `after` is told of each result, also of those whose caller has left meanwhile.
-    While `run` hangs, callers are told StoreUnavailable rather than kept, and no more are taken; `on_hang` is
-    called every HANG_SECONDS, which it is given, and may free the thread.
+    A batch that takes longer than HANG_SECONDS hangs: its callers and those who wait for the next are told
+    StoreUnavailable rather than kept, and so is every new caller until it ends.
     """
 
     def __init__(
@@ -48,6 +45,14 @@ class Batcher(Generic[Item, Result]):
         | None = None,
         on_hang: Callable[[float], object] = lambda _seconds: None,
     ) -> None:
+        """The function is `run`. A result that is an exception is raised in that item's caller; what `run`
+        raises, in all of the batch's.
+
+        `name` is that of the thread. A batch has at most `max_batch` items. `after` is told of each result,
+        also of those whose caller has left meanwhile. `on_loop` is asked before `run`, on the event loop;
+        `run` gets the batch when that has no results (None). `on_hang` is called every HANG_SECONDS while a
+        batch hangs, and is given that number; it may free the thread.
+        """
         self._on_loop = on_loop
         self._on_hang = on_hang
         self._run = run
@@ -76,7 +81,7 @@ class Batcher(Generic[Item, Result]):
         return await future
 
     async def close(self) -> None:
-        """Waits for what was submitted."""
+        """Waits for what was submitted, and ends the thread."""
         if self._runner is not None:
             await self._runner
         self._thread.shutdown()

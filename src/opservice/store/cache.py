@@ -37,6 +37,7 @@ class DoneRecords:
         self._ahead = database_clock / SECOND - began
 
     def get(self, operation_id: str) -> Record | None:
+        """The operation; None when it is not kept, or not any more."""
         kept = self._kept.get(operation_id)
         if kept is None:
             return None
@@ -48,6 +49,7 @@ class DoneRecords:
         return record
 
     def put(self, record: Record) -> None:
+        """Keeps a done operation for MEMORY_SECONDS, and not past its retention."""
         if record.id in self._kept or self._ahead is None:
             return
         assert record.expires_at is not None
@@ -59,6 +61,7 @@ class DoneRecords:
             self._bytes -= _size(oldest)
 
     def drop(self, operation_id: str) -> None:
+        """It was deleted; nothing happens when it is not kept."""
         kept = self._kept.pop(operation_id, None)
         if kept is not None:
             self._bytes -= _size(kept[0])

@@ -33,7 +33,7 @@ class Reads:
         repository: Repository,
         on_hang: Callable[[float], object] = lambda _seconds: None,
     ) -> None:
-        """`on_hang` is called as that of a Batcher."""
+        """`on_hang` is that of Batcher."""
         self._database = database
         self._memory = DoneRecords(MEMORY_BYTES)
         self._forgotten = 0
@@ -89,6 +89,7 @@ class Reads:
         self._memory.drop(operation_id)
 
     async def close(self) -> None:
+        """Waits for what was asked for."""
         await self._batches.close()
         await self._origins.close()
         self._fast.close()

@@ -100,7 +100,10 @@ class Repository:
         return [outcomes[index] for index in range(len(commands))]
 
     def read_clock(self, connection: Connection) -> tuple[int, bool]:
-        """The database's clock, and whether anybody may soon be late: there are leases, or the like."""
+        """The database's clock in microseconds since the epoch, and whether anybody may soon be late.
+
+        Somebody may be when there is a lease, a Cancel that its producer has not answered, or a timeout.
+        """
         clock, awaited = connection.execute(self._statements.clock).one()
         return clock, bool(awaited)
 

@@ -22,6 +22,8 @@ from opservice.domain.operation import CancelPolicy
 
 
 class CancelPolicyType(TypeDecorator[CancelPolicy]):
+    """A CancelPolicy, as its number. Reading one that this version does not know raises ValueError."""
+
     impl = SmallInteger
     cache_ok = True
 

@@ -55,6 +55,7 @@ ORIGINS = Lookup(select(*_ORIGIN).where(THIS), select(*_ORIGIN).where(THESE), _O
 
 
 def record_of(row: Row[Any]) -> Record:
+    """The operation in a row of the columns RECORD."""
     return Record(*tuple(row))
 
 

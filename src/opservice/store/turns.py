@@ -14,13 +14,17 @@ class Turns:
     """Lets one in at a time; of each caller who waits one, before anybody's next."""
 
     def __init__(self, max_waiting: int) -> None:
+        """At most `max_waiting` wait, of all callers together."""
         self._max_waiting = max_waiting
         self._busy = False
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
     @asynccontextmanager
     async def turn(self, caller: str) -> AsyncIterator[None]:
-        """Raises ServerBusy when `max_waiting` others wait."""
+        """Waits until it is the caller's turn, which lasts as long as the block.
+
+        Raises ServerBusy when `max_waiting` others wait.
+        """
         if self._busy:
             await self._wait(caller)
         self._busy = True

@@ -110,10 +110,12 @@ class DatabaseUrl:
 
     @property
     def is_sqlite(self) -> bool:
+        """Only drivers ask this; everything else asks the driver for what it needs."""
         return bool(self.file)
 
     @property
     def holds_secret(self) -> bool:
+        """One of SECRETS is among the parameters."""
         return not SECRETS.isdisjoint(self.parameters)
 
 

@@ -39,6 +39,7 @@ class Writer:
         repository: Repository,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`clock` returns seconds, and is never set."""
         self._database = database
         self._repository = repository
         self._clock = clock

@@ -24,7 +24,10 @@ RECONNECT_SECONDS = 1
 
 
 class Closable(Protocol):
-    def close(self) -> None: ...
+    """A connection of any driver."""
+
+    def close(self) -> None:
+        """Also when it is lost."""
 
 
 Opened = TypeVar("Opened", bound=Closable)
@@ -41,6 +44,7 @@ class FastConnection(ABC, Generic[Opened]):
         self._closed = False
 
     def close(self) -> None:
+        """For good: no other is made."""
         self._closed = True
         self._disconnect()
 

@@ -68,7 +68,8 @@ class FastReads(Protocol):
     def give_up(self) -> None:
         """An answer takes too long: those who wait get None, and the next read uses a new connection."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """For good: every result is None from now on."""
 
 
 class Run(Protocol):
@@ -156,9 +157,11 @@ class Driver(Protocol):
     def checkpoint(self, connection: Connection) -> None:
         """Has the database copy its log into its file, as far as nobody is kept waiting."""
 
-    def fast_reads(self, records: Lookup[Record], origins: Lookup[Origin]) -> FastReads: ...
+    def fast_reads(self, records: Lookup[Record], origins: Lookup[Origin]) -> FastReads:
+        """Reads by these queries. A connection is made when something is read the first time."""
 
-    def notifications(self, read: Read, run: Run) -> Notifications: ...
+    def notifications(self, read: Read, run: Run) -> Notifications:
+        """Those of this process. `read` and `run` are used for what must wait for the database."""
 
     async def shut_down_frozen(self, seconds: float) -> int:
         """How many connections were shut down that had been used for `seconds` and more, for nothing.

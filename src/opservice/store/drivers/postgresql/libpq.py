@@ -69,6 +69,7 @@ class LoopConnection:
         return self._transformer.load_rows(0, result.ntuples, make_row)
 
     def close(self) -> None:
+        """Whoever waits for a result is told so by a psycopg.Error."""
         self._lose(OperationalError("the connection was closed"))
 
     async def _sent(self) -> PGresult:

@@ -18,6 +18,8 @@ _BESIDE = ("-wal", "-shm", "-journal")
 
 @dataclass(frozen=True, slots=True)
 class Backup:
+    """What a backup holds, and the size of its file."""
+
     operations: int
     bytes: int
 

@@ -1,4 +1,8 @@
-"""The store's face: what the rest of the server asks of it."""
+"""The store's face: what the rest of the server asks of it.
+
+Each kind of work has a thread of its own, on which it is done in batches: writes, reads, sweeps, lists, and
+what else there is (the clock, checkpoints, notifications). So none of them waits for another kind.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +56,12 @@ class ProveWrites:
 
 
 class OperationStore:
-    """What the rest of the server knows of the store."""
+    """Operations in a database, for many callers at once.
+
+    It belongs to one event loop, which it never keeps waiting. What its methods raise is one of the errors of
+    domain/errors.py. StoreError stands for all that can be wrong with the database: StoreUnavailable and
+    StoreBusy (try again later), StoreFull, and StoreError itself for what nobody expected.
+    """
 
     def __init__(
         self,
@@ -62,6 +71,11 @@ class OperationStore:
         *,
         notify: bool = True,
     ) -> None:
+        """Takes over the database, and closes it in the end.
+
+        `poll_interval` is microseconds between two looks for changes that other processes have made and of
+        which no notification came. Without `notify` there are no notifications, and only polls.
+        """
         self._database = database
         self._repository = repository
         self._reads = Reads(database, repository, self._on_hang)
@@ -125,16 +139,17 @@ class OperationStore:
         return outcome
 
     async def prove_writes(self) -> None:
-        """Returns once a write has become durable, after all that were asked for before.
+        """Returns once a write that changes nothing is durable, after all that were asked for before.
 
         Raises a StoreError.
         """
         await self._writes.submit(ProveWrites())
 
     async def read_clock(self) -> tuple[int, bool]:
-        """The database's clock, and whether anybody may soon be late. Raises a StoreError.
+        """The database's clock in microseconds since the epoch, and whether anybody may soon be late.
 
-        Done operations are answered from memory only after it was read.
+        Somebody may be late when there is a lease, or the like. Done operations are answered from memory only
+        after the clock was read. Raises a StoreError.
         """
         began = time.monotonic()
         clock: tuple[int, bool] = await self._asides.submit(self._read_clock)
@@ -142,9 +157,10 @@ class OperationStore:
         return clock
 
     async def sweep(self, sweep: Sweep, cutoff: int | None = None) -> Swept:
-        """Applies a sweep, in a transaction of its own, to what was due by `cutoff`. Raises a StoreError.
+        """Applies a sweep, in a transaction of its own, to what was due by `cutoff`.
 
-        Without `cutoff` it is what the database's clock says before the sweep is sent.
+        `cutoff` is a reading of the database's clock, in microseconds since the epoch. By default it is read
+        before the sweep is sent. Raises a StoreError.
         """
         return await self._sweeps.submit((sweep, cutoff))
 
