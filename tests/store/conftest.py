@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -128,19 +130,28 @@ def repository_on(clock: Clock) -> Repository:
     return Repository(bindparam("clock", callable_=lambda: clock.now, type_=BigInteger()))
 
 
+@contextmanager
+def migrated_database(request: pytest.FixtureRequest, directory: Path) -> Iterator[Database]:
+    """A new database with the schema, of the kind that is the fixture's parameter."""
+    url = f"sqlite:///{directory}/operations.db"
+    if request.param == "postgresql":
+        postgres: PostgresServer = request.getfixturevalue("postgres")
+        url = postgres.create_database()
+    opened = open_database(url)
+    try:
+        migrate(opened)
+        yield opened
+    finally:
+        opened.close()
+
+
 @pytest.fixture(scope="session", params=["sqlite", "postgresql"])
 def shared_database(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Database]:
     """A database for one test after another: making one takes longer than most of them."""
-    url = f"sqlite:///{tmp_path_factory.mktemp('store')}/operations.db"
-    if request.param == "postgresql":
-        postgres: PostgresServer = request.getfixturevalue("postgres")
-        url = postgres.create_database()
-    opened = open_database(url)
-    migrate(opened)
-    yield opened
-    opened.close()
+    with migrated_database(request, tmp_path_factory.mktemp("store")) as database:
+        yield database
 
 
 @pytest.fixture

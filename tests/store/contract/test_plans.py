@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import astuple, replace
 
 import pytest
@@ -27,24 +27,43 @@ from opservice.domain.operation import (
 from opservice.store.engine import Database
 from opservice.store.repository import Repository
 from opservice.store.schema import operations
-from store.conftest import ABORTED, CANCELLED, Ops
+from store.conftest import (
+    ABORTED,
+    CANCELLED,
+    Clock,
+    Ops,
+    migrated_database,
+    repository_on,
+)
 
 Plan = list[str]
 Work = Callable[[Connection], object]
 
 ROWS = 3000
+HOUR = 3600 * SECOND
 
 
-@pytest.fixture
-def full(ops: Ops) -> Database:
-    """A database with many operations of every kind, few of them due, and the statistics of a server."""
-    template = ops.start()
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def full(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Database]:
+    """A database with many operations of every kind, few of them due, and the statistics of a server.
+
+    The tests of a module share it, so they change nothing: `plans` takes back what it does.
+    """
+    with migrated_database(request, tmp_path_factory.mktemp("plans")) as database:
+        _fill(database)
+        yield database
+
+
+def _fill(database: Database) -> None:
+    template = Ops(database, repository_on(Clock())).start()
     now = time.time_ns() // 1000
     columns = operations.columns.keys()
 
     def row(number: int) -> dict[str, object]:
         done = number % 5 != 0
-        at = now + (number - ROWS // 50) * SECOND
+        at = now + (number - ROWS // 50) * HOUR
         record: Record = replace(
             template,
             id=f"ops{number:017}",
@@ -65,11 +84,10 @@ def full(ops: Ops) -> Database:
 
     def fill(connection: Connection) -> None:
         connection.execute(insert(operations), [row(number) for number in range(ROWS)])
-        if not ops.database.url.is_sqlite:  # where nobody makes statistics unless they are asked to
+        if not database.url.is_sqlite:  # where nobody makes statistics unless they are asked to
             connection.execute(text("ANALYZE operations"))
 
-    ops.database.write(fill)
-    return ops.database
+    database.write(fill)
 
 
 def plans(database: Database, work: Work) -> list[Plan]:
