@@ -11,6 +11,7 @@ from typing import Literal
 
 import psycopg
 import pytest
+from hypothesis import settings
 
 from opservice.store.engine import Database, open_database
 from opservice.store.migrations import migrate
@@ -21,6 +22,11 @@ Backend = Literal["sqlite", "postgresql"]
 # Processes that tests start would each compile opservice anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# Few examples while somebody waits for the tests; CI asks for many: --hypothesis-profile=many.
+settings.register_profile("few", max_examples=40)
+settings.register_profile("many", max_examples=400)
+settings.load_profile("few")
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -126,7 +126,7 @@ def test_a_server_that_asks_nobody_who_he_is_refuses_other_machines(tmp_path: Pa
     assert not (tmp_path / "a.db").exists()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_server_that_lets_everybody_in_says_so(tmp_path: Path, workers: int) -> None:
     settings: dict[str, Any] = {"listen": "0.0.0.0:0", "allow_anonymous": True, "workers": workers}
     with serving(tmp_path, f"sqlite:///{tmp_path}/a.db", **settings) as server:
@@ -152,7 +152,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("settings", BROKEN.values(), ids=BROKEN)
 def test_a_file_that_cannot_be_used_is_a_refusal_to_start(
     tmp_path: Path, settings: dict[str, str], workers: int

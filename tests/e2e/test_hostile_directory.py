@@ -39,6 +39,7 @@ def traces(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     return traces
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("traces", [OTHERS | AFTER_RUNPY], indirect=True, ids=["ours"])
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_python_m_opservice_runs_nothing_of_it(

@@ -53,7 +53,9 @@ def accepted(server: ServerProcess, token: str) -> Callable[[], bool]:
     return look
 
 
-@pytest.mark.parametrize("workers", [1, 2], ids=["alone", "two"])
+@pytest.mark.parametrize(
+    "workers", [pytest.param(1, id="alone"), pytest.param(2, id="two", marks=pytest.mark.slow)]
+)
 def test_thousands_of_tokens_are_taken_by_the_same_workers(
     tmp_path: Path, sqlite_url: str, file: Path, workers: int
 ) -> None:
@@ -82,6 +84,7 @@ def test_thousands_of_tokens_are_taken_by_the_same_workers(
         assert server.terminate() == 0
 
 
+@pytest.mark.slow
 def test_a_worker_that_does_not_answer_is_replaced_and_its_successor_has_the_newest_files(
     tmp_path: Path, sqlite_url: str, file: Path
 ) -> None:
@@ -102,6 +105,7 @@ def test_a_worker_that_does_not_answer_is_replaced_and_its_successor_has_the_new
         assert server.terminate() == 0
 
 
+@pytest.mark.slow
 def test_a_worker_that_reads_nothing_does_not_keep_the_supervisor_from_ending(
     tmp_path: Path, sqlite_url: str, file: Path
 ) -> None:
@@ -117,6 +121,7 @@ def test_a_worker_that_reads_nothing_does_not_keep_the_supervisor_from_ending(
         assert not is_running(pid_of(server, 1))
 
 
+@pytest.mark.slow
 def test_workers_are_not_blamed_for_a_machine_that_slept(tmp_path: Path, sqlite_url: str) -> None:
     with serving(tmp_path, sqlite_url, workers=2, worker_timeout="3s") as server:
         pids = [server.pid, *(pid_of(server, worker) for worker in (1, 2))]

@@ -121,7 +121,9 @@ def renew(authority: Authority, pair: Pair) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2], ids=["alone", "two"])
+@pytest.mark.parametrize(
+    "workers", [pytest.param(1, id="alone"), pytest.param(2, id="two", marks=pytest.mark.slow)]
+)
 def test_new_connections_get_the_new_certificate_and_no_call_is_refused(
     tmp_path: Path, sqlite_url: str, authority: Authority, pair: Pair, workers: int
 ) -> None:
@@ -167,6 +169,7 @@ def test_files_that_do_not_fit_leave_the_old_ones_in_use(
         assert shown_certificates(server) == {der(pair.certificate)}
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_replaced_gets_the_files_that_were_good(
     tmp_path: Path, sqlite_url: str, authority: Authority, pair: Pair
 ) -> None:

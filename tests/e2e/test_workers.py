@@ -62,6 +62,7 @@ def wait_for(client: Client, id_: str) -> Any:
     return call
 
 
+@pytest.mark.slow
 def test_connections_are_spread_over_the_workers(tmp_path: Path, sqlite_url: str) -> None:
     with serving(tmp_path, sqlite_url, workers=2) as server:
         ids = {Client(server.channel()).started() for _ in range(CONNECTIONS)}
@@ -73,6 +74,7 @@ def test_connections_are_spread_over_the_workers(tmp_path: Path, sqlite_url: str
         assert all(server.client.get(id_).id == id_ for id_ in ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "listen",
     ["127.0.0.1:0", *(pytest.param(each, marks=pytest.mark.slow) for each in MORE_ADDRESSES)],
@@ -92,6 +94,7 @@ def test_workers_share_whatever_free_port_is_given_to_them(
         assert client_of(server, 2).started()
 
 
+@pytest.mark.slow
 def test_a_wait_at_one_worker_is_woken_by_an_end_at_another(
     tmp_path: Path, database_url: str
 ) -> None:
@@ -139,6 +142,7 @@ def test_a_worker_that_dies_again_and_again_is_replaced_ever_more_slowly(
         assert server.terminate() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "to_all"),
     [
@@ -168,6 +172,7 @@ def test_calls_in_progress_at_every_worker_end_before_the_server_does(
         assert "Traceback" not in server.stderr
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_all_workers_at_once(tmp_path: Path, sqlite_url: str) -> None:
     with serving(tmp_path, sqlite_url, workers=2, drain="1h") as server:
         workers = [pid_of(server, worker) for worker in (1, 2)]
@@ -192,6 +197,7 @@ def test_a_worker_that_does_not_drain_is_killed(tmp_path: Path, sqlite_url: str)
         assert not is_running(pid_of(server, 2))
 
 
+@pytest.mark.slow
 def test_workers_of_a_killed_supervisor_drain_and_leave_the_port(
     tmp_path: Path, sqlite_url: str
 ) -> None:
@@ -209,6 +215,7 @@ def test_workers_of_a_killed_supervisor_drain_and_leave_the_port(
             assert next_one.client.get(id_).done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "second"),
     [(2, 2), *(pytest.param(*each, marks=pytest.mark.slow) for each in [(1, 2), (2, 1)])],
@@ -248,6 +255,7 @@ def test_what_is_wrong_with_the_settings_is_said_once(tmp_path: Path, sqlite_url
     assert "started a worker" not in server.stderr
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_start_is_a_refusal_to_start(tmp_path: Path, sqlite_url: str) -> None:
     types = tmp_path / "types.pb"
     types.touch()

@@ -15,6 +15,7 @@ from support.server import eventually, serving
 from support.tools import require_tool
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset", ["+3600s", "-3600s"])
 def test_a_server_with_a_wrong_clock_ends_the_leases_that_lapsed_and_no_other(
     offset: str, postgres: PostgresServer, tmp_path: Path

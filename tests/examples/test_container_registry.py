@@ -87,6 +87,7 @@ def test_a_registry_is_created_and_waited_for(brisk: Setup) -> None:
     assert user.get(operation).response == packed(result.response)
 
 
+@pytest.mark.slow
 def test_an_image_is_deleted(brisk: Setup) -> None:
     user = brisk.user()
     image, *others = images_of(user, registry := user.created("with-images"))
@@ -132,6 +133,7 @@ def test_a_scan_ends_with_its_result(brisk: Setup) -> None:
     assert found == result.response
 
 
+@pytest.mark.slow
 def test_a_scan_cancelled_half_way_is_cleaned_up(slow: Setup) -> None:
     user = slow.user()
     image = images_of(user, user.created("half-scanned"))[0]
@@ -153,6 +155,7 @@ def test_a_scan_cancelled_half_way_is_cleaned_up(slow: Setup) -> None:
     assert gone.code == grpc.StatusCode.NOT_FOUND
 
 
+@pytest.mark.slow
 def test_a_repeated_create_gets_the_same_operation_and_registry(brisk: Setup) -> None:
     user = brisk.user()
 
@@ -167,6 +170,7 @@ def test_a_repeated_create_gets_the_same_operation_and_registry(brisk: Setup) ->
     assert unpacked(afterwards.response, Registry) == registry
 
 
+@pytest.mark.slow
 def test_another_key_or_another_user_is_another_operation(brisk: Setup) -> None:
     first = brisk.user("alice").create("mine", key="first")
     other_key = brisk.user("alice").create("mine", key="second")
@@ -176,6 +180,7 @@ def test_another_key_or_another_user_is_another_operation(brisk: Setup) -> None:
     assert first.created_by == other_key.created_by != other_user.created_by
 
 
+@pytest.mark.slow
 def test_a_key_is_refused_for_another_request(brisk: Setup) -> None:
     user = brisk.user()
     user.create("this", key="reused")
@@ -186,6 +191,7 @@ def test_a_key_is_refused_for_another_request(brisk: Setup) -> None:
     assert refusal.code == grpc.StatusCode.INVALID_ARGUMENT
 
 
+@pytest.mark.slow
 def test_a_taken_name_fails_the_operation_and_not_the_call(brisk: Setup) -> None:
     user = brisk.user()
     registry = user.created("taken")
@@ -199,6 +205,7 @@ def test_a_taken_name_fails_the_operation_and_not_the_call(brisk: Setup) -> None
     assert user.registries.Get(GetRegistryRequest(registry_id=registry.id)) == registry
 
 
+@pytest.mark.slow
 def test_a_repeated_delete_gets_the_same_operation_though_nothing_is_left(brisk: Setup) -> None:
     user = brisk.user()
     request = DeleteImageRequest(image_id=images_of(user, user.created("deleted-twice"))[0].id)
@@ -213,6 +220,7 @@ def test_a_repeated_delete_gets_the_same_operation_though_nothing_is_left(brisk:
     assert refusal.code == grpc.StatusCode.NOT_FOUND
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_a_request_starts_no_operation(brisk: Setup) -> None:
     user = brisk.user()
 
@@ -230,6 +238,7 @@ def test_what_is_wrong_with_a_request_starts_no_operation(brisk: Setup) -> None:
     assert bad_name.code == no_folder.code == grpc.StatusCode.INVALID_ARGUMENT
 
 
+@pytest.mark.slow
 def test_operations_are_polled_at_the_services_own_address(slow: Setup) -> None:
     operation = slow.user().create("polled")
     request = GetOperationRequest(operation_id=operation.id)
@@ -242,6 +251,7 @@ def test_operations_are_polled_at_the_services_own_address(slow: Setup) -> None:
     eventually(lambda: slow.at_the_example.Get(request).done)
 
 
+@pytest.mark.slow
 def test_an_unknown_operation_is_refused_at_the_services_address_as_at_ours(slow: Setup) -> None:
     request = GetOperationRequest(operation_id="crrunknown")
 
@@ -255,6 +265,7 @@ def test_an_unknown_operation_is_refused_at_the_services_address_as_at_ours(slow
     assert theirs.reason == ours.reason == "OPERATION_NOT_FOUND"
 
 
+@pytest.mark.slow
 def test_an_operation_is_cancelled_at_the_services_own_address(slow: Setup) -> None:
     user = slow.user()
     image = images_of(user, user.created("cancelled-here"))[0]
@@ -320,6 +331,7 @@ def test_a_stopped_service_ends_the_work_that_it_can(tmp_path: Path) -> None:
         assert unpacked(ended.response, Registry).status == Registry.ACTIVE
 
 
+@pytest.mark.slow
 def test_the_readmes_commands_print_what_it_says(tmp_path: Path) -> None:
     require_tool("openssl", "apt-get install openssl")
     directory = tmp_path / "container_registry"
@@ -358,6 +370,7 @@ def test_the_readmes_commands_print_what_it_says(tmp_path: Path) -> None:
     assert without_ids(printed) == without_ids(expected)
 
 
+@pytest.mark.slow
 def test_grpcurl_calls_the_example_by_its_reflection(brisk: Setup) -> None:
     grpcurl = require_tool("grpcurl", "go install github.com/fullstorydev/grpcurl/cmd/grpcurl")
     caller = ["-cacert", str(brisk.authority.certificate), "-H", "authorization: Bearer alice"]

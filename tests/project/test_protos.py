@@ -88,6 +88,7 @@ def http_bindings(method: MethodDescriptor) -> list[tuple[str, str]]:
     ]
 
 
+@pytest.mark.slow
 def test_regenerating_changes_nothing(tmp_path: Path) -> None:
     process = generate(str(tmp_path))
 
@@ -96,6 +97,7 @@ def test_regenerating_changes_nothing(tmp_path: Path) -> None:
         assert tree(tmp_path / each) == tree(ROOT / each)
 
 
+@pytest.mark.slow
 def test_check_fails_only_when_the_checked_in_code_is_stale(tmp_path: Path) -> None:
     for part in ["proto", "scripts", *TREES]:
         shutil.copytree(ROOT / part, tmp_path / part)
@@ -109,6 +111,7 @@ def test_check_fails_only_when_the_checked_in_code_is_stale(tmp_path: Path) -> N
     assert "run scripts/gen_protos.sh" in process.stderr
 
 
+@pytest.mark.slow
 def test_stubs_load_nothing_from_a_top_level_yandex_package() -> None:
     code = """
 import importlib, json, sys
@@ -128,6 +131,7 @@ def test_yandex_descriptors_are_byte_equal_to_the_sdks() -> None:
     assert serialized_descriptors(OURS) == serialized_descriptors(THE_SDKS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "roots", [(OURS, THE_SDKS), (THE_SDKS, OURS)], ids=["ours first", "the SDK first"]
 )
@@ -144,6 +148,7 @@ for root in roots:
     run_python(code, json.dumps([roots, YANDEX_MODULES]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "roots", [(OURS, THE_SDKS), (THE_SDKS, OURS)], ids=["ours first", "the SDK first"]
 )

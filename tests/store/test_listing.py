@@ -157,7 +157,9 @@ def on(database: Database) -> Ops:
 any_parent = st.sampled_from([None, *PARENTS])
 # The database is shared by the examples, each of which fills it anew.
 examples = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=settings().max_examples // 4,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 

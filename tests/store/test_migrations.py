@@ -207,6 +207,7 @@ def keep_barrier(barrier: threading.Barrier) -> None:
     _barrier = barrier
 
 
+@pytest.mark.slow
 def test_replicas_that_migrate_at_the_same_time_all_succeed(
     new_url: NewUrl, database: Database
 ) -> None:

@@ -169,7 +169,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize(
-    ("examples", "steps"), [(25, 40), pytest.param(200, 60, marks=pytest.mark.slow)]
+    ("examples", "steps"), [(8, 30), pytest.param(200, 60, marks=pytest.mark.slow)]
 )
 def test_the_store_does_what_the_model_does(
     ops: Ops, clock: Clock, examples: int, steps: int

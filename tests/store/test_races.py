@@ -44,7 +44,7 @@ PROGRESS = Progress(1, 2, "layers", "half way")
 AN_HOUR_AGO = Repository(database_clock() - HOUR)
 IN_AN_HOUR = Repository(database_clock() + HOUR)
 
-ROUNDS = pytest.mark.parametrize("rounds", [20, pytest.param(200, marks=pytest.mark.slow)])
+ROUNDS = pytest.mark.parametrize("rounds", [8, pytest.param(200, marks=pytest.mark.slow)])
 
 
 @dataclass(frozen=True)

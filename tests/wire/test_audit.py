@@ -483,6 +483,7 @@ def test_what_was_done_is_answered_when_the_file_cannot_be_written_any_more(
         assert f"No such file or directory: '{file}'" in server.stderr
 
 
+@pytest.mark.slow
 def test_all_workers_write_one_file(tmp_path: Path, sqlite_url: str) -> None:
     file = tmp_path / "audit.log"
     with serving(tmp_path, sqlite_url, workers=2, audit_log=file) as server:

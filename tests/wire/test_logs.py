@@ -187,6 +187,7 @@ def test_a_traceback_is_made_plain_line_by_line() -> None:
     assert "ValueError: a\\x1b[2Jb\n  c\\u202e" in shown.getvalue()
 
 
+@pytest.mark.slow
 def test_streams_that_are_left_do_not_crash_a_server_that_logs_them(tmp_path: Path) -> None:
     """gRPC may have freed their calls before Python ends them, and then cannot be asked of a call."""
     method = f"{HEALTH}/Watch"
