@@ -1,7 +1,7 @@
-"""Who calls, and what each method asks of them: credentials in, an Identity out.
+"""Authentication: credentials in, an Identity out; and the caller of one call, with what they may do.
 
-Credentials are a bearer token in `authorization`, a static one or a JWT, or else the certificate that the
-client showed. Without authentication there is no Authenticator, and every caller may do everything.
+Credentials are a bearer token in the header `authorization`, a static one or a JWT; or else the certificate
+that the client showed. Without authentication there is no Authenticator, and every caller is ANYBODY.
 """
 
 from __future__ import annotations
@@ -85,13 +85,14 @@ class Caller:
     outcome: Outcome | None = None
 
     def admit_call(self) -> None:
-        """Raises PermissionDenied when what this call does they may do with no operation at all."""
+        """Raises PermissionDenied when there is no operation for which they have the required right."""
         if not self.identity.may_any(self.right):
             raise PermissionDenied(f"You may not {self.right.value} any operation")
 
     def admit(self, record: Record | Origin) -> None:
-        """Raises OperationNotFound when they may not see the operation, PermissionDenied when they may
-        see it but not do with it what this call does."""
+        """Raises OperationNotFound when they may not see the operation, and PermissionDenied when they may,
+        but lack the required right for it.
+        """
         may = self.identity.may
         if not may(Right.SEE, record.parent, record.created_by):
             raise OperationNotFound(record.id, hidden=True)
@@ -101,7 +102,7 @@ class Caller:
             )
 
     def admit_start(self, parent: str) -> None:
-        """Raises PermissionDenied."""
+        """Raises PermissionDenied when they may not start operations under this parent."""
         if not self.identity.may(Right.PRODUCE, parent, ""):
             where = f"under {parent}" if parent else "without a parent"
             raise PermissionDenied(f"You may not start operations {where}")
@@ -109,7 +110,7 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class JwtRules:
-    """What a JWT must be like; `algorithms` are asymmetric, `grants_claim` holds grants."""
+    """What a JWT must be like. `algorithms` are asymmetric; the claim named `grants_claim` holds grants."""
 
     issuer: str
     audiences: tuple[str, ...]
@@ -118,7 +119,10 @@ class JwtRules:
 
 
 class Authenticator:
-    """Knows callers by their credentials. `clock` returns seconds since the epoch."""
+    """Finds out who a caller is by their credentials, and remembers what it has checked.
+
+    `clock` returns seconds since the epoch.
+    """
 
     def __init__(
         self,
@@ -133,12 +137,15 @@ class Authenticator:
         self.clock = clock
         self._known: OrderedDict[bytes, Identity] = OrderedDict()
         self.keys: KeySource | None = None
-        """Given after it is made, since it tells `forget` of new keys. Needed with `jwt_rules`."""
+        """Needed with `jwt_rules`. It is set afterwards, since it calls `forget` when there are new keys."""
         self.listeners: list[Callable[[], None]] = []
-        """Called when what was true of a caller may not be true any more."""
+        """Each is called when tokens, grants or keys have changed: callers must be checked again."""
 
     async def identify(self, credentials: Credentials) -> Identity:
-        """Raises Unauthenticated, or KeysUnavailable. Costs the check of a signature."""
+        """Whose credentials they are. Raises Unauthenticated or KeysUnavailable.
+
+        For credentials that it does not remember it checks a signature, and may wait for keys to be read.
+        """
         identity = self.identify_now(credentials)
         if identity is None:
             assert self.keys is not None
@@ -151,7 +158,7 @@ class Authenticator:
         return identity
 
     def identify_now(self, credentials: Credentials) -> Identity | None:
-        """The same without waiting: None when the key of a token is not known."""
+        """As `identify`, without waiting: None when the key of a token is not known."""
         identity = self.known(credentials)
         if identity is not None:
             return identity
@@ -179,7 +186,7 @@ class Authenticator:
         return identity
 
     def replace(self, policy: Policy, tokens: StaticTokens) -> None:
-        """Takes new ones; the same objects mean that nothing changed. Has the keys read again."""
+        """Uses another policy and other tokens, unless they are the same objects. Has the keys read again."""
         if self.keys is not None:
             self.keys.refresh(tell=True)
         if policy is not self._policy or tokens is not self._tokens:
@@ -187,7 +194,7 @@ class Authenticator:
             self.forget()
 
     def forget(self) -> None:
-        """What was found out of credentials has to be found out again."""
+        """Forgets all that it has checked, and calls the listeners."""
         self._known.clear()
         for listener in self.listeners:
             listener()

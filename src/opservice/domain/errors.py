@@ -1,4 +1,4 @@
-"""What can go wrong, as a small tree. Handlers raise; methods/status.py says what each is on the wire.
+"""What can go wrong, as a small tree. Handlers raise; methods/status.py maps each error to its status.
 
     OpserviceError
     ├── InvalidArgument            the request itself is wrong; names every field
@@ -57,6 +57,7 @@ class OpserviceError(Exception):
 
     @property
     def message(self) -> str:
+        """In words for who made the call, or for the operator."""
         return str(self)
 
 

@@ -140,7 +140,7 @@ class Identity:
     @property
     def sees_everything(self) -> bool:
         """Every role may see."""
-        return any(grant.subtree == EVERYWHERE for grant in self.grants)
+        return self is ANYBODY or any(grant.subtree == EVERYWHERE for grant in self.grants)
 
     def scope(self) -> Scope | None:
         """What they may see; None when that is everything. Every role may see."""

@@ -1,7 +1,7 @@
-"""What a call passes before it is made: who its caller is, and how much of the server they take up.
+"""Admission: who makes a call, and whether they take up too much of the server.
 
-All limits count per process. A caller is known by their subject or, where nobody is asked who they are,
-by the address that they call from.
+All limits count per process. A caller is known by their subject or, without authentication, by the address
+that they call from.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class AdmissionLimits:
 
 
 class Admission:
-    """Without an authenticator callers are not asked who they are."""
+    """Authenticates callers and limits them. Without an authenticator every caller is ANYBODY."""
 
     def __init__(
         self,

@@ -1,8 +1,8 @@
 """What the audit log tells of: every Start, Cancel, Delete and end of an operation, and every refusal.
 
-An event is the line of its call, told by the logger `opservice.audit` whatever the level of the log: the
-method, the code, the caller and how they showed who they are, where from, the operation, its parent, and
-whether anything changed. What time does to operations is told by housekeeping.
+An event is the line of its call. The logger `opservice.audit` tells it, whatever the level of the log. It
+has the method, the code, the caller, how they were authenticated, where the call came from, the operation,
+its parent, and whether anything changed. Housekeeping tells of what it does to operations.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ _MAX_ADDRESSES = 1_000
 def is_refusal(error: Exception, caller: Caller | None) -> bool:
     """Whether it says no to the caller, rather than to their request.
 
-    What is not found may be there and hidden. Were only that told, the answer would take longer by a line.
+    An operation that is not found may exist, hidden from the caller. Both are told: if only hidden ones were,
+    the answer for them would take longer, by the time that a line takes.
     """
     if isinstance(error, OperationNotFound):
         return caller is not None and not caller.identity.sees_everything
@@ -58,9 +59,10 @@ def is_refusal(error: Exception, caller: Caller | None) -> bool:
 
 
 class Sums:
-    """Of what anybody can have told as often as they like, so many lines a second, then their number.
+    """Limits the lines about what anybody can cause as often as they like.
 
-    `sum_up` is told each address, what it was that was not told, and how often.
+    Each address gets so many lines a second. At the end of the second `sum_up` is given the number of the
+    others: by address and by error.
     """
 
     def __init__(
@@ -97,7 +99,7 @@ class Sums:
 
 
 def described(error: Exception) -> dict[str, object]:
-    """What the log says of an error, which may be more than what the caller is told."""
+    """What the log says of an error. It may be more than the caller is told."""
     said: dict[str, object] = {"error": type(error).__name__}
     if isinstance(error, Unauthenticated):
         said["reason"] = error.message
@@ -109,7 +111,7 @@ def described(error: Exception) -> dict[str, object]:
 
 
 def done_by(caller: Caller) -> dict[str, object]:
-    """Who it was, and what came of it. Nothing of who was not asked who they are."""
+    """Who the caller is, and what came of their command. Empty for NOBODY, who was not asked who they are."""
     identity, command, outcome = caller.identity, caller.command, caller.outcome
     if identity is NOBODY:
         return {}

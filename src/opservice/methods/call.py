@@ -9,7 +9,7 @@ import re
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Any, TypeAlias
 
 from google.protobuf.message import Message
@@ -86,8 +86,8 @@ class Call(ABC):
         """Until the caller's deadline; None when they have none."""
 
     @abstractmethod
-    async def wait_for_turn(self) -> None:
-        """Returns at once, or later for a connection with many unread responses."""
+    def wait_for_turn(self) -> Awaitable[None]:
+        """Is over at once, or later for a connection with many unread responses."""
 
     @abstractmethod
     async def receive(self) -> Message:

@@ -29,6 +29,10 @@ from opservice.methods.validation import MAX_ID, MAX_NAME
 _LOGGED = {"operation_id": MAX_ID, "name": MAX_NAME + MAX_ID}
 """Fields of requests that say which operation is meant, and how many characters of them are logged."""
 
+_CODE_NAMES = {number: name for name, number in Code.items()}
+_OK, _CANCELLED, _INTERNAL = int(Code.OK), int(Code.CANCELLED), int(Code.INTERNAL)
+"""Looked up once: an enum of protobuf takes a microsecond for it."""
+
 _LOGGER = "opservice.call"
 _gate = getLogger(_LOGGER)
 log = structlog.stdlib.get_logger(_LOGGER)
@@ -43,6 +47,7 @@ class RefusalSums:
         self._of_reflection = Sums(_sum_up, REFLECTION_LINES_A_SECOND)
 
     def of(self, policy: MethodPolicy) -> Sums:
+        """Those in which refusals of a method with this policy are counted."""
         reflection = policy.requires is Access.AUTHENTICATED
         return self._of_reflection if reflection else self.of_calls
 
@@ -63,23 +68,23 @@ class CallLog:
     def succeeded(self, call: Call) -> None:
         """To be called when `logs_success`."""
         if self._audited:
-            audit.info("call", **self._line(call, Code.OK))
+            audit.info("call", **self._line(call, _OK))
         else:
-            log.log(self._level, "call", **self._line(call, Code.OK))
+            log.log(self._level, "call", **self._line(call, _OK))
 
     def cancelled(self, call: Call) -> None:
         """Of a call whose client left, or gave up."""
         if self._audited:
-            audit.info("call", **self._line(call, Code.CANCELLED))
+            audit.info("call", **self._line(call, _CANCELLED))
         elif _gate.isEnabledFor(self._level):
-            log.log(self._level, "call", **self._line(call, Code.CANCELLED))
+            log.log(self._level, "call", **self._line(call, _CANCELLED))
 
     def failed(self, call: Call, error: Exception) -> None:
         """Of a call that ends with an error; an unexpected one is logged with its traceback."""
         code = status_of(error).code
         told = self._sums.tells(address_of(call.peer), error)
         line = self._line(call, code) if told else {}
-        if code == Code.INTERNAL:
+        if code == _INTERNAL:
             log.error("call", **line, exc_info=error)
         elif isinstance(error, StoreError):
             log.warning("call", **line, cause=str(error.__cause__ or error))
@@ -87,13 +92,13 @@ class CallLog:
             pass
         elif self._audited or is_refusal(error, call.known_caller):
             audit.info("call", **line, **described(error))
-        elif code != Code.INTERNAL and not isinstance(error, StoreError):
+        elif code != _INTERNAL and not isinstance(error, StoreError):
             log.info("call", **line, **described(error))
 
     def _line(self, call: Call, code: int) -> dict[str, object]:
         line: dict[str, object] = {
             "method": self._path,
-            "code": Code.Name(code),
+            "code": _CODE_NAMES[code],
             "duration_ms": round((time.perf_counter() - call.started) * 1000, 1),
             "request_id": call.request_id,
             "peer": call.peer,
@@ -110,10 +115,11 @@ class EarlyRefusalLog:
 
     def __init__(self, error: OpserviceError, code: int) -> None:
         self._error = error
-        self._told = {"code": Code.Name(code), **described(error)}
+        self._told = {"code": _CODE_NAMES[code], **described(error)}
         self._refused, self._told_at = 0, 0.0
 
     def refused(self, path: str, sums: Sums, peer: str, in_progress: int) -> None:
+        """Tells of a refused call, with the number of calls in progress."""
         if sums.tells(address_of(peer), self._error):
             audit.info("call", method=path, **self._told, peer=peer)
         self._refused += 1

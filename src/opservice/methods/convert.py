@@ -1,4 +1,4 @@
-"""Between protobuf and the store's words: the only place that knows both. In named pairs."""
+"""Conversions between protobuf and the domain, in named pairs. No other module knows both."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ _NAME_EXPECTED = (
 
 
 def operation_to_pb(record: Record, *, hide_error: bool = False) -> Operation:
-    """With `hide_error` it has no error until it is done."""
+    """The public operation. With `hide_error` it shows no error until it is done."""
     operation = Operation(
         id=record.id,
         description=record.description,
@@ -114,6 +114,7 @@ def parent_from_pb(name: str) -> str:
 
 
 def record_to_pb(record: Record, *, hide_error: bool = False) -> record_pb.OperationRecord:
+    """The operation with what is kept beside it. With `hide_error` it shows no error until it is done."""
     return record_pb.OperationRecord(
         operation=operation_to_pb(record, hide_error=hide_error),
         parent=record.parent,
@@ -128,6 +129,7 @@ def record_to_pb(record: Record, *, hide_error: bool = False) -> record_pb.Opera
 
 
 def timestamp_to_pb(microseconds: int) -> Timestamp:
+    """Of microseconds since the epoch."""
     seconds, rest = divmod(microseconds, SECOND)
     return Timestamp(seconds=seconds, nanos=rest * 1000)
 
@@ -137,10 +139,12 @@ def _optional_timestamp_to_pb(microseconds: int | None) -> Timestamp | None:
 
 
 def payload_to_bytes(payload: Any) -> bytes:
+    """As it is kept. Equal payloads become equal bytes."""
     return payload.SerializeToString(deterministic=True)
 
 
 def failure_from_pb(status: Status) -> Failure:
+    """As it is kept: with its code beside it."""
     return Failure(status.code, status.SerializeToString(deterministic=True))
 
 
@@ -173,7 +177,7 @@ def progress_from_pb(progress: record_pb.Progress) -> Progress:
 
 
 def start_from_pb(request: producer_pb.StartRequest, limits: Limits, identity: Identity) -> Start:
-    """For this producer. Raises InvalidArgument that names every violation."""
+    """What a producer asks for. Raises InvalidArgument that names every violation."""
     check = Check()
     check.text("description", request.description, MAX_DESCRIPTION)
     check.parent("parent", request.parent)

@@ -1,8 +1,7 @@
-"""Calls that last end when the server stops, and when their callers cannot show any longer who they are, or
-may not go on.
+"""Calls that last end when the server stops, and when their callers may not go on.
 
-Of callers that is found out when a token or certificate expires, and when what the server knows of them
-has changed: then no call is told anything more before its caller was checked again.
+A caller is checked again when their token or certificate expires, and when tokens, keys or grants have
+changed. From that moment on the call is told nothing more before its caller was checked.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ log = structlog.stdlib.get_logger("opservice.guard")
 
 
 class LastingCalls:
-    """Those that there are."""
+    """The calls that last at the moment."""
 
     def __init__(self, authenticator: Authenticator | None) -> None:
         """Without an authenticator they end only when the server stops."""
@@ -87,6 +86,7 @@ class Lasting:
         self._expiry: asyncio.TimerHandle | None = None
 
     def begin(self, end: End) -> None:
+        """Has `end` called when the call may not go on: at once when that is known already."""
         self._end = end
         if self._refusal is None:
             self.check()
@@ -131,6 +131,7 @@ class Lasting:
             self._end(refusal)
 
     def close(self) -> None:
+        """Does not wait for the credentials to expire any more."""
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None

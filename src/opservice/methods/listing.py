@@ -89,6 +89,7 @@ def _condition(filter_: str, check: Check) -> Condition | None:
 
 
 def position_to_token(position: Position, parent: str, filter_: str) -> str:
+    """The token of the page that begins after this position, bound to the parent and the filter."""
     created_at, id_ = position
     place = created_at.to_bytes(_TIME_BYTES, "big", signed=True) + id_.encode()
     token = _VERSION + _digest(place, parent, filter_) + place

@@ -35,9 +35,10 @@ from opservice.methods.validation import wait_time
 
 
 class LongrunningService:
-    """`max_wait` is microseconds."""
+    """Operations as Google's clients know them."""
 
     def __init__(self, store: GuardedStore, max_wait: int) -> None:
+        """`max_wait` is microseconds."""
         self._store = store
         self._max_wait = max_wait
 

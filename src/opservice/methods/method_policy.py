@@ -41,6 +41,7 @@ class MethodPolicy:
 
     @property
     def writes(self) -> bool:
+        """Whether its calls may change something."""
         return self.right is not Right.SEE
 
 

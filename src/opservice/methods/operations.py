@@ -25,11 +25,14 @@ _MAX_POLL_SECONDS = 10
 
 
 class OperationService:
-    """`clock` returns seconds since the epoch. With `hide_error` an error is shown once it is done."""
+    """Operations as the clients of Yandex Cloud know them."""
 
     def __init__(
         self, store: GuardedStore, *, hide_error: bool, clock: Callable[[], float] = time.time
     ) -> None:
+        """`clock` returns seconds since the epoch. With `hide_error` an operation shows no error until it is
+        done.
+        """
         self._store = store
         self._to_pb = partial(operation_to_pb, hide_error=hide_error)
         self._clock = clock

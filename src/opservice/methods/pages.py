@@ -1,6 +1,7 @@
-"""Large pages, made and encoded in slices between which others get their turn.
+"""Large pages are made and encoded in slices. Between two slices, other calls go on.
 
-A page may have a hundred thousand details. A thread would not help: protobuf keeps all threads waiting.
+The operations of a page may have a hundred thousand details together. A thread would not help: protobuf
+keeps all threads waiting.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ Source = TypeVar("Source")
 
 
 async def fill(page: Any, records: Sequence[Source], to_pb: Callable[[Source], Message]) -> None:
-    """Adds what the records are converted to; `page` is a repeated field."""
+    """Converts the records and adds them to `page`, a repeated field."""
     for index, slice_ in enumerate(_slices(records)):
         if index:
             await asyncio.sleep(0)

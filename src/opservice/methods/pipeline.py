@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing, nullcontext, suppress
-from typing import Any, cast
+from typing import Any
 
 from google.rpc.status_pb2 import Status
 
@@ -80,6 +80,7 @@ class EarlyRefusal:
         self._log = EarlyRefusalLog(error, self.status.code)
 
     def log(self, path: str, sums: Sums, peer: str) -> None:
+        """Tells of a call that was refused so."""
         self._log.refused(path, sums, peer, self._pipeline.in_progress)
 
 
@@ -89,6 +90,7 @@ class MethodPipeline:
     def __init__(self, shared: Pipeline, method: Method) -> None:
         self.method = method
         self.policy = policy = METHOD_POLICIES[method.path]
+        self._handler: Any = method.handler
         self._shared = shared
         self._admission = shared.admission
         self._slots = shared.admission.slots(policy)
@@ -128,8 +130,7 @@ class MethodPipeline:
                 self._shared.in_progress += 1
             if self._is_simple:
                 call.request = await call.receive()
-                handler = cast("Any", self.method.handler)
-                await call.send(await handler(call.request, call))
+                await call.send(await self._handler(call.request, call))
             else:
                 await self._run_long(call)
         except (asyncio.CancelledError, ClientGone):
@@ -161,7 +162,7 @@ class MethodPipeline:
         with self._hold_slot(call), self._last(call) as lasting:
             if method.streams_requests:
                 request = self._admit_each(call, lasting)
-            handled = cast("Any", method.handler)(request, call)
+            handled = self._handler(request, call)
             if not method.streams_responses:
                 await call.send(await handled)
                 return

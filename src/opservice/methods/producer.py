@@ -27,8 +27,10 @@ from opservice.methods.validation import Limits
 
 
 class ProducerService:
+    """For the services that run the work: they start operations, renew their leases and end them."""
+
     def __init__(self, store: GuardedStore, limits: Limits, *, hide_error: bool) -> None:
-        """With `hide_error` the answer to a Start, which services hand on, has no error until it is done."""
+        """With `hide_error` the response to a Start shows no error until it is done: services hand it on."""
         self._store = store
         self._limits = limits
         self._hide_error = hide_error

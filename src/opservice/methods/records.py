@@ -29,12 +29,14 @@ from opservice.methods.validation import valid_id, wait_time
 
 
 class OperationRecordService:
-    """`max_wait` and `watch_repeat` are microseconds."""
+    """Operations with what the server keeps beside them."""
 
     def __init__(
         self, store: GuardedStore, *, max_wait: int, watch_repeat: int, hide_error: bool
     ) -> None:
-        """With a `watch_repeat` of 0 a Watch never repeats its record; with `hide_error` an operation has no
+        """`max_wait` and `watch_repeat` are microseconds.
+
+        With a `watch_repeat` of 0 a Watch never repeats its record. With `hide_error` an operation shows no
         error until it is done.
         """
         self._to_pb = partial(record_to_pb, hide_error=hide_error)

@@ -38,10 +38,12 @@ class Method:
 
     @property
     def streams_requests(self) -> bool:
+        """Whether its handler is given an iterator of requests."""
         return self.descriptor.client_streaming
 
     @property
     def streams_responses(self) -> bool:
+        """Whether its handler yields responses."""
         return self.descriptor.server_streaming
 
 

@@ -13,6 +13,7 @@ class ServingState:
 
     @property
     def serving(self) -> bool:
+        """Whether it serves now."""
         return not self._stopping.is_set()
 
     def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""What a request must be like. Every field that is not is named, with its limit, in one answer."""
+"""What requests must be like. One answer names every field that is wrong, with its limit."""
 
 from __future__ import annotations
 
@@ -89,26 +89,31 @@ class Check:
             raise InvalidArgument(self._violations[:MAX_VIOLATIONS])
 
     def wrong(self, field: str, description: str) -> None:
+        """Notes a violation, in words that follow the name of the field."""
         self._violations.append(Violation(field, description))
 
     def id(self, field: str, value: str) -> None:
+        """An operation's id: 1 to MAX_ID characters, without control characters."""
         if not value:
             self.wrong(field, "must not be empty")
         self.name(field, value, MAX_ID)
 
     def text(self, field: str, value: str, limit: int) -> None:
+        """Text of at most `limit` characters, line breaks among them."""
         if len(value) > limit:
             self.wrong(field, f"has {len(value)} characters, at most {limit} are allowed")
         if "\0" in value:
             self.wrong(field, "must not contain NUL characters")
 
     def name(self, field: str, value: str, limit: int) -> None:
+        """At most `limit` characters, without control characters."""
         if len(value) > limit:
             self.wrong(field, f"has {len(value)} characters, at most {limit} are allowed")
         elif _CONTROL.search(value):
             self.wrong(field, "must not contain control characters")
 
     def parent(self, field: str, value: str) -> None:
+        """Empty, or segments joined by '/', of at most MAX_NAME characters in all."""
         self.name(field, value, MAX_NAME)
         if len(value) > MAX_NAME:
             return  # megabytes are not to be looked through
@@ -118,16 +123,18 @@ class Check:
             self.wrong(field, "must not have a segment that is only '-', which means any")
 
     def id_prefix(self, field: str, value: str) -> None:
+        """Empty, or 3 characters."""
         if value and not _ID_PREFIX.fullmatch(value):
             self.wrong(field, "must be 3 of a to z and 0 to 9, the first a letter")
 
     def lease_token(self, field: str, value: str) -> None:
+        """Empty, or MIN_LEASE_TOKEN to MAX_LEASE_TOKEN characters."""
         if value and not MIN_LEASE_TOKEN <= len(value) <= MAX_LEASE_TOKEN:
             allowed = f"{MIN_LEASE_TOKEN} to {MAX_LEASE_TOKEN} are allowed"
             self.wrong(field, f"has {len(value)} characters, {allowed}")
 
     def duration(self, field: str, value: Duration, least: int, most: int) -> int | None:
-        """The duration in microseconds, or None when it is wrong."""
+        """The duration in microseconds, or None when it is wrong. `least` and `most` are microseconds."""
         seconds, nanos = value.seconds, value.nanos
         opposite_signs = (seconds > 0 > nanos) or (seconds < 0 < nanos)
         if abs(seconds) > _MAX_DURATION_SECONDS or abs(nanos) > 999_999_999 or opposite_signs:
@@ -141,10 +148,12 @@ class Check:
         return microseconds
 
     def payload(self, field: str, value: Any, limit: int) -> None:
+        """A message in an Any, of at most `limit` bytes."""
         self._type_url(field, value)
         self._size(field, value.ByteSize(), limit)
 
     def error(self, field: str, value: Status, limit: int) -> None:
+        """An error, of at most `limit` bytes, with at most MAX_DETAILS details."""
         if value.code not in Code.values() or value.code == Code.OK:
             self.wrong(f"{field}.code", f"is {value.code}, must be a google.rpc.Code other than OK")
         self._size(field, value.ByteSize(), limit)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, TypeAlias, cast
 
 import grpc
@@ -42,6 +42,7 @@ class Methods(grpc.GenericRpcHandler):
             self._routes[method.path] = _Route(self._pipeline.of(method), self._unread)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
+        """What handles a call, before its request is read; None for a method that is not served."""
         route = self._routes.get(handler_call_details.method)
         if route is None:
             return self._no_iam if handler_call_details.method.startswith(IAM) else None
@@ -118,8 +119,8 @@ class GrpcCall(Call):
     def seconds_left(self) -> float | None:
         return self._context.time_remaining()
 
-    async def wait_for_turn(self) -> None:
-        await self._route.unread.wait_for_turn(self.peer)
+    def wait_for_turn(self) -> Awaitable[None]:
+        return self._route.unread.wait_for_turn(self.peer)
 
     async def receive(self) -> Message:
         received, self._received = self._received, None

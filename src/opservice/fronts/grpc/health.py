@@ -46,6 +46,7 @@ class HealthService:
         yield self._answer()
 
     def methods(self) -> tuple[Method, ...]:
+        """As they are served."""
         return methods_of(FILE.services_by_name["Health"], self)
 
     def _answer(self) -> HealthCheckResponse:
