@@ -92,8 +92,8 @@ def _import() -> None:
 
     import opservice.cli.serve
     import opservice.main.demo
+    import opservice.main.serve
     import opservice.main.server
-    import opservice.main.workers
     import opservice.store.migrations
 
     del alembic, grpc, uvloop, opservice

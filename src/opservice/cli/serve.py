@@ -47,8 +47,7 @@ def serve_command(print_config: bool, **arguments: Any) -> None:
     # Only now: they take most of a second, which --help and wrong usage need not wait for.
     import uvloop
 
-    from opservice.main.server import serve
-    from opservice.main.workers import supervise
+    from opservice.main.serve import serve, supervise
     from opservice.runtime.logs import configure_logging
 
     configure_logging(settings.logging, settings.storage.file_group)

@@ -60,7 +60,11 @@ async def run_demo(store: OperationStore, announce: Callable[[str], None], call:
     tokens = [secrets.token_urlsafe(16) for _ in jobs]
     announce("Demo operations, running now:")
     for job, id_, token in zip(jobs, ids, tokens, strict=True):
-        await _start(store, job, id_, token)
+        try:
+            await _start(store, job, id_, token)
+        except StoreError as error:
+            log.warning("the demo could not start its operations", cause=error.message)
+            return
         announce(f"  {id_}  {job.description} ({job.seconds} s, cancel: {job.cancel_policy.name})")
     announce("Look at one, and cancel one:")
     announce("  " + call.format(id=ids[0], method="Get"))

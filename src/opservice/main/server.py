@@ -1,11 +1,10 @@
-"""The composition root: from settings to a running server, and down again."""
+"""The composition root: puts the parts of a server together, runs them until it stops, and drains."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 import os
-import signal
 from collections.abc import Callable
 from contextlib import ExitStack
 
@@ -20,8 +19,6 @@ from opservice.background.housekeeping import (
     keep_house,
 )
 from opservice.common.addresses import socket_path
-from opservice.common.private_files import group_id
-from opservice.domain.errors import StoreUnavailable
 from opservice.domain.operation import (
     SECOND,
     DeleteExpired,
@@ -43,18 +40,16 @@ from opservice.methods.registry import Method
 from opservice.methods.services import api_methods
 from opservice.methods.serving import ServingState
 from opservice.methods.validation import Limits
-from opservice.runtime.reload import Reloader, read_files
+from opservice.runtime.components import Components
 from opservice.runtime.security import Security
 from opservice.runtime.settings import Settings
 from opservice.runtime.settings.groups import (
     ConnectionSettings,
     DiscoverySettings,
     OperationSettings,
-    StorageSettings,
 )
 from opservice.runtime.unix_socket import bound
-from opservice.store.engine import Database, open_database
-from opservice.store.migrations import check_schema, migrate
+from opservice.store.engine import Database
 from opservice.store.repository import Repository
 from opservice.store.service import OperationStore
 
@@ -67,24 +62,6 @@ _OPERATION_SERVICE = "yandex.cloud.operation.OperationService"
 log = structlog.stdlib.get_logger("opservice.server")
 
 
-async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
-    """Serves until SIGTERM or SIGINT, then drains. `announce` gets the line that says it is ready.
-
-    Raises StartupError, or StoreError, when it cannot start.
-    """
-    stop = _stop_on_signals()
-    # Everything that can be wrong with the settings is found before the database is touched.
-    files = read_files(settings.security)
-    security = Security(settings.security, files)
-
-    reloader = Reloader(settings.security, files, security.replace)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.request)
-    await security.start()
-    types = build_known_types(settings.discovery)
-    database = await asyncio.to_thread(prepare_database, settings.storage)
-    await run(settings, database, security, types, stop, announce)
-
-
 async def run(
     settings: Settings,
     database: Database,
@@ -95,10 +72,10 @@ async def run(
     *,
     share_port: bool = False,
 ) -> None:
-    """Serves until `stop`, then drains and closes the database, which was prepared before.
+    """Serves until `stop` is set, then drains and closes the database, which was prepared before.
 
-    With `share_port` other processes of this user may listen on the same port. Raises StartupError
-    when it cannot listen.
+    With `share_port`, other processes of this user may listen on the same port. Raises StartupError when it
+    cannot listen, and ComponentFailed, after it has drained, when a part of the server has failed.
     """
     store = OperationStore(
         database,
@@ -133,44 +110,32 @@ async def run(
         gc.collect()
         gc.freeze()
         await server.start()
-        background = [
-            asyncio.create_task(
+        async with Components(stop) as components:
+            components.start(
+                "housekeeping",
                 keep_house(
                     store,
                     _sweeps(settings.operations.cancel_grace),
                     settings.operations.housekeeping_interval,
                     settings.operations.restart_grace,
                     lambda: security.keys is None or security.keys.has_keys,
-                )
+                ),
             )
-        ]
-        if database.driver.embedded:
-            background.append(asyncio.create_task(keep_checkpointing(store, CHECKPOINT_SECONDS)))
-        if security.keys is not None:
-            background.append(asyncio.create_task(security.keys.keep_fresh()))
-        transport = "plaintext" if security.tls is None else "TLS"
-        shown = database.url.shown
-        if not settings.discovery.advertise and address.rpartition(":")[0] in _WILDCARDS:
-            log.warning(
-                "set --advertise: SDKs that look for services here would be told", address=address
-            )
-        for warning in security.warnings(is_local=settings.listening.is_local):
-            log.warning(warning)
-        announce(f"opservice {__version__} serving on {address} ({transport}, {shown})")
-        log.info("serving", address=address, security=transport, database=shown)
-        if settings.processes.demo and not stop.is_set():
-            background.append(
-                asyncio.create_task(demo.run_demo(store, announce, _grpcurl(settings, address)))
-            )
-        await stop.wait()
-        log.info("draining", seconds=settings.processes.drain / SECOND)
-        state.stop()
-        store.stop_following()
-        admission.stop()
-        for task in background:
-            task.cancel()
-        await server.stop(settings.processes.drain / SECOND)
-        await asyncio.gather(*background, return_exceptions=True)
+            if database.driver.embedded:
+                components.start("checkpoints", keep_checkpointing(store, CHECKPOINT_SECONDS))
+            if security.keys is not None:
+                components.start("the reading of keys", security.keys.keep_fresh())
+            _announce(settings, security, database, address, announce)
+            if settings.processes.demo and not stop.is_set():
+                shown = demo.run_demo(store, announce, _grpcurl(settings, address))
+                components.start("the demo", shown, may_end=True)
+            await stop.wait()
+            log.info("draining", seconds=settings.processes.drain / SECOND)
+            state.stop()
+            store.stop_following()
+            admission.stop()
+            components.cancel()
+            await server.stop(settings.processes.drain / SECOND)
         log.info("stopped")
     finally:
         await server.stop(None)
@@ -178,19 +143,25 @@ async def run(
         await _close(store)
 
 
-def _stop_on_signals() -> asyncio.Event:
-    """Set by the first SIGTERM or SIGINT. A second one ends the process at once."""
-    stop = asyncio.Event()
-
-    def on_signal() -> None:
-        if stop.is_set():
-            log.warning("stopped at once by a second signal")
-            os._exit(1)
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, on_signal)
-    return stop
+def _announce(
+    settings: Settings,
+    security: Security,
+    database: Database,
+    address: str,
+    announce: Callable[[str], None],
+) -> None:
+    """Says that the server is ready, and what the operator should know about it."""
+    if not settings.discovery.advertise and address.rpartition(":")[0] in _WILDCARDS:
+        log.warning(
+            "set --advertise: SDKs that discover services here would be told this address",
+            address=address,
+        )
+    for warning in security.warnings(is_local=settings.listening.is_local):
+        log.warning(warning)
+    transport = "plaintext" if security.tls is None else "TLS"
+    shown = database.url.shown
+    announce(f"opservice {__version__} serving on {address} ({transport}, {shown})")
+    log.info("serving", address=address, security=transport, database=shown)
 
 
 async def _close(store: OperationStore) -> None:
@@ -206,36 +177,6 @@ async def _close(store: OperationStore) -> None:
 def build_known_types(settings: DiscoverySettings) -> KnownTypes:
     """The types that reflection knows. Raises StartupError when a descriptor set cannot be used."""
     return known_types(demo.FILES, settings.descriptor_set)
-
-
-def prepare_database(settings: StorageSettings) -> Database:
-    """Brings the schema up to date where that is asked for, and checks it.
-
-    Raises StartupError or StoreError when it cannot be served from.
-    """
-    database = open_database(settings.database, group=group_id(settings.file_group))
-    try:
-        _prepare_schema(database, migrates=database.driver.embedded or settings.migrate)
-    except StoreUnavailable:
-        # A connection that is lost while SQLAlchemy makes it counts as one that cannot be made.
-        log.warning("the database is not available: trying once more")
-        _prepare_schema(database, migrates=database.driver.embedded or settings.migrate)
-    for warning in database.warnings():
-        log.warning(warning)
-    if not settings.no_notify and database.through_pooler():
-        log.warning(
-            "a pooler is between this server and PostgreSQL: give --no-notify, unless it is in session mode"
-        )
-    return database
-
-
-def _prepare_schema(database: Database, *, migrates: bool) -> None:
-    database.check_connections()
-    if migrates:
-        before, after = migrate(database)
-        if before != after:
-            log.info("migrated", before=before, after=after)
-    check_schema(database)
 
 
 def grpc_options(settings: ConnectionSettings, *, share_port: bool = False) -> GrpcOptions:
