@@ -90,10 +90,17 @@ async def test_a_worker_goes_through_its_states_as_it_says(site: Site) -> None:
     assert worker.state is State.READY
     assert lines == [Ready("serving"), Announcement("more")]
     assert worker.failure == "the disk is full"
+
+
+async def test_a_worker_learns_that_it_should_drain_by_the_end_of_its_connection(
+    site: Site,
+) -> None:
+    worker, worker_end = site
     worker.drain()
+
     assert worker.state is State.DRAINING
     with pytest.raises(EOFError):
-        await worker_end.receive()
+        await asyncio.wait_for(worker_end.receive(), PATIENCE)
 
 
 async def test_a_worker_that_was_told_to_drain_does_not_become_ready(site: Site) -> None:

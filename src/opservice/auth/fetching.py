@@ -1,7 +1,7 @@
-"""One HTTP GET, bounded in time and size, for what decides who gets in.
+"""One HTTP GET for the keys that decide who gets in, with bounds on time and size.
 
-It goes through no proxy but the one that is given: not through those of `http_proxy` and its like. It follows
-no redirect. Certificates are checked by the system's trust store, or that of SSL_CERT_FILE.
+It uses no proxy but the given one, and ignores `http_proxy` and similar variables. It follows no redirect. It
+checks certificates against the system's trust store, or that of SSL_CERT_FILE.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ _OK = 200
 
 
 class FetchFailed(Exception):
-    """Says why."""
+    """The fetch failed. The message says why."""
 
 
 def fetch(url: str, *, seconds: float, most_bytes: int, proxy: str = "") -> bytes:
-    """The body. Blocks no longer than so many seconds, but for a name that is looked up. Raises FetchFailed.
+    """Returns the body. Raises FetchFailed.
 
-    `proxy`, an http URL, is asked to CONNECT; never for loopback.
+    Blocks for `seconds` at most, not counting the lookup of names. `proxy` is an http URL; it is used for
+    https (CONNECT), but never for loopback.
     """
     deadline = time.monotonic() + seconds
     try:
@@ -55,7 +56,7 @@ def _connection(url: str, proxy: str, deadline: float) -> HTTPConnection:
         connection.set_tunnel(host, port)
     else:
         connection = _tls(host, port, seconds)
-    # Of a proxy's answer as well.
+    # For the answer of a proxy as well.
     connection.response_class = cast("type[HTTPResponse]", partial(_response, deadline))
     return connection
 
@@ -85,7 +86,7 @@ def _left(deadline: float) -> float:
 
 
 class _Until(io.RawIOBase):
-    """What a socket receives until the deadline: a timeout of the socket holds for each part alone."""
+    """Reads from a socket until the deadline. A timeout of the socket would hold for each read alone."""
 
     def __init__(self, connection: socket.socket, deadline: float) -> None:
         self._socket = connection
@@ -105,7 +106,7 @@ class _Until(io.RawIOBase):
 
 
 class _Received:
-    """What HTTPResponse asks of a socket."""
+    """The part of a socket that HTTPResponse uses."""
 
     def __init__(self, raw: io.RawIOBase) -> None:
         self._raw = raw

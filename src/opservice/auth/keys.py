@@ -1,8 +1,8 @@
-"""The keys that tokens are checked with: a JWKS (RFC 7517) from a file or a URL, read again now and then.
+"""The public keys that check tokens: a JWKS (RFC 7517) from a file or a URL, read again now and then.
 
-What was read last is used until something better is read: a source that is away or broken changes nothing,
-and is said in the log. A token of a key that is not known yet has the source read at once, so that
-keys may be rotated without a good call being refused.
+The keys that were read last stay in use until better ones are read: when the source fails, the log says so,
+and nothing else changes. When a token names an unknown key, the source is read at once, so that keys can be
+rotated without refusing a valid token.
 """
 
 from __future__ import annotations
@@ -26,39 +26,39 @@ from opservice.domain.errors import KeysUnavailable, StartupError
 from opservice.domain.operation import SECOND
 
 MIN_PAUSE_SECONDS = 1.0
-"""Between two readings: anybody can invent keys that are not known."""
+"""The pause between two readings, because anybody can send tokens that name unknown keys."""
 
 MAX_ASKING = 500
-"""Calls that wait for keys at a time."""
+"""Calls that may wait for keys at the same time."""
 
 MAX_JWKS_BYTES = 1 << 20
 _FETCH_SECONDS = 8.0
-"""For all that a URL sends."""
+"""The time for the whole answer of a URL."""
 _READ_SECONDS = 9.0
-"""For a reading, names that are looked up and slow file systems included."""
+"""The time for one reading, including the lookup of names, and slow file systems."""
 _FIRST_BACKOFF_SECONDS = 2.0
 _URL_SCHEMES = ("https://", "http://")
 
 _PATIENCE_SECONDS = 10.0
-"""How long a call waits for keys that are being read."""
+"""How long a call waits while the keys are read."""
 
 log = structlog.stdlib.get_logger("opservice.keys")
 
 
 class KeysUnreadable(Exception):
-    """The source gives no keys; says why."""
+    """The keys cannot be read. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What was read, and what it is for PyJWT, which binds it to one algorithm."""
+    """One key: its JSON text, and the object of PyJWT, which is bound to one algorithm."""
 
     description: str
     jwk: jwt.PyJWK = field(compare=False)
 
 
 Keys = Mapping[str, Key]
-"""By key id; a key without one has the id ""."""
+"""Keys by their ids; a key without an id has the id ""."""
 
 
 def is_url(source: str) -> bool:
@@ -66,9 +66,9 @@ def is_url(source: str) -> bool:
 
 
 def read_keys(source: str, proxy: str = "") -> Keys:
-    """The keys of a file or URL that are for signatures. May block. Raises KeysUnreadable.
+    """Reads the signature keys of a file or URL. May block. Raises KeysUnreadable.
 
-    A URL is asked through `proxy`, when one is given, and through no other.
+    A URL is fetched through `proxy` if that is given. Proxies of the environment are not used.
     """
     try:
         if is_url(source):
@@ -94,7 +94,7 @@ def _keys(content: Any) -> Keys:
         raise ValueError("it is no JWKS: there is no list of keys")  # noqa: TRY004 - one error for all
     keys: dict[str, Key] = {}
     for item in listed:
-        # Whoever knows a shared secret could sign with it, too.
+        # Not keys that are shared secrets: whoever can check with them can also sign with them.
         if (
             not isinstance(item, dict)
             or item.get("use", "sig") != "sig"
@@ -103,7 +103,7 @@ def _keys(content: Any) -> Keys:
             continue
         if "d" in item:
             raise ValueError("it has a private key: give the public ones alone")
-        # Of a kind that is not known here, or for the algorithm "none".
+        # Skips keys of an unknown kind, and those for the algorithm "none".
         with suppress(jwt.PyJWTError, NotImplementedError):
             key = Key(json.dumps(item, sort_keys=True), jwt.PyJWK(item))
             key_id = str(item.get("kid", ""))
@@ -116,10 +116,10 @@ def _keys(content: Any) -> Keys:
 
 
 class KeySource:
-    """Keeps the keys of a file or URL; `interval` is microseconds between two readings.
+    """Keeps the keys of a file or URL, and reads them again every `interval` microseconds.
 
-    `on_change` is called on the event loop whenever other keys were read than before. A URL is asked through
-    `proxy`, when one is given, and through no other.
+    Calls `on_change` on the event loop when the keys have changed. A URL is fetched through `proxy` if that
+    is given. Proxies of the environment are not used.
     """
 
     def __init__(
@@ -161,19 +161,19 @@ class KeySource:
 
     @property
     def has_keys(self) -> bool:
-        """Whether keys have been read at all; without any every token is refused."""
+        """Whether any keys were read yet. Until then every token is refused."""
         return bool(self._keys)
 
     def find(self, key_id: str) -> Key | None:
-        """The key with this id; for "", the only one there is."""
+        """The key with this id, or None. For "" it is the only key, if there is only one."""
         if not key_id and len(self._keys) == 1:
             return next(iter(self._keys.values()))
         return self._keys.get(key_id)
 
     async def find_anew(self, key_id: str) -> Key | None:
-        """As `find`, but after a reading that begins after this call.
+        """Like `find`, but reads the keys first, in a reading that begins after this call.
 
-        Raises KeysUnavailable when the key is not known and the source cannot be asked, or too many ask.
+        Raises KeysUnavailable when the key is unknown and the source cannot be read, or too many calls wait.
         """
         if self._asking >= MAX_ASKING:
             raise KeysUnavailable
@@ -193,12 +193,12 @@ class KeySource:
         return key
 
     def refresh(self, *, tell: bool = False) -> None:
-        """Has the keys read again soon. With `tell` the log says it also when nothing has changed."""
+        """Asks for a reading soon. With `tell` the log mentions it even when nothing has changed."""
         self._tell = self._tell or tell
         self._wanted.set()
 
     async def keep_fresh(self) -> None:
-        """Reads the keys again every interval and when it is wanted, until cancelled."""
+        """Reads the keys again every interval, and when `refresh` asks for it, until cancelled."""
         backoff = _FIRST_BACKOFF_SECONDS
         while True:
             await asyncio.sleep(MIN_PAUSE_SECONDS)
@@ -208,7 +208,7 @@ class KeySource:
                     await self._wanted.wait()
             self._wanted.clear()
             tell, self._tell = self._tell, False
-            # Who asks from now on waits for the reading after this one.
+            # Calls that ask from now on wait for the next reading, not for this one.
             awaited, self._next_reading = self._next_reading, asyncio.Event()
             try:
                 keys = await self._read()

@@ -1,19 +1,19 @@
-"""The files that say who callers are and what they may do: static tokens and the policy, both YAML.
+"""The files of static tokens and of the policy (YAML): how callers authenticate, and what they may do.
 
-A policy grants by subject, and to everyone who has shown who they are:
+A policy grants to subjects, and to everyone who has authenticated:
 
     everyone: [viewer:public/*]
     subjects:
       alice: [editor:folders/b1g/*]
       spiffe://example.org/registry: [producer:*]
 
-Static tokens stand there as what SHA-256 makes of them, so the file gives none away. `opservice token` makes
-a token and its entry:
+The file of static tokens holds only their SHA-256 hashes, so it reveals no token. `opservice token` makes a
+token and its entry:
 
     - subject: alice
       sha256: 5e88…
-      grants: [viewer:*]                # beside those of the policy
-      expires: 2027-01-01T00:00:00Z     # may be left out
+      grants: [viewer:*]                # added to those of the policy
+      expires: 2027-01-01T00:00:00Z     # optional
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if yaml.__with_libyaml__:
 
 _TOKEN_PREFIX = "opservice_"  # noqa: S105 - lets scanners find tokens where they should not be
 _SHOWN = 16
-"""Characters of what should not stand there."""
+"""Characters of an unknown key that an error shows."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -56,7 +56,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class StaticToken:
-    """What a token stands for; `expires_at` is seconds since the epoch."""
+    """Who the holder of a token is; `expires_at` is seconds since the epoch."""
 
     subject: str
     grants: tuple[Grant, ...]
@@ -64,11 +64,11 @@ class StaticToken:
 
 
 StaticTokens = Mapping[str, StaticToken]
-"""By `hash_token`."""
+"""Tokens by their hashes, as `hash_token` makes them."""
 
 
 def new_token() -> str:
-    """256 random bits: so many that a plain hash of them gives nothing away."""
+    """A new token with 256 random bits, so many that a plain hash of it reveals nothing."""
     return _TOKEN_PREFIX + secrets.token_urlsafe(32)
 
 
@@ -77,12 +77,12 @@ def hash_token(token: str) -> str:
 
 
 def valid_subject(value: object) -> bool:
-    """Whether it may be somebody's name: text of 1 to MAX_SUBJECT printable characters."""
+    """Whether the value can be a subject: text of 1 to MAX_SUBJECT printable characters."""
     return isinstance(value, str) and 0 < len(value) <= MAX_SUBJECT and value.isprintable()
 
 
 def read_policy(path: Path) -> Policy:
-    """Raises StartupError, which says what is wrong and where."""
+    """Reads the file. May block. Raises StartupError, which says what is wrong and where."""
     text = _read(path)
     try:
         with no_garbage_collection():
@@ -92,7 +92,7 @@ def read_policy(path: Path) -> Policy:
 
 
 def read_tokens(path: Path) -> StaticTokens:
-    """Raises StartupError, which says what is wrong and where."""
+    """Reads the file. May block. Raises StartupError, which says what is wrong and where."""
     text = _read(path)
     try:
         with no_garbage_collection():
@@ -157,7 +157,7 @@ else:
 
 
 class _Loader(_FastLoader):
-    """Refuses a key that stands twice, of which the last would count."""
+    """Refuses a key that occurs twice. YAML would take the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         mapping: dict[Hashable, Any] = super().construct_mapping(node, deep)
@@ -181,7 +181,7 @@ _NOT_YAML = (
 
 
 def _read(path: Path) -> str:
-    """May block for as long as the file system does."""
+    """May block for as long as the file system blocks."""
     try:
         return path.read_text()
     except OSError as error:
@@ -194,7 +194,7 @@ def _load(path: Path, text: str) -> Any:
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - it is a safe one
     except _NOT_YAML as error:
-        # Not what it says but where: it would quote the file.
+        # Only where the error is: its text would quote the file.
         mark = getattr(error, "problem_mark", None)
         where = "" if mark is None else f" at line {mark.line + 1}"
         raise StartupError(f"{path} is not YAML{where}") from None
@@ -205,7 +205,7 @@ def _mapping(value: object, where: str, known: set[str] | None = None) -> dict[A
         raise ValueError(f"{where}: expected a mapping")  # noqa: TRY004 - one error for all
     unknown = [] if known is None else sorted(str(key) for key in value if key not in known)
     if unknown:
-        # Shortened: somebody may have put a token there.
+        # Shortened, because somebody may have put a token there.
         shown = ", ".join(each[:_SHOWN] for each in unknown[:5])
         raise ValueError(f"{where}: unknown {shown}")
     return value

@@ -1,1 +1,1 @@
-"""What is done without being asked."""
+"""Work that the server does on its own: sweeps and checkpoints."""

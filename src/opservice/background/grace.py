@@ -1,25 +1,26 @@
-"""Whether the holders of leases had the chance to renew them, as far as this replica can know."""
+"""Decides whether operations may be ended: only when producers could have renewed their leases."""
 
 from __future__ import annotations
 
 from opservice.domain.operation import SECOND
 
 LATE_SECONDS = 1.5
-"""The event loop may be late by so much, and a read or write may take so long, before it is a gap."""
+"""A gap is: the event loop was late by more than this, or a read or write took longer than this."""
 
 DRIFT = 1_500_000
-"""Microseconds by which the database's clock and the monotonic clock may part between two readings."""
+"""A gap is: between two readings, the database's clock moved by so many microseconds more or less than
+the monotonic clock."""
 
 FRESH_SECONDS = 3.0
-"""For how long a reading of the database's clock may be used."""
+"""How long a reading of the database's clock may be used."""
 
 
 class Grace:
-    """Since when this replica could take renewals, and up to which time it may end operations.
+    """Knows since when this replica could take renewals, and so which operations it may end.
 
-    After a gap, as after the start, nothing is ended for `length` seconds. A gap is: the process was
-    stopped, the database failed or was slow, or its clock was set. `now` is always monotonic seconds;
-    `clock` is the database's clock in microseconds.
+    After the start, and after each gap, nothing is ended for `length` seconds. In a gap producers could not
+    renew: the process was stopped, the database failed or was slow, or its clock was set. `now` is always
+    monotonic seconds; `clock` is the database's clock in microseconds.
     """
 
     def __init__(self, length: float, now: float) -> None:
@@ -31,17 +32,17 @@ class Grace:
         self._proven_at = now
 
     def gap(self, now: float) -> None:
-        """Renewals could not be taken up to now."""
+        """The server could not take renewals until now."""
         self._ends_from = max(self._ends_from, now + self._length)
         self._proven = None
 
     def slept(self, since: float, seconds: float, now: float) -> None:
-        """The event loop was asked at `since` to go on after `seconds`, and did so now."""
+        """A task began to sleep for `seconds` at `since`, and woke now."""
         if now - since - seconds > LATE_SECONDS:
             self.gap(now)
 
     def read(self, clock: int, began: float, now: float) -> None:
-        """The database's clock, read between `began` and now."""
+        """The database's clock was read between `began` and now."""
         if now - began > LATE_SECONDS:
             self.gap(now)
         if self._clock is not None:
@@ -51,17 +52,17 @@ class Grace:
         self._clock, self._read_at = clock, now
 
     def proven(self, clock: int, began: float, now: float) -> None:
-        """A write that was begun at `began`, after `clock` was read, became durable by now."""
+        """A write began at `began`, after `clock` was read, and is durable now."""
         if now - began > LATE_SECONDS:
             self.gap(now)
         else:
             self._proven, self._proven_at = clock, began
 
     def cutoff(self, now: float) -> int | None:
-        """What was due by this time of the database's clock may be ended; None: nothing may."""
+        """Operations that were due by this time of the database's clock may be ended. None: end nothing."""
         stale = now - self._proven_at > FRESH_SECONDS
         return None if stale or now < self._ends_from else self._proven
 
     def reading(self, now: float) -> int | None:
-        """The last reading of the database's clock, if it is fresh; a gap does not matter for it."""
+        """The last reading of the database's clock, None when it is too old. Gaps do not matter here."""
         return None if now - self._read_at > FRESH_SECONDS else self._clock

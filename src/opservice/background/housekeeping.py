@@ -1,7 +1,7 @@
-"""What time does to operations: lapsed leases, timeouts, cancel grace, retention.
+"""The sweeps, which end or delete operations whose time has come: leases, timeouts, cancel grace, retention.
 
-Every replica does all of it, without a leader: a sweep changes only what was due at a time that was
-read from the database's clock before, and passes over rows that another replica is changing.
+Every replica sweeps, without a leader. A sweep changes only operations that were due at a time that was read
+from the database's clock before, and skips rows that another replica is changing.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from opservice.domain.operation import SECOND, DeleteExpired, Sweep
 from opservice.store.service import OperationStore
 
 SWEEP_LIMIT = 200
-"""Rows a sweep changes at once: bounds how long it keeps other writers waiting."""
+"""Rows that a sweep changes at once, at most. This bounds how long other writers wait for it."""
 
 CHECKPOINT_SECONDS = 30
-"""How much of what was done last a copy of an SQLite file without its log may lack."""
+"""How much of the last work a copy of an SQLite file without its log (-wal) may lack."""
 
 LEAST_WATCH_SECONDS, MOST_WATCH_SECONDS = 0.1, 1.0
-"""How often it is looked whether renewals can be taken: with the sweeps, within these bounds."""
+"""The bounds of how often the server checks whether it can take renewals; else as often as it sweeps."""
 
 log = structlog.stdlib.get_logger("opservice.housekeeping")
 audit = structlog.stdlib.get_logger(AUDIT_LOGGER)
@@ -40,10 +40,9 @@ async def keep_house(
 ) -> None:
     """Runs the sweeps every `interval` microseconds, until cancelled.
 
-    While not `knows_callers`, such as before the keys were read, all are refused, and it is a gap.
-
-    Operations may have become due only because nobody could reach the server: after the start and
-    after each gap (see grace.py) none is ended for `restart_grace` microseconds.
+    Operations may have become due only because nobody could reach the server. So none is ended for
+    `restart_grace` microseconds after the start and after each gap (see grace.py). The time in which
+    `knows_callers` is false is a gap too: all callers are refused, such as before the keys were read.
     """
     loop = asyncio.get_running_loop()
     grace = Grace(restart_grace / SECOND, loop.time())
@@ -56,7 +55,7 @@ async def keep_house(
 async def _watch(
     store: OperationStore, grace: Grace, interval: float, knows_callers: Callable[[], bool]
 ) -> None:
-    """Tells `grace` whether this process runs, the database's clock, and whether writes become durable."""
+    """Tells `grace` of pauses of this process, of the database's clock, and of writes that became durable."""
     loop = asyncio.get_running_loop()
     seconds = min(max(interval, LEAST_WATCH_SECONDS), MOST_WATCH_SECONDS)
     while True:
@@ -87,9 +86,9 @@ async def _sweep_all(
     loop = asyncio.get_running_loop()
     while True:
         more_is_due = False
-        # A batch of each in turn, so that much of one does not keep the others waiting.
+        # One batch of each in turn: a sweep with much to do must not keep the others waiting.
         for sweep in sweeps:
-            # Deleting takes nothing from a holder.
+            # Deleting takes nothing from a producer, so gaps do not matter.
             cutoff = (grace.reading if isinstance(sweep, DeleteExpired) else grace.cutoff)(
                 loop.time()
             )
@@ -104,12 +103,12 @@ async def _sweep_all(
                 log.exception("sweep failed", sweep=_name(sweep))
                 grace.gap(loop.time())
         if not more_is_due:
-            # Replicas that were started together should not sweep together for ever.
+            # Replicas that started together should not sweep together forever.
             await asyncio.sleep(interval * random.uniform(0.75, 1))
 
 
 async def keep_checkpointing(store: OperationStore, seconds: float) -> None:
-    """Every `seconds` puts what SQLite has in its log (-wal) into the database file, until cancelled."""
+    """Moves SQLite's log (-wal) into the database file every `seconds`, until cancelled."""
     while True:
         await asyncio.sleep(seconds * random.uniform(0.75, 1))
         try:
@@ -121,7 +120,7 @@ async def keep_checkpointing(store: OperationStore, seconds: float) -> None:
 
 
 async def _sweep(store: OperationStore, sweep: Sweep, cutoff: int) -> bool:
-    """Whether there may be more."""
+    """Runs one sweep. Returns whether more operations may be due."""
     ids = (await store.sweep(sweep, cutoff)).ids
     if ids:
         log.info("swept", sweep=_name(sweep), count=len(ids), operation_ids=ids[:10])

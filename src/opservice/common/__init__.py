@@ -1,1 +1,1 @@
-"""Small tools for every room above: addresses, threads, private files, harmless text."""
+"""Small tools that every other package may use: addresses, threads, private files, harmless text."""

@@ -12,7 +12,7 @@ _MAX_SOCKET_PATH = 107  # bytes; the kernel's limit
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches it; for all that is no IP address but `localhost`, no."""
+    """Whether only this machine can reach the host. Of names, this is so for `localhost` alone."""
     try:
         return ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -20,7 +20,7 @@ def is_loopback(host: str) -> bool:
 
 
 def socket_path(address: str) -> Path | None:
-    """The path of unix:PATH, None when it is another address. Raises StartupError for a path that is none."""
+    """The path of unix:PATH, None for other addresses. Raises StartupError when the path is malformed."""
     scheme, _, path = address.partition(":")
     if scheme != "unix":
         return None

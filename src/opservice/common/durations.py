@@ -1,4 +1,4 @@
-"""Durations as settings and flags have them: a number and a unit, such as `500ms`, `2m`, `1.5h` or `30d`."""
+"""Durations as people write them: a number and a unit, such as `500ms`, `2m`, `1.5h` or `30d`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _UNITS = {"us": 1, "ms": 1_000, "s": SECOND, "m": MINUTE, "h": HOUR, "d": DAY}
 
 
 def parse_duration(text: str) -> int:
-    """Microseconds from `500ms`, `2m`, `1.5h`, `30d`. Raises ValueError when it is none of these."""
+    """Microseconds from text such as `500ms`, `2m`, `1.5h` or `30d`. Raises ValueError."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(us|ms|s|m|h|d)", text.strip())
     if match is None:
         raise ValueError("expected a number and a unit (us, ms, s, m, h, d), such as 30s or 1.5h")
@@ -19,6 +19,7 @@ def parse_duration(text: str) -> int:
 
 
 def format_duration(microseconds: int) -> str:
+    """The duration in the largest unit that needs no fraction, such as `90s` or `2d`."""
     for unit, length in reversed(_UNITS.items()):
         if microseconds and microseconds % length == 0:
             return f"{microseconds // length}{unit}"

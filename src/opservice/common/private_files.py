@@ -1,4 +1,4 @@
-"""Files that only the server's user may read: made so, or refused where others could put another in place."""
+"""Keeps files private to the server's user, and refuses places where others could replace them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from opservice.domain.errors import StartupError
 
 
 def group_id(name: str) -> int | None:
-    """Of the group of this name or number, None for "". Raises StartupError when there is none."""
+    """The id of the group with this name or number, None for "". Raises StartupError without such a group."""
     if not name:
         return None
     if name.isdecimal():
@@ -24,9 +24,9 @@ def group_id(name: str) -> int | None:
 
 
 def check_place(path: Path) -> None:
-    """Raises StartupError when a link is in the file's place, or anybody may put one there.
+    """Raises StartupError when the file is a symbolic link, or everybody may replace it.
 
-    In a directory with the sticky bit, such as /tmp, others may only add files.
+    In a directory with the sticky bit, such as /tmp, others can add files but not replace them.
     """
     if path.is_symlink():
         raise StartupError(f"{path} is a symbolic link: give the file that it leads to")
@@ -39,9 +39,10 @@ def check_place(path: Path) -> None:
 
 
 def make_private(path: Path, group: int | None, group_mode: int, *, create: bool = False) -> None:
-    """Gives an existing file mode 0600; with a group that group, and `group_mode` as its part of the mode.
+    """Gives the file mode 0600. With a group, gives it that group, and adds `group_mode` to the mode.
 
-    With `create` it is made when it is not there. Raises StartupError when that cannot be done.
+    With `create` a missing file is made; without it, a missing file is left alone. Raises StartupError when
+    that cannot be done.
     """
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW
     try:

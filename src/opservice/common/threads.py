@@ -1,4 +1,4 @@
-"""Work that may block, on threads that the end of the process does not wait for."""
+"""Runs work that may block on threads. The end of the process does not wait for them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ Result = TypeVar("Result")
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """For work that makes many objects which stay: looking for garbage among them stops all threads.
+    """Switches garbage collection off in the whole process, for work that makes many objects which stay.
 
-    In this whole process. What has no cycles is freed all the same.
+    A collection would look at all of them, and stop all threads meanwhile. Objects without cycles are freed
+    all the same.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -28,7 +29,7 @@ def no_garbage_collection() -> Iterator[None]:
 
 
 class OneThread(Generic[Result]):
-    """Runs one piece of work at a time. One that never ends takes one thread, and no more."""
+    """Runs one piece of work at a time, on a thread. Work that never ends takes one thread, and no more."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -36,13 +37,13 @@ class OneThread(Generic[Result]):
 
     @property
     def busy(self) -> bool:
-        """Whether the work before has not ended."""
+        """Whether the previous work still runs."""
         return self._thread is not None and self._thread.is_alive()
 
     async def run(self, work: Callable[[], Result]) -> Result:
-        """What the work returns or raises. When this is cancelled the work goes on.
+        """Returns or raises what the work does. When this call is cancelled, the work goes on.
 
-        Not to be called while `busy`.
+        Must not be called while `busy`.
         """
         assert not self.busy
         loop = asyncio.get_running_loop()

@@ -89,7 +89,7 @@ async def run(
     server = new_server(grpc_options(settings.connections, share_port=share_port))
     listening = ExitStack()
     try:
-        credentials = None if security.tls is None else security.tls.of_grpc
+        credentials = None if security.tls is None else security.tls.grpc_credentials
         mode = int(settings.listening.unix_socket_mode, 8)
         address = listen(
             server,

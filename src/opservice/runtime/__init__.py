@@ -1,1 +1,1 @@
-"""What a process of the server needs around its work."""
+"""What the processes of the server need around their work: settings, TLS, logs, reloads, workers."""

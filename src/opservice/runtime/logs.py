@@ -1,4 +1,4 @@
-"""Logging: structlog for us, the standard library's records in the same form."""
+"""Logging: through structlog, with the records of the standard library in the same form."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ _AUDIT_GROUP_MODE = 0o040
 
 
 class _AuditFile(logging.handlers.WatchedFileHandler):
-    """For the server's user alone. It is opened anew when something has moved it away."""
+    """The audit log, private to the server's user. It is opened anew after a rotation has moved it away."""
 
     def __init__(self, file: Path, group: int | None) -> None:
         self._group = group
@@ -109,7 +109,7 @@ class _AuditFile(logging.handlers.WatchedFileHandler):
         return cast("TextIOWrapper", opened)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """What cannot be written is said on standard error: the call goes on."""
+        """Says on standard error when a line cannot be written. The call that is logged goes on."""
         try:
             super().emit(record)
         except (OSError, StartupError):  # when it was opened anew
@@ -117,10 +117,10 @@ class _AuditFile(logging.handlers.WatchedFileHandler):
 
 
 def _is_no_peers_doing(record: logging.LogRecord) -> bool:
-    """grpc logs with a traceback what anybody can have it log, and as often as they like.
+    """Drops two records of grpc that any peer can cause, with a traceback, as often as they like.
 
-    Headers that are not UTF-8, with their values, which may be secret, and callers that hang up before they
-    are answered.
+    They are of headers that are not UTF-8, with their values, which may be secret, and of callers that hang
+    up before they are answered.
     """
     return not record.getMessage().startswith(("Invalid encoding on ", "ExecuteBatchError raised "))
 
@@ -128,12 +128,12 @@ def _is_no_peers_doing(record: logging.LogRecord) -> bool:
 def _plain_values(
     _logger: structlog.typing.WrappedLogger, _method: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """Callers choose some of what is logged: it must not move the cursor, or turn the text around."""
+    """Escapes values: callers choose some of them, and they must not move the cursor or reverse the text."""
     return {key: plain(value) if isinstance(value, str) else value for key, value in event.items()}
 
 
 def _plain_traceback(file: TextIO, error: structlog.typing.ExcInfo) -> None:
-    """Without what variables hold, which may be secrets, as the prettier ones show."""
+    """A traceback without the values of variables, which may be secret. The prettier ones show them."""
     shown = StringIO()
     structlog.dev.plain_traceback(shown, error)
     file.write("\n".join(map(plain, shown.getvalue().split("\n"))))

@@ -47,7 +47,7 @@ class ReloadableTls:
         # gRPC asks on threads of its own; a deque's append and pop are atomic.
         self._current = first
         self._next: deque[grpc.ServerCertificateConfiguration] = deque(maxlen=1)
-        self.of_grpc = grpc.dynamic_ssl_server_credentials(
+        self.grpc_credentials = grpc.dynamic_ssl_server_credentials(
             _configuration(first),
             self._take_next,  # type: ignore[arg-type] # its types know nothing of None, its docs do
             first.client_ca is not None,

@@ -1,4 +1,4 @@
-"""The Unix socket of `--listen unix:PATH`: made with its mode, never another server's, removed at the end."""
+"""The Unix socket of `--listen unix:PATH`. It gets its mode, and is removed at the end."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _ONLY_OWNER = 0o177
 
 @contextmanager
 def bound(path: Path, mode: int, bind: Callable[[], object]) -> Iterator[None]:
-    """Has `bind` make the socket, which is removed when the block ends.
+    """Calls `bind`, which makes the socket, and removes the socket when the block ends.
 
-    What a server that was killed has left there is replaced. Raises StartupError when the socket belongs to a
-    server that runs, when something else is there, or when it cannot be made.
+    Replaces a socket that a killed server has left there. Raises StartupError when the socket belongs to a
+    running server, when another file is there, or when the socket cannot be made.
     """
     _make_room(path)
     # Nobody else may connect before the mode is set.
@@ -59,7 +59,7 @@ def _make_room(path: Path) -> None:
         probe.settimeout(1)
         refused = probe.connect_ex(str(path))
     if refused != errno.ECONNREFUSED:
-        # Also when it is not clear: a socket that is taken away leaves its server without callers.
+        # Also when it is not clear: a server whose socket was removed gets no more callers.
         raise StartupError(f"cannot listen on unix:{path}: another server listens there")
     try:
         path.unlink()
