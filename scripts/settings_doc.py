@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -52,7 +53,7 @@ tokens = "/etc/opservice/tokens.yaml"
 migrate = true
 workers = 4
 retention = "90d"
-jwt-audience = ["opservice"]
+descriptor-set = ["/etc/opservice/types.pb"]
 ```
 
 The server refuses to start when the file has an unknown key or a value of the wrong type, and names the key. It also
@@ -61,7 +62,6 @@ refuses a file to which everybody may write, and a file with a database password
 
 `opservice serve --print-config` prints the settings that would be in effect, in the same form, with a comment that says where
 each comes from. Give it the flags and variables of your server. It leaves out a database URL with a password.
-
 """
 
 
@@ -113,7 +113,8 @@ def _listed(items: list[str]) -> str:
 
 
 def _flat(docstring: str) -> str:
-    return " ".join(docstring.split())
+    """The docstring in one line, with the pages that it names as links."""
+    return re.sub(r"docs/(\S+\.md)", r"[\1](\1)", " ".join(docstring.split()))
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ class StorageSettings:
         "text",
         "sqlite:///opservice.db",
         "URL of the database: sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/NAME. A URL with a"
-        " password belongs into the environment variable or into a private configuration file; the command"
+        " password belongs in the environment variable or in a private configuration file; the command"
         " line refuses it.",
         change_when="the file should be elsewhere, or several servers share a PostgreSQL database.",
         essential=True,
@@ -196,7 +196,7 @@ class OperationSettings:
         SECOND,
         "How often the server looks for lapsed leases, timeouts, cancel grace periods that are over, and"
         " operations to delete.",
-        change_when="the database is small and these reads are too many.",
+        change_when="leases should lapse sooner after their time, or these reads cost the database too much.",
         least=SECOND // 100,
     )
     restart_grace: int = setting(
