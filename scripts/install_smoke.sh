@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds the wheels, opservice and opservice-client, and installs them without the lock, as a user's `pip install` does, on the oldest and the newest Python that
-# can be found, or on those named: `scripts/install_smoke.sh python3.12`. Serves from each and starts, gets and cancels an
-# operation. Needs grpcurl.
+# Builds the wheels of opservice and opservice-client and installs them without the lock, as a user's `pip install` does. Serves
+# from them, and starts, gets and cancels an operation. WHEELS=DIRECTORY takes the wheels that are there. Needs grpcurl.
+# It does so on the oldest and the newest Python that it finds, or on those named: `scripts/install_smoke.sh python3.12`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 made=$(mktemp -d)
@@ -50,13 +50,16 @@ try() { # PYTHON [OPTION OF serve]…
 
 builder=$(find_pythons | head -1 | cut -d' ' -f2)
 [[ $builder ]] || fail "no Python 3.11 or later is found"
-"$builder" -m venv "$made/build"
-"$made/build/bin/python" -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir "$made" . ./client
+wheels=${WHEELS:-$made}
+if [[ ! ${WHEELS:-} ]]; then
+    "$builder" -m venv "$made/build"
+    "$made/build/bin/python" -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir "$wheels" . ./client
+fi
 pythons=("$@")
 if ((!$#)); then mapfile -t pythons < <(find_pythons | sed -n '1p;$p' | cut -d' ' -f2 | uniq); fi
 for python in "${pythons[@]}"; do
     "$python" -m venv --clear "$made/env"
-    "$made/env/bin/python" -m pip install --quiet --disable-pip-version-check "$made"/opservice*.whl
+    "$made/env/bin/python" -m pip install --quiet --disable-pip-version-check "$wheels"/opservice*.whl
     try "$python"
     try "$python" --workers 2
     "$made/env/bin/python" -m pip list --format freeze --disable-pip-version-check | grep -iE '^(grpcio|protobuf|sqlalchemy)' | paste -sd' '
