@@ -68,11 +68,11 @@ class _Commands(click.Group):
 )
 @click.version_option(__version__, prog_name="opservice")
 def cli() -> None:
-    """A durable long-running-operations server, and its clients.
+    """The operations server of an asynchronous API, and its command-line client.
 
     \b
     Exit codes:
-      0    done; of wait and watch: the operation ended with a response
+      0    success; wait, watch: the operation ended with a response
       1    something unexpected
       2    wrong usage
       3    wait, watch: the operation failed
@@ -82,7 +82,7 @@ def cli() -> None:
       7    the server could not be reached, or cannot serve at the moment
       8    the server refused the request
       130  interrupted (Ctrl-C)
-    Of several ids the code that counts is the first of 1, 7, 8, 6, 5, 3, 4, 0.
+    With several ids, the exit code is the first of 1, 7, 8, 6, 5, 3, 4, 0 that applies to any.
     """
 
 

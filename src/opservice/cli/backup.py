@@ -17,9 +17,9 @@ from opservice.cli.settings_options import config_option, refuse_password, setti
 def backup_command(database: str, force: bool, file: Path) -> None:
     """Copy an SQLite database to FILE while the server runs.
 
-    The copy has all that was acknowledged before the command began. It is checked, and FILE is written
-    whole or not at all. docs/databases.md says how to restore it. A PostgreSQL database is backed up by
-    PostgreSQL's own tools.
+    The copy contains every change that was acknowledged before the command began. The command checks the
+    copy, and writes FILE whole or not at all. docs/databases.md explains how to restore it. For a PostgreSQL
+    database, use PostgreSQL's own tools.
 
     \b
     opservice backup backup.db

@@ -10,7 +10,7 @@ from click.shell_completion import get_completion_class
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion_command(ctx: click.Context, shell: str) -> None:
-    """Print the completion script of a shell.
+    """Print the script that completes commands and options in a shell.
 
     \b
     eval "$(opservice completion bash)"                       in ~/.bashrc

@@ -14,7 +14,7 @@ from opservice.cli.target import server_options
 @click.command("health")
 @server_options(timeout="3s")
 def health_command(connection: Connection) -> None:
-    """Exit with 0 when the server is serving, else with 1.
+    """Check whether the server is serving. The exit code is 0 if it is, otherwise 1.
 
     \b
     opservice health

@@ -38,7 +38,7 @@ class Output:
         self.payloads = payloads
 
     def records(self, records: Sequence[OperationRecord], *, many: bool) -> None:
-        """`many` were asked for: a table or an array; else all of the one, if there is any."""
+        """Prints a table or an array if `many` were asked for, otherwise everything about the one."""
         if many and (records or self.format != "table"):
             self.pages([records])
         elif self.format != "table":
@@ -64,7 +64,7 @@ class Output:
             print_text(record.operation.id)
 
     def operations(self, operations: Sequence[Operation], *, many: bool) -> None:
-        """What Cancel, Complete or Fail made of them: a line each."""
+        """Prints what Cancel, Complete or Fail returned, one line for each operation."""
         if self.format == "table":
             for operation in operations:
                 print_line(operation, cancelling=True)  # unless it is done
@@ -83,7 +83,7 @@ class Output:
             self._print({"operation": self._operation(answer.operation), "owned": answer.owned})
 
     def event(self, record: OperationRecord) -> None:
-        """One state of an operation that is being watched: a line, or a document."""
+        """Prints one state of a watched operation, as a line or a document."""
         if self.format == "table":
             print_event(record)
         elif self.format == "json":
@@ -149,7 +149,7 @@ def output_options(command: Command) -> Command:
         type=click.Choice(["table", "json", "yaml"]),
         default="table",
         show_default=True,
-        help="json and yaml have the names of protobuf's JSON mapping.",
+        help="Output format. json and yaml have the field names of protobuf's JSON mapping.",
     )
     @click.option(
         "--descriptor-set",
@@ -157,8 +157,8 @@ def output_options(command: Command) -> Command:
         type=click.Path(path_type=Path, exists=True, dir_okay=False),
         envvar="OPSERVICE_DESCRIPTOR_SET",
         show_envvar=True,
-        help="FileDescriptorSet (protoc --include_imports -o FILE) whose types are shown as JSON"
-        " inside Any, besides those that the server knows. May be repeated.",
+        help="FileDescriptorSet with more types to show as JSON inside Any, besides those that the"
+        " server knows. Made by protoc --include_imports -o FILE. May be repeated.",
     )
     @functools.wraps(command)
     def with_output(

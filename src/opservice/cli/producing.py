@@ -29,12 +29,12 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 
-_PAYLOAD = 'as JSON with an "@type", or @FILE with that (@- is standard input).'
+_PAYLOAD = 'as JSON with an "@type", or @FILE to read that from a file (@- is standard input).'
 
 _lease_token_option = click.option(
     "--lease-token-file",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="The lease token is in this file; else in the variable OPSERVICE_LEASE_TOKEN.",
+    help="File with the lease token. Default: the variable OPSERVICE_LEASE_TOKEN.",
 )
 _metadata_option = click.option(
     "--metadata", metavar="JSON", help="What the operation works on, " + _PAYLOAD
@@ -44,27 +44,35 @@ _metadata_option = click.option(
 @click.command("start")
 @server_options()
 @output_options
-@click.option("--description", default="", help="What is being done, for people.")
-@click.option("--parent", default="", help="The collection that holds it, such as folders/b1g….")
-@click.option("--method", default="", help="The method that it answers, such as a.v1.B.Create.")
-@click.option("--created-by", default="", help="On whose behalf it is done.")
+@click.option("--description", default="", help="What the work is, for people.")
+@click.option("--parent", default="", help="Parent of the operation, such as folders/b1g….")
+@click.option(
+    "--method", default="", help="Method whose call started the work, such as a.v1.B.Create."
+)
+@click.option("--created-by", default="", help="User for whom the work is done.")
 @click.option(
     "--cancel-policy",
     type=click.Choice([each.lower() for each in CancelPolicy.keys()[1:]]),
     default="immediate",
     show_default=True,
-    help="What Cancel does.",
+    help="What Cancel does: end the operation at once, ask its producer to end it, or nothing.",
 )
 @click.option(
-    "--lease", type=Duration(), help="How long its producer may stay silent. Needs a lease token."
+    "--lease",
+    type=Duration(),
+    help="End the operation when it was not renewed for this time. Needs a lease token.",
 )
 @_lease_token_option
-@click.option("--operation-timeout", type=Duration(), help="How long it may run in all.")
-@click.option("--retention", type=Duration(), help="How long it is kept once it is done.")
-@click.option("--idempotency-key", default="", help="Makes it safe to call again.")
-@click.option("--id-prefix", default="", help="The first 3 characters of its id.")
+@click.option("--operation-timeout", type=Duration(), help="End the operation after this time.")
+@click.option("--retention", type=Duration(), help="Keep the operation this long after it is done.")
+@click.option(
+    "--idempotency-key",
+    default="",
+    help="With the same key, the same call returns the same operation.",
+)
+@click.option("--id-prefix", default="", help="First 3 characters of the id.")
 @_metadata_option
-@click.option("-q", "--quiet", is_flag=True, help="Print the id only.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only the id.")
 def start_command(
     connection: Connection,
     output: Output,
@@ -77,7 +85,7 @@ def start_command(
     quiet: bool,
     **texts: str,
 ) -> None:
-    """Start an operation, which this or another program is to end with `complete` or `fail`.
+    """Start an operation. End it later with `complete` or `fail`, here or in another program.
 
     \b
     id=$(opservice start --quiet --description 'Nightly backup' --operation-timeout 2h)
@@ -104,7 +112,7 @@ def start_command(
 @click.option(
     "--response",
     metavar="JSON",
-    help="The result, " + _PAYLOAD + " google.protobuf.Empty unless given.",
+    help="The result, " + _PAYLOAD + " Default: google.protobuf.Empty.",
 )
 @_metadata_option
 def complete_command(
@@ -115,7 +123,7 @@ def complete_command(
     response: str | None,
     metadata: str | None,
 ) -> None:
-    """End an operation in success.
+    """End an operation with a response.
 
     \b
     opservice complete ops3f1…
@@ -139,9 +147,9 @@ def complete_command(
     "--code",
     required=True,
     type=click.Choice(Code.keys()[1:], case_sensitive=False),
-    help="A google.rpc.Code.",
+    help="The code of the error (google.rpc.Code).",
 )
-@click.option("--message", default="", help="Why, for people.")
+@click.option("--message", default="", help="The reason, for people.")
 @_metadata_option
 def fail_command(
     connection: Connection,

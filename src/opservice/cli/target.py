@@ -37,21 +37,21 @@ _OPTIONS = [
         envvar="OPSERVICE_SERVER",
         show_envvar=True,
         metavar="HOST:PORT",
-        help="The server; unix:PATH for its Unix socket.",
+        help="Address of the server: HOST:PORT or unix:PATH.",
     ),
-    click.option("--tls", is_flag=True, help="Speak TLS, and trust what this system trusts."),
+    click.option("--tls", is_flag=True, help="Use TLS, and trust the authorities of this system."),
     click.option(
         "--tls-ca",
         type=_FILE,
         envvar="OPSERVICE_TLS_CA",
         show_envvar=True,
-        help="Speak TLS, and trust these authorities (PEM).",
+        help="Use TLS, and trust the authorities in this file (PEM).",
     ),
     click.option(
         "--tls-server-name",
         envvar="OPSERVICE_TLS_SERVER_NAME",
         show_envvar=True,
-        help="The name to expect in the server's certificate, where it is not that of --server.",
+        help="Name in the server's certificate, if it is not the host of --server.",
     ),
     # Not OPSERVICE_TLS_CERT: that is the server's own, and in a container both read one environment.
     click.option(
@@ -59,7 +59,7 @@ _OPTIONS = [
         type=_FILE,
         envvar="OPSERVICE_TLS_CLIENT_CERT",
         show_envvar=True,
-        help="Certificate (PEM) to show to a server that demands one. Needs --tls-key.",
+        help="Client certificate (PEM), if the server demands one. Needs --tls-key.",
     ),
     click.option(
         "--tls-key",
@@ -71,8 +71,8 @@ _OPTIONS = [
     click.option(
         "--token-file",
         type=_FILE,
-        help="Send the token in this file as `authorization: Bearer`; else that of the variable"
-        " OPSERVICE_TOKEN. In plaintext only to this machine.",
+        help="File with the token, which is sent as `authorization: Bearer`. Default: the variable"
+        " OPSERVICE_TOKEN. Without TLS, a token is sent only to this machine.",
     ),
 ]
 
@@ -117,7 +117,7 @@ def server_options(timeout: str | None = "10s") -> Callable[[Command], Command]:
                     type=Duration(),
                     default=timeout,
                     show_default=True,
-                    help="How long a call may take.",
+                    help="Give up on a call after this time.",
                 )
             )
         decorated: Any = connected

@@ -16,21 +16,25 @@ from opservice.domain.identity import MAX_SUBJECT, parse_grant
 @click.option(
     "--subject",
     required=True,
-    help="Who the caller is: the created_by of the operations that they start.",
+    help="Name of the caller. It is the created_by of the operations that they start.",
 )
 @click.option(
     "--grant",
     "grants",
     multiple=True,
     metavar="ROLE:PARENT",
-    help="What they may do, such as viewer:folders/b1g, or editor:folders/b1g/* with all below it, or"
-    " producer:* everywhere. Roles: viewer, editor, producer, admin. May be repeated.",
+    help="What the caller may do, and where: viewer:folders/b1g for one parent, editor:folders/b1g/* for"
+    " it and all below it, producer:* for all. Roles: viewer, editor, producer, admin. May be repeated.",
 )
-@click.option("--expires-in", type=Duration(), help="How long it is good for, such as 90d.")
+@click.option(
+    "--expires-in",
+    type=Duration(),
+    help="Time until the token expires, such as 90d. Default: never.",
+)
 def token_command(subject: str, grants: tuple[str, ...], expires_in: int | None) -> None:
-    """Make a token, and the entry for the file of `serve --tokens`.
+    """Make a token, and its entry for the file of `serve --tokens`.
 
-    The token goes to standard error, where it is seen once; the entry, which holds only its hash, to
+    Prints the token once, on standard error. Prints the entry, which contains only the token's hash, on
     standard output.
 
     \b

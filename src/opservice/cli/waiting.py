@@ -24,14 +24,14 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _EXITS = {"done": Exit.DONE, "failed": Exit.FAILED, "cancelled": Exit.CANCELLED}
 
 _timeout_option = click.option(
-    "--timeout", type=Duration(), help="How long to wait at most; without end unless given."
+    "--timeout", type=Duration(), help="Give up after this time. Default: never."
 )
 _reconnect_option = click.option(
     "--reconnect",
     type=Duration(),
     default="1m",
     show_default=True,
-    help="How long the server may be away before this gives up.",
+    help="Give up when the server has been away for this time.",
 )
 
 
@@ -50,8 +50,8 @@ def wait_command(
 ) -> None:
     """Wait until operations are done, and show them.
 
-    The exit code says how they ended: see `opservice --help`. It outlives restarts of the server, and
-    shows progress on a terminal.
+    The exit code says how they ended (see `opservice --help`). On a terminal, shows progress. Continues when
+    the server restarts.
 
     \b
     opservice wait ops3f1… && deploy
@@ -83,8 +83,8 @@ def watch_command(
 ) -> None:
     """Show an operation as it changes, until it is done.
 
-    A progress bar on a terminal; else a line for each state, which with --format json is an object.
-    The exit code says how it ended, as with `wait`.
+    On a terminal, shows a progress bar. Otherwise prints a line for each state. With --format json, each line
+    is an object. The exit code says how the operation ended, as with `wait`.
 
     \b
     opservice watch ops3f1…
