@@ -67,7 +67,7 @@ class Credentials:
         return hashlib.sha256(shown).digest()
 
 
-NO_CREDENTIALS = Credentials()
+_NO_CREDENTIALS = Credentials()
 
 
 @dataclass(slots=True)
@@ -80,7 +80,7 @@ class Caller:
 
     identity: Identity
     right: Right
-    credentials: Credentials = NO_CREDENTIALS
+    credentials: Credentials = _NO_CREDENTIALS
     command: Command | None = None
     outcome: Outcome | None = None
 

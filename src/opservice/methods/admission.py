@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from opservice.auth.authenticator import NO_CREDENTIALS, Authenticator, Caller, Credentials
+from opservice.auth.authenticator import Authenticator, Caller, Credentials
 from opservice.domain.errors import RateLimited, TooManyFailures, TooManyWaits, Unauthenticated
 from opservice.domain.identity import ANYBODY, NOBODY, Identity
 from opservice.methods.call import Call, address_of, name_of
@@ -145,7 +145,9 @@ class Admission:
         if self._rates is not None and not policy.probe:
             self._rates.take(name_of(caller, call.peer))
         call.known_caller = caller
-        if caller.credentials is not NO_CREDENTIALS:
+        if (
+            caller.identity.subject
+        ):  # else nobody was asked: ANYBODY may do everything, NOBODY nothing
             caller.admit_call()
 
     def slots(self, policy: MethodPolicy) -> Slots | None:

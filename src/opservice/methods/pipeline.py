@@ -168,9 +168,8 @@ class MethodPipeline:
                 return
             async with aclosing(handled) as responses:
                 with suppress(StopAsyncIteration):
-                    while (
-                        True
-                    ):  # no name is kept for a response: it may be large, and its reader slow
+                    while True:
+                        # No name is kept for a response: it may be large, and its reader slow.
                         await call.send(await anext(responses))
 
     def _hold_slot(self, call: Call) -> Any:

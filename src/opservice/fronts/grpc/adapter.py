@@ -62,14 +62,14 @@ class _Route:
         self.streams = method.streams_responses
         self._refusing: dict[EarlyRefusal, Handler] = {}
         self.handler: Handler
-        if not self.streams:
-            self.handler = grpc.unary_unary_rpc_method_handler(self._answer)
-        elif method.streams_requests:
-            self.handler = grpc.stream_stream_rpc_method_handler(
-                cast("Any", self._answer), self.decode
-            )
+        answer = cast("Any", self._answer)
+        if method.streams_requests:
+            assert self.streams, f"{method.path}: a stream of requests has a stream of responses"
+            self.handler = grpc.stream_stream_rpc_method_handler(answer, self.decode)
+        elif self.streams:
+            self.handler = grpc.unary_stream_rpc_method_handler(answer)
         else:
-            self.handler = grpc.unary_stream_rpc_method_handler(cast("Any", self._answer))
+            self.handler = grpc.unary_unary_rpc_method_handler(answer)
 
     async def _answer(self, request: Any, context: Context) -> bytes | None:
         call = GrpcCall(self, request, context)
@@ -112,6 +112,10 @@ class GrpcCall(Call):
         self._received = received
         self._context = context
         self.answer: bytes | None = None
+
+    def forget_payloads(self) -> None:
+        super().forget_payloads()
+        self._received = None
 
     def certificate(self) -> bytes | None:
         return next(iter(self._context.auth_context().get("x509_pem_cert", ())), None)
