@@ -1,4 +1,7 @@
-"""Batches of commands, each in one transaction; a command that fails or waits fails alone."""
+"""Applies commands in batches, each batch in one transaction.
+
+A command that cannot be applied, or that waits too long for a lock, fails alone.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +22,15 @@ from opservice.domain.operation import Command, Delete, Outcome, Renew
 from opservice.store.engine import Database
 from opservice.store.repository import Repository
 
-HELD_SECONDS = 1.0
+LOCKED_SECONDS = 1.0
 """How long an id is remembered after its row was found locked by somebody else."""
 
 _WARY_MILLISECONDS = 100
-"""The wait for a lock while any id is remembered: others may be locked as well."""
-_HELD_MILLISECONDS = 10
-"""The wait for a lock of a command that is known to have to wait, or that is tried by itself."""
-_MANY_HELD = 50
-"""After so many ids whose locks were waited for, a batch waits for 1 ms each."""
+"""How long a batch waits for a lock while any id is remembered: others may be locked as well."""
+_LOCKED_MILLISECONDS = 10
+"""How long a command that is applied by itself waits for a lock."""
+_MANY_LOCKED = 50
+"""After so many locks were waited for in vain, a batch waits for each further one for 1 ms."""
 
 
 class Writer:
@@ -43,21 +46,24 @@ class Writer:
         self._database = database
         self._repository = repository
         self._clock = clock
-        self._held: dict[str, float] = {}
+        self._locked_lately: dict[str, float] = {}
         """The ids that were locked lately, with the time until which that is remembered."""
 
     def write(self, commands: Sequence[Command]) -> list[Outcome | Exception]:
         """Applies the commands in one transaction; an outcome for each, in order.
 
-        When that fails because of one of them, or one waits too long for a lock, it is done once more, with
-        every command by itself within the transaction and short waits; then only the guilty ones fail.
-        Commands for operations that were locked within the last second are tried so at once, after the
-        others.
+        A refusal is an outcome, too. When the transaction fails because of one command, or one waits too long
+        for a lock, there is a second transaction. In it every command is applied by itself and waits for
+        locks only shortly, and only the commands that are at fault fail: with StoreBusy or StoreError.
+        Commands on operations that were locked within the last LOCKED_SECONDS are applied by themselves at
+        once, after the others.
 
-        Raises StoreUnavailable or StoreFull, which concern them all.
+        Raises StoreUnavailable or StoreFull, which concern all commands.
         """
-        self._forget_held()
-        apart = {index for index, command in enumerate(commands) if command.id in self._held}
+        self._forget_locked()
+        apart = {
+            index for index, command in enumerate(commands) if command.id in self._locked_lately
+        }
         attempts: list[list[Outcome | Exception]] = []
         try:
             self._write(commands, apart, attempts)
@@ -68,7 +74,7 @@ class Writer:
         outcomes = attempts[0]
         for again in attempts[1:]:
             outcomes = [*map(reconcile, commands, outcomes, again)]
-        self._remember_held(commands, outcomes)
+        self._remember_locked(commands, outcomes)
         return outcomes
 
     def _write(
@@ -86,7 +92,7 @@ class Writer:
         together = [index for index in range(len(commands)) if index not in apart]
 
         def apply(connection: Connection) -> None:
-            if self._held:
+            if self._locked_lately:
                 driver.limit_lock_waits(connection, _WARY_MILLISECONDS)
             applied: dict[int, Outcome | Exception] = dict(
                 zip(
@@ -108,7 +114,7 @@ class Writer:
         outcomes: dict[int, Outcome | Exception] = {}
         locked: set[str] = set()
         driver = self._database.driver
-        driver.limit_lock_waits(connection, _HELD_MILLISECONDS)
+        driver.limit_lock_waits(connection, _LOCKED_MILLISECONDS)
         for index in sorted(commands, key=lambda i: (commands[i].id, i)):
             command = commands[index]
             if command.id in locked:
@@ -127,23 +133,25 @@ class Writer:
                 outcomes[index] = failed
                 if type(failed) is StoreBusy:
                     locked.add(command.id)
-                    if len(locked) == _MANY_HELD:
+                    if len(locked) == _MANY_LOCKED:
                         driver.limit_lock_waits(connection, 1)
         return outcomes
 
-    def _forget_held(self) -> None:
+    def _forget_locked(self) -> None:
         now = self._clock()
-        self._held = {id_: until for id_, until in self._held.items() if until > now}
+        self._locked_lately = {
+            id_: until for id_, until in self._locked_lately.items() if until > now
+        }
 
-    def _remember_held(
+    def _remember_locked(
         self, commands: Sequence[Command], outcomes: Sequence[Outcome | Exception]
     ) -> None:
-        until = self._clock() + HELD_SECONDS
+        until = self._clock() + LOCKED_SECONDS
         for command, outcome in zip(commands, outcomes, strict=True):
             if isinstance(outcome, StoreBusy):
-                self._held[command.id] = until
+                self._locked_lately[command.id] = until
             else:
-                self._held.pop(command.id, None)
+                self._locked_lately.pop(command.id, None)
 
 
 def reconcile(

@@ -41,7 +41,7 @@ def started(database: Database, id_: str = "", metadata: bytes | None = None) ->
     return apply_one(database, Start(id_ or new_id(), DAY, metadata=metadata)).record.id
 
 
-async def line_of(on_loop: PostgresqlReads) -> LoopConnection:
+async def connection_of(on_loop: PostgresqlReads) -> LoopConnection:
     """The connection, once it is there."""
     async with asyncio.timeout(PATIENCE):
         while on_loop._connected() is None:  # noqa: ASYNC110 - nothing signals it
@@ -55,7 +55,7 @@ async def opened(database: Database) -> AsyncIterator[tuple[Reads, PostgresqlRea
     """Connected."""
     reads = Reads(database, REPOSITORY)
     assert isinstance(reads._fast, PostgresqlReads)
-    await line_of(reads._fast)
+    await connection_of(reads._fast)
     yield reads, reads._fast
     await reads.close()
 
@@ -120,18 +120,18 @@ async def test_an_answer_of_many_packets_is_put_together(
 async def test_a_request_that_the_socket_does_not_take_at_once_is_sent_when_it_does(
     on_loop: PostgresqlReads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    line = await line_of(on_loop)
-    with socket.socket(fileno=socket.dup(line._socket)) as same:
+    connection = await connection_of(on_loop)
+    with socket.socket(fileno=socket.dup(connection._socket)) as same:
         same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
     later = 0
-    flush = line._flush
+    flush = connection._flush
 
     def counted() -> None:
         nonlocal later
         later += 1
         flush()
 
-    monkeypatch.setattr(line, "_flush", counted)
+    monkeypatch.setattr(connection, "_flush", counted)
     for _ in range(100):  # PostgreSQL may be quick enough to take all of it at once
         records = await found(on_loop, *(f"{index:0128}" for index in range(MAX_BATCH)))
         assert {type(each) for each in records} == {OperationNotFound}
@@ -144,14 +144,14 @@ async def test_a_lost_connection_is_noticed_by_nobody_and_replaced(
     connected: tuple[Reads, PostgresqlReads], database: Database, postgres: PostgresServer
 ) -> None:
     reads, on_loop = connected
-    id_, lost = started(database), await line_of(on_loop)
+    id_, lost = started(database), await connection_of(on_loop)
 
     for _ in range(2):  # the first may be sent on it, the second may not
         postgres.kill_connections(database.url.database)
         assert (await soon(reads.get(id_))).id == id_
 
-    line = await line_of(on_loop)
-    assert line is not lost
+    connection = await connection_of(on_loop)
+    assert connection is not lost
     assert len(await found(on_loop, id_)) == 1
 
 
@@ -207,7 +207,7 @@ async def test_who_waits_for_a_database_that_hangs_is_told_so_and_served_once_it
                         assert (await reads.get(id_)).id == id_
                         break
                     await asyncio.sleep(0.01)
-            await line_of(on_loop)  # on a new connection
+            await connection_of(on_loop)  # on a new connection
 
 
 async def test_a_connection_to_what_has_become_a_standby_is_not_read_from_again(
@@ -215,13 +215,13 @@ async def test_a_connection_to_what_has_become_a_standby_is_not_read_from_again(
 ) -> None:
     with closing(open_database(f"{database_url}?target_session_attrs=any")) as database:
         async with opened(database) as (_, on_loop):
-            demoted = await line_of(on_loop)
+            demoted = await connection_of(on_loop)
             with pytest.raises(StoreUnavailable):
                 apply_one(database, Start(new_id(), DAY))
             promote()
             id_ = started(database)
 
-            assert await line_of(on_loop) is not demoted
+            assert await connection_of(on_loop) is not demoted
             assert len(await found(on_loop, id_)) == 1
 
 
@@ -267,13 +267,13 @@ async def test_behind_a_pooler_that_forgets_what_is_prepared_nothing_is_any_more
 ) -> None:
     id_ = started(database)
     async with opened(database) as (reads, on_loop):
-        line = await line_of(on_loop)
-        line._connection.pgconn.exec_(b"DEALLOCATE ALL")
+        connection = await connection_of(on_loop)
+        connection._pgconn.exec_(b"DEALLOCATE ALL")
         assert (await soon(reads.get(id_))).id == id_
         assert not connections_of(database).may_prepare()
 
         monkeypatch.setattr(fast_reads, "RECONNECT_SECONDS", 0)
         on_loop._not_before = 0
-        assert await line_of(on_loop) is not line
+        assert await connection_of(on_loop) is not connection
         monkeypatch.setattr(LoopConnection, "prepare", None)
         assert len(await found(on_loop, id_)) == 1
