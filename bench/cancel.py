@@ -42,7 +42,9 @@ async def main(first: str, second: str) -> None:
                     work.raise_if_cancelled()
 
                 started = await producer.start(
-                    cancel_policy=CancelPolicy.COOPERATIVE, lease=timedelta(minutes=1)
+                    cancel_policy=CancelPolicy.COOPERATIVE,
+                    interrupt=False,
+                    lease=timedelta(minutes=1),
                 )
                 started.run(work)
                 await asyncio.sleep(0.05)

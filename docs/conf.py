@@ -35,6 +35,7 @@ html_show_copyright = False
 myst_heading_anchors = 4
 suppress_warnings = [
     "misc.highlighting_failure",  # some examples leave out what does not matter, with …
+    "ref.python",  # in signatures `Work` may be that of threads or that of asyncio, and links to one
 ]
 
 autodoc_member_order = "bysource"

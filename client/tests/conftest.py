@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,10 +13,15 @@ import pytest
 from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
 from support.producers import KINDS, Kind
 from support.server import ServerProcess, eventually, serving
+from support.tools import require_tool
 
 SETTINGS: dict[str, Any] = {"housekeeping_interval": "100ms", "cancel_grace": "1h"}
 
 Connect = Callable[..., Kind]
+Install = Callable[..., Path]
+
+CLIENT = Path(__file__).parents[1]
+INSTALL_SECONDS = 600
 
 
 @pytest.fixture(scope="session")
@@ -60,3 +69,33 @@ def unused_port() -> Iterator[int]:
         taken.bind(("127.0.0.1", 0))
         port: int = taken.getsockname()[1]
         yield port
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("wheel")
+    source = directory / "client"
+    shutil.copytree(CLIENT, source, ignore=shutil.ignore_patterns("*.egg-info", "build", "tests"))
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "--wheel-dir", directory, source], check=True)
+    (made,) = directory.glob("*.whl")
+    return made
+
+
+@pytest.fixture
+def install(wheel: Path, tmp_path: Path) -> Install:
+    """Makes an environment with the client and `requirements`, and returns its Python."""
+    uv = require_tool("uv", "it is in the group dev of pyproject.toml")
+
+    def install(*requirements: str, python: str = sys.executable) -> Path:
+        environment = tmp_path / "environment"
+        subprocess.run([uv, "venv", "--quiet", "--python", python, environment], check=True)
+        made = environment / "bin" / "python"
+        subprocess.run(
+            [uv, "pip", "install", "--quiet", "--python", made, wheel, *requirements],
+            check=True,
+            timeout=INSTALL_SECONDS,
+        )
+        return made
+
+    return install

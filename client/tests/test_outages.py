@@ -227,7 +227,8 @@ def test_a_late_result_of_a_producer_that_was_killed_is_refused(
 def test_closing_gives_up_on_a_server_that_stays_away(
     connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("opservice_client.aio._FAREWELL_SECONDS", 0.2)
+    monkeypatch.setattr("opservice_client.work._CLEANUP_SECONDS", 0.2)
+    monkeypatch.setattr("opservice_client.work._FAREWELL_SECONDS", 0.2)
     with serving(tmp_path, f"sqlite:///{tmp_path}/operations.db") as server:
         producer: Kind = connect(server.address)
         work = producer.start()

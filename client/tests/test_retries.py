@@ -90,14 +90,17 @@ async def test_a_call_gives_up_in_time_whatever_delay_the_server_asks_for() -> N
         asked += 1
         raise error(CODES.RESOURCE_EXHAUSTED, OURS, retry(60))
 
-    connection = Connection("127.0.0.1:1", None, ())
+    connection = Connection("127.0.0.1:1", None, None, ())
     try:
         async with asyncio.timeout(30):
             with pytest.raises(grpc.aio.AioRpcError):
                 await connection.call(
-                    cast("Any", refuse), RenewRequest(), timedelta(milliseconds=500)
+                    lambda _: cast("Any", refuse),
+                    RenewRequest(),
+                    within=timedelta(milliseconds=500),
+                    attempt=10,
                 )
     finally:
         await connection.close()
-    # The last time when the time was up.
+    # The last time before the time was up.
     assert asked == 2

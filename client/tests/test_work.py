@@ -145,13 +145,14 @@ def test_failed_raised_in_a_block_is_done_with_when_the_block_is_left(
     assert server.client.get(work.id).error.code == Code.NOT_FOUND
 
 
-def test_a_result_that_is_no_message_fails_the_operation(
-    producer: Kind, server: ServerProcess
+def test_a_result_that_cannot_be_stored_fails_the_operation_and_is_logged(
+    producer: Kind, server: ServerProcess, caplog: pytest.LogCaptureFixture
 ) -> None:
     work = producer.start()
-    producer.run(work, returning("a string"))  # type: ignore[arg-type]
+    producer.run(work, returning(object()))
 
     assert ended(server, work.id).error.code == Code.INTERNAL
+    assert any("object cannot be stored" in str(each.exc_info) for each in caplog.records)
 
 
 @pytest.mark.parametrize("size", [2 << 20, 5 << 20])  # the limits of a payload, and of a request

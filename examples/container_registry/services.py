@@ -103,11 +103,10 @@ class Api:
             await context.abort(Code.NOT_FOUND, f"{kind} {id_} not found")
 
     async def steps(self, work: Work, total: int, unit: str) -> None:
-        """Stands for the work. Raises OperationCancelled between two steps."""
+        """Stands for the work. A cancel of the operation raises CancelledError where it waits."""
         for done in range(total):
             work.report(Progress(done=done, total=total, unit=unit))
             await asyncio.sleep(self.pace)
-            work.raise_if_cancelled()
 
 
 class RegistryService(registry_grpc.RegistryServiceServicer):

@@ -59,7 +59,7 @@ class Site:
         return Producer(
             self.server.address,
             credentials=grpc.ssl_channel_credentials(self.pem),
-            metadata=[("authorization", f"Bearer {self.tokens['registry']}")],
+            token=self.tokens["registry"],
         )
 
     def started(self) -> str:

@@ -12,8 +12,6 @@ from collections.abc import Callable, Coroutine, Generator
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
-from google.protobuf.message import Message
-
 import opservice_client as threads
 from opservice_client import Progress, aio
 from opservice_client._proto.yandex.cloud.operation.operation_pb2 import Operation
@@ -33,17 +31,17 @@ class WorkLike(Protocol):
     def operation(self) -> Operation: ...
     @property
     def cancelled(self) -> threading.Event | asyncio.Event: ...
-    def report(self, progress: Progress | None = ..., metadata: Message | None = ...) -> None: ...
+    def report(self, progress: Progress | None = ..., metadata: Any = ...) -> None: ...
     def raise_if_cancelled(self) -> None: ...
-    def complete(self, response: Message | None = ...) -> None: ...
+    def complete(self, response: Any = ...) -> None: ...
     def fail(self, failure: threads.Failed) -> None: ...
 
 
-Steps = Generator[None, None, Message | None]
+Steps = Generator[None, None, Any]
 Body = Callable[[Any], Steps]
 
 
-def returning(result: Message | None) -> Body:
+def returning(result: Any) -> Body:
     def body(work: WorkLike) -> Steps:
         yield
         return result
@@ -100,7 +98,8 @@ class Asyncio:
         self.producer = self._wait(connect())
 
     def start(self, **options: Any) -> aio.Work:
-        return self._wait(self.producer.start(**options))
+        # The bodies poll, as those in threads do; client/tests/test_asyncio.py has others.
+        return self._wait(self.producer.start(interrupt=False, **options))
 
     def run(self, work: aio.Work, body: Body) -> None:
         async def run() -> None:
@@ -137,21 +136,19 @@ class Asyncio:
 KINDS: dict[str, Callable[..., Kind]] = {"threads": Threads, "asyncio": Asyncio}
 
 
-def _driven(body: Steps) -> Message | None:
+def _driven(body: Steps) -> Any:
     while True:
         try:
             next(body)
         except StopIteration as end:
-            result: Message | None = end.value
-            return result
+            return end.value
         time.sleep(PAUSE)
 
 
-async def _driven_aio(body: Steps) -> Message | None:
+async def _driven_aio(body: Steps) -> Any:
     while True:
         try:
             next(body)
         except StopIteration as end:
-            result: Message | None = end.value
-            return result
+            return end.value
         await asyncio.sleep(PAUSE)

@@ -1,21 +1,28 @@
-"""Calls to opservice that outlive its restarts.
+"""Calls to opservice that outlive its restarts, and replicas that hang.
 
 Every write of ProducerService may be repeated: a Start has its idempotency key, everything else its
 lease token. So whenever an answer was lost, the call is made again and the server says what is true.
+
+An attempt takes a sixth of the lease at most. After one that timed out the next is made on a fresh
+connection, which a load balancer, DNS or the kernel may lead to another replica: the old connection may be
+to a server that hangs, and it would be noticed too late.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
+import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
-from functools import partial
-from typing import TypeVar
+from typing import TypeAlias, TypeVar, Union
 
 import grpc
+import grpc.aio
 from google.protobuf.message import Message
 
 from opservice_client._proto.opservice.v1.operation_record_pb2 import OperationRecord
@@ -26,98 +33,282 @@ from opservice_client.retries import is_transient, retry_delay
 from opservice_client.stubs import Stubs
 from opservice_client.targets import is_loopback
 
+T = TypeVar("T")
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
-Metadata = Sequence[tuple[str, str | bytes]]
+Method: TypeAlias = "Callable[[Stubs], grpc.aio.UnaryUnaryMultiCallable[Request, Response]]"
+CallMetadata: TypeAlias = Sequence[tuple[str, "str | bytes"]]
+Token: TypeAlias = Union[str, "Callable[[], str | Awaitable[str]]", None]
+
+DEFAULT_LEASE = timedelta(seconds=60)
+"""Long enough to outlast a database failover; an orphan is noticed as late as this."""
 
 _WATCHES_PER_CONNECTION = 90
 """A server's default lets 100 calls be in progress on one connection."""
 
-_ATTEMPT_SECONDS = 10.0
+_ATTEMPTS_PER_LEASE = 6
+_LONGEST_ATTEMPT_SECONDS = 10.0
+_SHORTEST_ATTEMPT_SECONDS = 0.05
 _FIRST_WAIT_SECONDS = 0.1
 _LONGEST_WAIT_SECONDS = 2.0
 
-_CHANNEL_OPTIONS = [
-    # By default a channel that lost its server tries again only every two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 1_000),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-    ("grpc.keepalive_time_ms", 30_000),
-    # Each channel has connections of its own, and so streams of its own.
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
-]
+log = logging.getLogger("opservice_client")
 
 
-def _channel(target: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
-    # A proxy, which gRPC takes from the environment, would see the token on its way to this machine.
-    options = [*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", int(not is_loopback(target)))]
-    if credentials is None:
-        return grpc.aio.insecure_channel(target, options)
-    return grpc.aio.secure_channel(target, credentials, options)
+def attempt_seconds(lease: timedelta) -> float:
+    """How long one attempt may take to reach the server: a sixth of the lease, 10 s at most."""
+    return min(lease.total_seconds() / _ATTEMPTS_PER_LEASE, _LONGEST_ATTEMPT_SECONDS)
+
+
+class GaveUp(grpc.aio.AioRpcError):
+    """The last answer of several, all transient, when the time was over."""
+
+    def __init__(self, last: grpc.aio.AioRpcError, attempts: int, seconds: float) -> None:
+        super().__init__(
+            last.code(), last.initial_metadata(), last.trailing_metadata(), last.details()
+        )
+        self.attempts = attempts
+        self.seconds = seconds
 
 
 class Connection:
-    """Channels to opservice, the stubs on them, and calls with retries.
+    """Channels to opservice from one event loop, the stubs on them, and calls with retries.
 
-    `credentials` make it TLS; `metadata` goes with every call, such as an `authorization`.
+    `token` is sent as `authorization: Bearer`, and asked for anew for each attempt when it is a function;
+    `call_metadata` goes with every call.
     """
 
     def __init__(
-        self, target: str, credentials: grpc.ChannelCredentials | None, metadata: Metadata
+        self,
+        target: str,
+        credentials: grpc.ChannelCredentials | None,
+        token: Token,
+        call_metadata: CallMetadata,
     ) -> None:
-        self._new_channel = partial(_channel, target, credentials)
-        self.channel = self._new_channel()
+        self._target = target
+        self._credentials = credentials
+        self._token = token
+        self._call_metadata = tuple(call_metadata)
+        self._keepalive = DEFAULT_LEASE
+        self._calls: _Channel | None = None
         # There is a watch for each operation that runs; their streams must not keep renewals waiting, nor
         # each other: a server lets only so many be open on one connection.
-        self._watches: list[tuple[grpc.aio.Channel, asyncio.Semaphore]] = []
-        self.metadata = tuple(metadata)
-        self.stubs = Stubs(self.channel)
+        self._watches: list[tuple[_Channel, asyncio.Semaphore]] = []
+        self._outage = _Outage(target)
+        self._closing: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
-        await self.channel.close()
+        if self._calls is not None:
+            await self._calls.close()
         for channel, _ in self._watches:
             await channel.close()
+        await asyncio.gather(*self._closing)
 
-    async def watch(self, operation_id: str) -> AsyncGenerator[OperationRecord]:
+    def expect(self, lease: timedelta) -> None:
+        """Has servers that hang noticed early enough for this lease."""
+        if lease < self._keepalive:
+            self._keepalive = lease
+            if self._calls is not None:
+                self._replace(self._calls)
+
+    async def call(
+        self,
+        method: Method[Request, Response],
+        request: Request,
+        *,
+        within: timedelta,
+        attempt: float,
+        transient: Callable[[grpc.RpcError], bool] = is_transient,
+    ) -> Response:
+        """Each attempt takes at most `attempt` seconds, and all take no longer than `within`.
+
+        Raises AioRpcError: the server's refusal at once, and GaveUp when the time is over.
+        """
+        began = time.monotonic()
+        left = within.total_seconds()
+        pause, is_last, attempts = _FIRST_WAIT_SECONDS, False, 0
+        with self._outage.noted() as failing:
+            while True:
+                attempts += 1
+                try:
+                    return await self._attempt(method, request, min(attempt, left))
+                except grpc.aio.AioRpcError as error:
+                    if not transient(error):
+                        raise
+                    failing(error)
+                    tried = time.monotonic() - began
+                    left = within.total_seconds() - tried
+                    if is_last or left <= 0:
+                        raise GaveUp(error, attempts, tried) from error
+                    next_try = max(retry_delay(error), pause * random.uniform(0.5, 1))
+                    is_last = next_try >= left
+                await asyncio.sleep(left / 2 if is_last else next_try)
+                left = within.total_seconds() - (time.monotonic() - began)
+                pause = min(2 * pause, _LONGEST_WAIT_SECONDS)
+
+    async def _attempt(
+        self, method: Method[Request, Response], request: Request, seconds: float
+    ) -> Response:
+        """Raises AioRpcError, and has the next attempt made on a new connection when this timed out."""
+        if self._calls is None:
+            self._calls = self._new_channel()
+        channel = self._calls
+        try:
+            with self._in_use(channel):
+                return await method(channel.stubs)(
+                    request,
+                    timeout=max(seconds, _SHORTEST_ATTEMPT_SECONDS),
+                    metadata=await self._metadata(),
+                )
+        except grpc.aio.AioRpcError as error:
+            if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+                self._replace(channel)
+            raise
+
+    async def watch(self, operation_id: str) -> AsyncGenerator[OperationRecord, None]:
         """The operation as it becomes. Raises AioRpcError."""
         channel, free = self._channel_for_a_watch()
         async with free:
-            request = WatchOperationRecordRequest(operation_id=operation_id)
-            records = Stubs(channel).watch(request, metadata=self.metadata)
+            records = channel.stubs.watch(
+                WatchOperationRecordRequest(operation_id=operation_id),
+                metadata=await self._metadata(),
+            )
             try:
                 async for record in records:
                     yield record
             finally:
                 records.cancel()
 
-    def _channel_for_a_watch(self) -> tuple[grpc.aio.Channel, asyncio.Semaphore]:
+    def _channel_for_a_watch(self) -> tuple[_Channel, asyncio.Semaphore]:
         for each in self._watches:
             if not each[1].locked():
                 return each
         self._watches.append((self._new_channel(), asyncio.Semaphore(_WATCHES_PER_CONNECTION)))
         return self._watches[-1]
 
-    async def call(
-        self,
-        method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
-        request: Request,
-        give_up_after: timedelta,
-        transient: Callable[[grpc.RpcError], bool] = is_transient,
-    ) -> Response:
-        """Raises AioRpcError: the server's refusal at once, a transient error after this long."""
-
-        gives_up_at = time.monotonic() + give_up_after.total_seconds()
-        attempt_seconds = min(_ATTEMPT_SECONDS, give_up_after.total_seconds())
-        pause, last = _FIRST_WAIT_SECONDS, False
-        while True:
+    async def _metadata(self) -> CallMetadata:
+        """Raises AioRpcError, UNAUTHENTICATED, when there is no token to be had."""
+        if self._token is None:
+            return self._call_metadata
+        token: object = self._token
+        if callable(token):
             try:
-                return await method(request, timeout=attempt_seconds, metadata=self.metadata)
-            except grpc.aio.AioRpcError as error:
-                if last or not transient(error):
-                    raise
-                left = max(0.0, gives_up_at - time.monotonic())
-                next_try = max(retry_delay(error), pause * random.uniform(0.5, 1))
-                last = next_try >= left
-            await asyncio.sleep(min(next_try, left))
-            pause = min(2 * pause, _LONGEST_WAIT_SECONDS)
+                token = await _called(token)
+            except Exception as error:
+                raise _unauthenticated(f"the token could not be had: {error!r}") from error
+        if not isinstance(token, str):
+            raise _unauthenticated(f"the token is a {type(token).__name__}, not a str")
+        return (*self._call_metadata, ("authorization", f"Bearer {token}"))
+
+    def _new_channel(self) -> _Channel:
+        milliseconds = int(attempt_seconds(self._keepalive) * 1000)
+        options = [
+            # By default a channel that lost its server tries again only every two minutes.
+            ("grpc.initial_reconnect_backoff_ms", 200),
+            ("grpc.min_reconnect_backoff_ms", 1_000),
+            ("grpc.max_reconnect_backoff_ms", 2_000),
+            # A server that is dead is noticed within a third of the lease.
+            ("grpc.keepalive_time_ms", milliseconds),
+            ("grpc.keepalive_timeout_ms", milliseconds),
+            ("grpc.http2.max_pings_without_data", 0),
+            # Each channel has connections of its own, and so streams of its own.
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
+            # A proxy, which gRPC takes from the environment, would see the token on its way to this machine.
+            ("grpc.enable_http_proxy", int(not is_loopback(self._target))),
+        ]
+        if self._credentials is None:
+            return _Channel(grpc.aio.insecure_channel(self._target, options))
+        return _Channel(grpc.aio.secure_channel(self._target, self._credentials, options))
+
+    def _replace(self, channel: _Channel) -> None:
+        """Has the next call made on a new connection. Calls in progress on this one go on."""
+        if self._calls is channel:
+            self._calls = None
+            self._close_if_unused(channel)
+
+    @contextmanager
+    def _in_use(self, channel: _Channel) -> Iterator[None]:
+        channel.calls += 1
+        try:
+            yield
+        finally:
+            channel.calls -= 1
+            self._close_if_unused(channel)
+
+    def _close_if_unused(self, channel: _Channel) -> None:
+        if channel is not self._calls and not channel.calls:
+            task = asyncio.create_task(channel.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+
+class _Channel:
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
+        self.stubs = Stubs(channel)
+        self.calls = 0
+        """How many are in progress, but for watches."""
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+
+class _Outage:
+    """Logs an outage when it begins and when it is over, however many calls fail meanwhile."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self._since: float | None = None
+        self._failing: set[object] = set()
+        """The calls that have failed and are being repeated."""
+
+    @contextmanager
+    def noted(self) -> Iterator[Callable[[grpc.aio.AioRpcError], None]]:
+        """Around a call with its repetitions; gives what is to be told of each failure."""
+        call = object()
+
+        def failing(error: grpc.aio.AioRpcError) -> None:
+            self._failing.add(call)
+            if self._since is None:
+                self._since = time.monotonic()
+                log.warning(
+                    "%s does not answer (%s: %s); calls are repeated until it does",
+                    self._target,
+                    error.code().name,
+                    error.details(),
+                )
+
+        try:
+            yield failing
+        except BaseException:
+            self._failing.discard(call)
+            raise
+        self._failing.discard(call)
+        if self._since is not None and not self._failing:
+            seconds, self._since = time.monotonic() - self._since, None
+            log.warning("%s answers again, after %.1f s", self._target, seconds)
+
+
+async def _called(token: Callable[[], str | Awaitable[str]]) -> str:
+    """A function that may wait for a network is called in a thread, a coroutine function here."""
+    fetched: str | Awaitable[str]
+    if inspect.iscoroutinefunction(token):
+        fetched = token()
+    else:
+        fetched = await _called_in_thread(token)
+    return fetched if isinstance(fetched, str) else await fetched
+
+
+async def _called_in_thread(function: Callable[[], T]) -> T:
+    try:
+        calling = asyncio.get_running_loop().run_in_executor(None, function)
+    except RuntimeError:  # there are no threads when the interpreter ends
+        return function()
+    return await calling
+
+
+def _unauthenticated(details: str) -> grpc.aio.AioRpcError:
+    return grpc.aio.AioRpcError(
+        grpc.StatusCode.UNAUTHENTICATED, grpc.aio.Metadata(), grpc.aio.Metadata(), details
+    )

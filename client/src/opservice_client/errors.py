@@ -11,9 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import grpc
+import grpc.aio
 from google.protobuf.message import Message
 from google.rpc.code_pb2 import Code
 from google.rpc.status_pb2 import Status
+
+from opservice_client.connection import GaveUp
 
 
 class ProducerError(Exception):
@@ -45,10 +48,15 @@ class OperationCancelled(ProducerError):
 class StartFailed(ProducerError):
     """opservice refused the operation, or could not be reached for long enough.
 
-    `code` and `details` are those of its last answer.
+    `code` and `details` are those of its last answer; the message also says whom was tried, how often and
+    for how long.
     """
 
-    def __init__(self, error: grpc.aio.AioRpcError) -> None:
-        super().__init__(f"{error.code().name}: {error.details()}")
+    def __init__(self, error: grpc.aio.AioRpcError, target: str) -> None:
+        tried = ""
+        if isinstance(error, GaveUp):
+            times = "once" if error.attempts == 1 else f"{error.attempts} times"
+            tried = f" (tried {times} in {error.seconds:.1f} s)"
+        super().__init__(f"{target}: {error.code().name}: {error.details()}{tried}")
         self.code = error.code()
         self.details = error.details() or ""

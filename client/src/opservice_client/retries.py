@@ -10,6 +10,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 import grpc
+import grpc.aio
 from google.protobuf.message import DecodeError, Message
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
@@ -47,9 +48,18 @@ def is_transient(error: grpc.RpcError) -> bool:
     return error.code() in _TRANSIENT and not is_malformed(error)
 
 
+def is_transient_for_work(error: grpc.RpcError) -> bool:
+    """The same for the calls of work that runs: also UNAUTHENTICATED.
+
+    The credentials were good when the work started. They may be between two tokens, or the server between
+    two sets of keys; giving up at once would lose hours of work.
+    """
+    return is_transient(error) or error.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
 def is_transient_for_results(error: grpc.RpcError) -> bool:
     """The same for Complete and Fail, whose result would be lost: also after the server's own INTERNAL."""
-    return is_transient(error) or error.code() == grpc.StatusCode.INTERNAL
+    return is_transient_for_work(error) or error.code() == grpc.StatusCode.INTERNAL
 
 
 def retry_delay(error: grpc.RpcError) -> float:

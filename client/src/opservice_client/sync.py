@@ -6,7 +6,9 @@ The same names and meanings as in opservice_client.aio; functions given to `run`
 from __future__ import annotations
 
 import asyncio
+import atexit
 import threading
+import weakref
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from datetime import timedelta
@@ -15,14 +17,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import grpc
-from google.protobuf.message import Message
+from google.protobuf.any_pb2 import Any as AnyPayload
 
-from opservice_client import aio
+from opservice_client import aio, processes
 from opservice_client._proto.opservice.v1.operation_record_pb2 import Progress
 from opservice_client._proto.yandex.cloud.operation.operation_pb2 import Operation
-from opservice_client.connection import Metadata
+from opservice_client.connection import CallMetadata, Token
 from opservice_client.errors import Failed, OperationCancelled
-from opservice_client.requests import StartOptions, copied, pack
+from opservice_client.payloads import Encoder, encode, pack
+from opservice_client.requests import StartOptions, copied
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -32,50 +35,78 @@ __all__ = ["Producer", "Work"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_EXIT_GRACE = timedelta(seconds=5)
+"""At the interpreter's end all functions in threads have returned; this is for sending their results."""
+
 
 class Producer:
-    """See opservice_client.aio.Producer. At most `max_workers` functions run at once."""
+    """Starts operations, and sees that each ends whose work is begun. Make one for a service's life.
+
+    It may be made at any time, also at import and before a fork: it connects on first use. The arguments
+    are those of opservice_client.aio.Producer. At most `max_workers` functions run at once; those that wait
+    have their leases renewed too.
+
+    When the interpreter ends without `close`, functions that run are waited for, as
+    concurrent.futures does, and their results are sent.
+
+    Raises ValueError when a token would leave this machine in plaintext.
+    """
 
     def __init__(
         self,
         target: str,
         *,
         credentials: grpc.ChannelCredentials | None = None,
-        metadata: Metadata = (),
-        start_timeout: timedelta = timedelta(seconds=20),
+        token: Token = None,
+        call_metadata: CallMetadata = (),
+        start_timeout: timedelta = timedelta(seconds=10),
         result_timeout: timedelta = timedelta(minutes=5),
+        encode: Encoder = encode,
         max_workers: int = 32,
     ) -> None:
-        self._loop = _LoopThread()
-        self._workers = ThreadPoolExecutor(max_workers, thread_name_prefix="opservice-work")
-
-        async def connect() -> aio.Producer:
-            return aio.Producer(
-                target,
-                credentials=credentials,
-                metadata=metadata,
-                start_timeout=start_timeout,
-                result_timeout=result_timeout,
-            )
-
-        self._producer = self._loop.wait(connect())
+        self._producer = aio.Producer(
+            target,
+            credentials=credentials,
+            token=token,
+            call_metadata=call_metadata,
+            start_timeout=start_timeout,
+            result_timeout=result_timeout,
+            encode=encode,
+        )
+        self._encode = encode
+        self._max_workers = max_workers
+        self._closed = False
+        self._lock = threading.Lock()
+        self._threads: _Threads | None = None
+        processes.tell_after_fork(self, Producer._forget)
 
     def start(self, **options: Unpack[StartOptions]) -> Work:
         """Starts an operation: durable when this returns, so its id may be handed out.
 
-        Raises StartFailed.
+        Begin the work at once: the lease is renewed from then on.
+
+        Raises StartFailed when opservice refuses, or is not reached within `start_timeout`; TypeError and
+        ValueError for options that cannot be sent; RuntimeError once closed, and in a forked process in
+        which gRPC does not work.
         """
-        return Work(self._loop.wait(self._producer.start(**options)), self._loop, self._workers)
+        threads = self._threads_started()
+        work = threads.wait(self._producer.start(interrupt=False, **options))
+        return Work(work, threads, self._encode)
 
     def close(self, grace: timedelta = timedelta(0)) -> None:
         """Waits up to `grace` for running work, fails what is left with ABORTED, and disconnects.
 
         A thread cannot be stopped from outside: work that does not look at `cancelled` runs on.
         """
-        if not self._loop.stopped:
-            self._loop.wait(self._producer.close(grace))
-            self._workers.shutdown(wait=False, cancel_futures=True)
-            self._loop.stop()
+        with self._lock:
+            self._closed = True
+            threads, self._threads = self._threads, None
+        _open.discard(self)
+        if threads is not None:
+            try:
+                threads.wait(self._producer.close(grace))
+            finally:  # also when this is interrupted: nothing is renewed by a thread that nobody knows
+                threads.stop()
 
     def __enter__(self) -> Self:
         return self
@@ -83,24 +114,44 @@ class Producer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _forget(self) -> None:
+        """Called in the child after a fork: what the parent has stays the parent's."""
+        _open.discard(self)
+        self._lock = threading.Lock()
+        processes.keep(self._threads)
+        self._threads = None
+
+    def _threads_started(self) -> _Threads:
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the producer is closed")
+            processes.check_usable()
+            if self._threads is None:
+                self._threads = _Threads(self._max_workers)
+                _open.add(self)
+            return self._threads
+
 
 class Work:
     """See opservice_client.aio.Work. Its methods may be called from any thread."""
 
-    def __init__(self, work: aio.Work, loop: _LoopThread, workers: ThreadPoolExecutor) -> None:
+    def __init__(self, work: aio.Work, threads: _Threads, encode: Encoder) -> None:
         self._work = work
-        self._loop = loop
-        self._workers = workers
+        self._threads = threads
+        self._encode = encode
+        self._is_claimed = False
         self.cancelled = threading.Event()
         """Set when Cancel was called, or the operation has ended without us, or the producer closes."""
         work.on_cancelled(self.cancelled.set)
 
     @property
     def operation(self) -> Operation:
+        """As it was last heard of."""
         return self._work.operation
 
     @property
     def owned(self) -> bool:
+        """Whether this start made the operation, and not another with the same idempotency key."""
         return self._work.owned
 
     @property
@@ -109,45 +160,68 @@ class Work:
 
     def run(
         self,
-        function: Callable[Concatenate[Work, P], Message | None],
+        function: Callable[Concatenate[Work, P], Any],
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> None:
         """Runs `function(work, ...)` in a thread; what it returns is the response.
 
-        Does nothing unless `owned`, nor when it is cancelled before its turn.
+        Does nothing unless `owned`, nor when it is cancelled before its turn. Raises RuntimeError when it
+        is run or entered already.
         """
 
-        def call() -> Message | None:
+        def call() -> AnyPayload:
             self.raise_if_cancelled()
             try:
-                return function(self, *args, **kwargs)
-            except (StopIteration, SystemExit, KeyboardInterrupt) as error:
-                # An event loop cannot pass these on: the first would be lost, the others end it.
-                raise RuntimeError("the work raised what it must not") from error
+                return pack(function(self, *args, **kwargs), self._encode)
+            except (
+                StopIteration,
+                SystemExit,
+                KeyboardInterrupt,
+                CancelledError,
+                asyncio.CancelledError,
+            ) as error:
+                # An event loop cannot pass these on: it would lose them, end, or take them for its own.
+                raise RuntimeError(f"the work raised {type(error).__name__}") from error
 
-        async def in_thread(_: aio.Work) -> Message | None:
-            return await asyncio.get_running_loop().run_in_executor(self._workers, call)
+        async def in_thread(_: aio.Work) -> AnyPayload:
+            return await asyncio.get_running_loop().run_in_executor(self._threads.workers, call)
 
-        self._loop.call_soon(partial(self._work.run, in_thread))
+        if self.owned:
+            self._claim()
+            self._threads.call_soon(partial(self._work.run, in_thread))
 
-    def report(self, progress: Progress | None = None, metadata: Message | None = None) -> None:
+    def report(self, progress: Progress | None = None, metadata: Any = None) -> None:
         """Shows how far the work is, within about half a second. Never waits.
 
-        It is a hint: what the server refuses is logged and dropped, and the work goes on.
+        It is a hint: what the server refuses is logged and dropped, and the work goes on. Raises
+        TypeError for metadata that cannot be stored.
         """
         # Copies, for the loop's thread reads them when the work may be changing them again.
         progress = None if progress is None else copied(progress)
-        metadata = None if metadata is None else pack(metadata)
-        self._loop.call_soon(partial(self._work.report, progress, metadata))
+        metadata = None if metadata is None else pack(metadata, self._encode)
+        self._threads.call_soon(partial(self._work.report, progress, metadata))
 
     def raise_if_cancelled(self) -> None:
         """Raises OperationCancelled once `cancelled` is set."""
         if self.cancelled.is_set():
             self._work.raise_cancelled()
 
-    def complete(self, response: Message | None = None) -> None:
-        """Gives the result, which is sent on leaving the block. None is google.protobuf.Empty."""
+    def on_cancelled(self, callback: Callable[[], None]) -> None:
+        """Calls back, in a thread of its own, when `cancelled` is set; at once if it is.
+
+        For what only another thread can stop, such as a child process or a socket. What the callback
+        raises is logged, by threading.excepthook.
+        """
+        thread = threading.Thread(target=callback, name="opservice-cancelled", daemon=True)
+        self._threads.call_soon(partial(self._work.on_cancelled, thread.start))
+
+    def complete(self, response: Any = None) -> None:
+        """Gives the result, which is sent on leaving the block. None is google.protobuf.Empty.
+
+        A protobuf message, a dict, list, str or number, a dataclass or pydantic model, or what the
+        producer's `encode` takes. Raises TypeError or ValueError when it cannot be stored.
+        """
         self._work.complete(response)
 
     def fail(self, failure: Failed) -> None:
@@ -155,8 +229,13 @@ class Work:
         self._work.fail(failure)
 
     def __enter__(self) -> Self:
-        self._loop.wait(self._work.__aenter__())
-        return self
+        self._claim()
+        try:
+            self._threads.wait(self._work.__aenter__())
+            return self  # noqa: TRY300 - an interrupt between here and the caller must be seen
+        except BaseException:  # such as KeyboardInterrupt, after which __exit__ is not called
+            self._threads.call_soon(self._work.abandon)
+            raise
 
     def __exit__(
         self,
@@ -164,16 +243,30 @@ class Work:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        if self._loop.stopped:  # closing has ended the operation
-            return isinstance(error, OperationCancelled | Failed)
-        return self._loop.wait(self._work.__aexit__(kind, error, traceback))
+        handled = isinstance(error, OperationCancelled | Failed)
+        if self._threads.is_this_thread():  # a generator that is thrown away, by chance here
+            self._work.abandon(error)
+        elif not self._threads.stopped:  # else closing has ended the operation, or the parent will
+            self._threads.wait(self._work.__aexit__(kind, error, traceback))
+        return handled
+
+    def _claim(self) -> None:
+        if not self.owned:
+            raise RuntimeError(f"operation {self.id} is owned by another: look at work.owned first")
+        if self._is_claimed:
+            raise RuntimeError(
+                f"operation {self.id} is worked on already: run or enter it only once"
+            )
+        self._is_claimed = True
 
 
-class _LoopThread:
-    """An event loop in a thread of its own. It keeps no process alive."""
+class _Threads:
+    """An event loop in a thread of its own, which keeps no process alive, and threads for functions."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_workers: int) -> None:
+        self.workers = ThreadPoolExecutor(max_workers, thread_name_prefix="opservice-work")
         self.stopped = False
+        self._closed_message = "the producer is closed"
         self._lock = threading.Lock()
         """Held to hand something to the loop, so that nothing is once it stops."""
         ready = threading.Event()
@@ -184,6 +277,10 @@ class _LoopThread:
         )
         self._thread.start()
         ready.wait()
+        processes.tell_after_fork(self, _Threads._forget)
+
+    def is_this_thread(self) -> bool:
+        return threading.current_thread() is self._thread
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         """Does nothing once stopped."""
@@ -196,22 +293,41 @@ class _LoopThread:
         with self._lock:
             if self.stopped:
                 coroutine.close()
-                raise RuntimeError("the producer is closed")
+                raise RuntimeError(self._closed_message)
             future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()
         except CancelledError:
             raise RuntimeError("the producer was closed meanwhile") from None
+        except BaseException:
+            future.cancel()  # when this thread is interrupted, nobody waits for the answer
+            raise
 
     def stop(self) -> None:
         """Ends what still runs on the loop, and the thread."""
+        self.workers.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             self.stopped = True
             self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
+
+    def _forget(self) -> None:
+        """Called in the child after a fork: the thread is the parent's."""
+        self._lock = threading.Lock()
+        self.stopped = True
+        self._closed_message = "the operation was started by the parent process, which works on it"
 
     async def _until_stopped(self, ready: threading.Event) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         ready.set()
         await self._stop.wait()
+
+
+_open: weakref.WeakSet[Producer] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for producer in list(_open):
+        producer.close(_EXIT_GRACE)
