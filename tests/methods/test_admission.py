@@ -160,7 +160,7 @@ def test_all_callers_may_wait_so_many_times_at_once() -> None:
     waits = wait_slots(most=2, most_of_caller=2)
 
     with waits.held("alice"), waits.held("bob"):
-        assert refusal(waits, "carol").message.startswith("The server has as many calls that wait")
+        assert refusal(waits, "carol").message.startswith("The server has as many waiting calls")
         assert refusal(waits, "carol").subject == "server"
 
 

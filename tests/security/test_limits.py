@@ -152,7 +152,7 @@ def test_one_caller_may_wait_for_so_much_and_all_together_for_so_much(limited: S
     with refused() as refusal:
         watch(carol, id_)
     assert is_limit(refusal, "TOO_MANY_WAITS", "server")
-    assert refusal.message == "The server has as many calls that wait as it takes on"
+    assert refusal.message == "The server has as many waiting calls as it allows"
     assert carol.get(id_).id == id_  # what does not wait goes on
 
     anns.pop().cancel()

@@ -79,7 +79,7 @@ def wait_slots(most: int, most_of_caller: int, waited_for: str = "operations") -
 
     def refuse(caller: str | None) -> TooManyWaits:
         if caller is None:
-            return TooManyWaits("The server has as many calls that wait as it takes on", "server")
+            return TooManyWaits("The server has as many waiting calls as it allows", "server")
         message = f"You wait for or watch {most_of_caller} {waited_for}, which is the limit"
         return TooManyWaits(message, caller)
 

@@ -51,7 +51,7 @@ class Call(ABC):
     def caller(self) -> Caller:
         """Who makes the call. Raises Unauthenticated while that is not known."""
         if self.known_caller is None:
-            raise Unauthenticated("This call has no caller")
+            raise Unauthenticated("The caller was not authenticated")
         return self.known_caller
 
     @property

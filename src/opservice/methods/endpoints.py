@@ -30,22 +30,14 @@ class ApiEndpointService:
         """As they are served."""
         return methods_of(DESCRIPTOR.services_by_name["ApiEndpointService"], self)
 
-    async def Get(
-        self,
-        request: GetApiEndpointRequest,
-        call: Call,
-    ) -> ApiEndpoint:
+    async def Get(self, request: GetApiEndpointRequest, call: Call) -> ApiEndpoint:
         id_ = valid_id(request.api_endpoint_id, "api_endpoint_id")
         address = self._endpoints.get(id_)
         if address is None:
             raise EndpointNotFound
         return ApiEndpoint(id=id_, address=address)
 
-    async def List(
-        self,
-        request: ListApiEndpointsRequest,
-        call: Call,
-    ) -> ListApiEndpointsResponse:
+    async def List(self, request: ListApiEndpointsRequest, call: Call) -> ListApiEndpointsResponse:
         """All on one page: the SDKs read no other."""
         return ListApiEndpointsResponse(
             endpoints=[ApiEndpoint(id=id_, address=at) for id_, at in self._endpoints.items()]

@@ -1,8 +1,8 @@
-"""The filter of List: AIP-160's grammar (https://google.aip.dev/160), text in, a Condition out.
+"""Parses the filter of List, by the grammar of AIP-160 (https://google.aip.dev/160), into a Condition.
 
-The grammar follows the published EBNF, in which OR binds more tightly than AND, and two restrictions
-beside one another mean AND. Left out are bare literals, functions, and parentheses on the right of an
-operator. The parser is LALR(1) and calls back at each reduction, so that nothing here recurses.
+The grammar follows the published EBNF: OR binds more tightly than AND, and two restrictions beside one
+another mean AND. Bare literals, functions, and parentheses to the right of an operator are left out. The
+parser is LALR(1) and calls back at each reduction, so nothing here recurses.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ MAX_FILTER = 2048
 """Characters."""
 MAX_COMPARISONS = 100
 MAX_DEPTH = 20
-"""Of conditions within conditions."""
+"""Levels of conditions within conditions."""
 MAX_PARENTHESES = 100
-"""Pairs. One may say nothing, and costs as much to parse as a comparison."""
+"""Pairs. A pair may be superfluous, and costs as much to parse as a comparison."""
 
 _GRAMMAR = r"""
     ?expression: sequence (_AND sequence)* -> conjunction
@@ -94,7 +94,7 @@ class _Wrong(Exception):
 
 
 def parse_filter(text: str) -> Condition | None:
-    """None for a filter that is empty. Raises FilterError."""
+    """The condition; None for an empty filter. Raises FilterError."""
     if not text.strip():
         return None
     try:

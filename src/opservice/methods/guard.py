@@ -1,9 +1,9 @@
-"""The store as one caller may use it: what they may not see is not there.
+"""The store as one caller may use it: for them, an operation that they may not see does not exist.
 
-Whether a caller may see an operation is decided before its payloads are read: how long that takes would tell
-that there is one. An operation's parent and creator never change, so what was found of them holds when
-it is read or changed afterwards. But an id that was derived from an idempotency key may come again, as
-another operation; so what is read is checked as well.
+Whether a caller may see an operation is decided before its payloads are read. The time that reading them
+takes would tell that the operation exists. Its parent and its creator never change, so the decision still
+holds when it is read or changed afterwards. But an id that was derived from an idempotency key may come
+again, as another operation. So what is read is checked as well.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from opservice.store.listing import Listed
 from opservice.store.service import MAX_LISTS, OperationStore
 
 MAX_LISTS_PER_CALLER = MAX_LISTS // 8
-"""At once: they are read one by one, and those of a caller with many operations may each take long."""
+"""Lists of one caller at a time. Lists are read one by one, and each may take long."""
 
 
 class GuardedStore:
-    """The store, for callers: what OperationStore does, once it is known that the caller may have it done.
+    """Does what OperationStore does, once it is known that the caller may have it done.
 
     Every method takes the caller first. Every method raises
 
@@ -53,7 +53,7 @@ class GuardedStore:
 
     async def get(self, caller: Caller, operation_id: str) -> Record:
         """The operation as it is now."""
-        if self._may_everything(caller):
+        if self._may_do_everything(caller):
             return await self._store.get(operation_id)
         if not caller.identity.sees_everything:
             await self._admit(caller, operation_id)
@@ -66,15 +66,15 @@ class GuardedStore:
 
         Raises TooManyLists when as many lists of that name are being read as one caller may have.
         """
-        scope = None if self._may_everything(caller) else caller.identity.scope()
+        scope = None if self._may_do_everything(caller) else caller.identity.scope()
         with self._lists.held(name):
             return await self._store.page(replace(query, scope=scope), name)
 
     async def apply(self, caller: Caller, command: Command) -> Outcome:
         """Applies the command. Notes it and its outcome with the caller, for the audit log."""
-        may_everything = self._may_everything(caller)
+        trusted = self._may_do_everything(caller)
         caller.command = command
-        if may_everything:
+        if trusted:
             pass
         elif isinstance(command, Start):
             caller.admit_start(command.parent)
@@ -90,7 +90,7 @@ class GuardedStore:
 
         Ends with an error once the caller's credentials expire, or they may not see the operation any more.
         """
-        if self._may_everything(caller):
+        if self._may_do_everything(caller):
             async with aclosing(self._store.follow(operation_id, repeat_after)) as records:
                 async for record in records:
                     yield record
@@ -120,7 +120,7 @@ class GuardedStore:
                                 return record
         return await self.get(caller, operation_id)
 
-    def _may_everything(self, caller: Caller) -> bool:
+    def _may_do_everything(self, caller: Caller) -> bool:
         """Whether nothing needs to be asked about the caller, because the server authenticates nobody.
 
         Raises Unauthenticated when it does, and this caller was not authenticated, whoever forgot that.
@@ -128,7 +128,7 @@ class GuardedStore:
         if self._authenticator is None:
             return caller.identity is ANYBODY
         if not caller.identity.subject:
-            raise Unauthenticated("This call has no caller")
+            raise Unauthenticated("The caller was not authenticated")
         return False
 
     async def _admit(self, caller: Caller, operation_id: str) -> None:

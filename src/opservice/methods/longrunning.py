@@ -46,20 +46,14 @@ class LongrunningService:
         """As they are served."""
         return methods_of(DESCRIPTOR.services_by_name["Operations"], self)
 
-    async def GetOperation(
-        self,
-        request: GetOperationRequest,
-        call: Call,
-    ) -> Operation:
+    async def GetOperation(self, request: GetOperationRequest, call: Call) -> Operation:
         parent, id_ = name_from_pb(request.name)
         with _not_found_as(request.name):
             record = await self._get(call.caller, parent, id_)
         return operation_to_longrunning_pb(record)
 
     async def ListOperations(
-        self,
-        request: ListOperationsRequest,
-        call: Call,
+        self, request: ListOperationsRequest, call: Call
     ) -> ListOperationsResponse:
         page = await list_page(
             self._store,
@@ -74,31 +68,19 @@ class LongrunningService:
         await fill(response.operations, page.records, operation_to_longrunning_pb)
         return response
 
-    async def CancelOperation(
-        self,
-        request: CancelOperationRequest,
-        call: Call,
-    ) -> Empty:
+    async def CancelOperation(self, request: CancelOperationRequest, call: Call) -> Empty:
         with _not_found_as(request.name):
             await self._store.apply(
                 call.caller, Cancel(await self._id(call.caller, request.name), CANCELLED)
             )
         return Empty()
 
-    async def DeleteOperation(
-        self,
-        request: DeleteOperationRequest,
-        call: Call,
-    ) -> Empty:
+    async def DeleteOperation(self, request: DeleteOperationRequest, call: Call) -> Empty:
         with _not_found_as(request.name):
             await self._store.apply(call.caller, Delete(await self._id(call.caller, request.name)))
         return Empty()
 
-    async def WaitOperation(
-        self,
-        request: WaitOperationRequest,
-        call: Call,
-    ) -> Operation:
+    async def WaitOperation(self, request: WaitOperationRequest, call: Call) -> Operation:
         timeout = request.timeout if request.HasField("timeout") else None
         at_most = wait_time(timeout, self._max_wait, call.seconds_left())
         with _not_found_as(request.name):

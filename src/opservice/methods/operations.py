@@ -41,21 +41,13 @@ class OperationService:
         """As they are served."""
         return methods_of(DESCRIPTOR.services_by_name["OperationService"], self)
 
-    async def Get(
-        self,
-        request: GetOperationRequest,
-        call: Call,
-    ) -> Operation:
+    async def Get(self, request: GetOperationRequest, call: Call) -> Operation:
         record = await self._store.get(call.caller, valid_id(request.operation_id))
         if not record.done:
             await call.send_headers(((POLL_INTERVAL, self._poll_seconds(record)),))
         return self._to_pb(record)
 
-    async def Cancel(
-        self,
-        request: CancelOperationRequest,
-        call: Call,
-    ) -> Operation:
+    async def Cancel(self, request: CancelOperationRequest, call: Call) -> Operation:
         outcome = await self._store.apply(
             call.caller, Cancel(valid_id(request.operation_id), CANCELLED)
         )

@@ -48,17 +48,11 @@ class OperationRecordService:
         """As they are served."""
         return methods_of(DESCRIPTOR.services_by_name["OperationRecordService"], self)
 
-    async def Get(
-        self,
-        request: GetOperationRecordRequest,
-        call: Call,
-    ) -> OperationRecord:
+    async def Get(self, request: GetOperationRecordRequest, call: Call) -> OperationRecord:
         return self._to_pb(await self._store.get(call.caller, valid_id(request.operation_id)))
 
     async def Watch(
-        self,
-        request: WatchOperationRecordRequest,
-        call: Call,
+        self, request: WatchOperationRecordRequest, call: Call
     ) -> AsyncIterator[OperationRecord]:
         following = self._store.follow(
             call.caller, valid_id(request.operation_id), self._watch_repeat
@@ -67,20 +61,14 @@ class OperationRecordService:
             async for record in records:
                 yield self._to_pb(record)
 
-    async def Wait(
-        self,
-        request: WaitOperationRecordRequest,
-        call: Call,
-    ) -> OperationRecord:
+    async def Wait(self, request: WaitOperationRecordRequest, call: Call) -> OperationRecord:
         id_ = valid_id(request.operation_id)
         timeout = request.timeout if request.HasField("timeout") else None
         at_most = wait_time(timeout, self._max_wait, call.seconds_left())
         return self._to_pb(await self._store.wait(call.caller, id_, at_most))
 
     async def List(
-        self,
-        request: ListOperationRecordsRequest,
-        call: Call,
+        self, request: ListOperationRecordsRequest, call: Call
     ) -> ListOperationRecordsResponse:
         page = await list_page(
             self._store,
@@ -94,10 +82,6 @@ class OperationRecordService:
         await fill(response.operation_records, page.records, self._to_pb)
         return response
 
-    async def Delete(
-        self,
-        request: DeleteOperationRecordRequest,
-        call: Call,
-    ) -> Empty:
+    async def Delete(self, request: DeleteOperationRecordRequest, call: Call) -> Empty:
         await self._store.apply(call.caller, Delete(valid_id(request.operation_id)))
         return Empty()

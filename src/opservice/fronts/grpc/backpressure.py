@@ -69,7 +69,7 @@ class UnreadResponses:
     def _change(self, peer: str, size: int) -> None:
         of_peer = self._of_peer[peer] + size
         if size > 0 and (self._all + size > self._most or of_peer > self._most_of_peer):
-            raise ServerBusy("Too many large answers are on their way: read them, then ask again.")
+            raise ServerBusy("Too many large responses are unread: read them, then ask again.")
         self._all += size
         self._of_peer[peer] = of_peer
         if not of_peer:
