@@ -11,6 +11,6 @@ lock() {
 lock pyproject.toml --group build --group dev --output-file requirements/dev.txt
 lock pyproject.toml --group build --constraint requirements/dev.txt --output-file requirements/runtime.txt
 # What only some use, apart from the rest.
-for group in fuzz sbom release; do lock --group "pyproject.toml:$group" --output-file "requirements/$group.txt"; done
+for group in coverage fuzz sbom release; do lock --group "pyproject.toml:$group" --output-file "requirements/$group.txt"; done
 # What scripts/docs.sh adds to the development environment, where it may change no version.
 lock --group "pyproject.toml:docs" --constraint requirements/dev.txt --output-file requirements/docs.txt

@@ -25,7 +25,7 @@ sys.dont_write_bytecode = False
 
 # Few examples while somebody waits for the tests; CI asks for many: --hypothesis-profile=many.
 settings.register_profile("few", max_examples=40)
-settings.register_profile("many", max_examples=400)
+settings.register_profile("many", max_examples=200)
 settings.load_profile("few")
 
 

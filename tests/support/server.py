@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Self, TypeVar
@@ -23,6 +23,7 @@ from support.warm import start as start_warm
 
 PATIENCE = 60.0
 """Seconds after which a test stops waiting for what should long have happened."""
+_TO_END = 10.0  # seconds that a server gets to write what it has covered
 _TOLD = 2_000  # characters of the end of a log, in a test's failure
 
 Found = TypeVar("Found")
@@ -188,6 +189,10 @@ class ServerProcess:
         """Ends whatever is left of it."""
         for channel in self._channels:
             channel.close()
+        if self._process is not None and "COVERAGE_PROCESS_CONFIG" in os.environ:
+            self._process.terminate()  # or nobody would know what it has run
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_TO_END)
         if self._process is not None:
             self.kill()
 
