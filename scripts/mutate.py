@@ -8,7 +8,7 @@ A change, or mutant, turns a comparison round, swaps `and` and `or`, `+` and `-`
 a number, negates a condition, returns None, or leaves out a statement. Strings and log lines stay. Out of all
 mutants of the given files the seed chooses --count. The first run finds, by the contexts of coverage.py, which
 tests of tests/store, tests/auth, tests/methods and tests/domain run which line; each mutant meets only these,
-those on SQLite first. What survives meets the tests of each --then, arguments of pytest, in turn.
+those on SQLite first. With --mirrored it meets the tests that are named as its file is, and nothing is measured. What survives meets the tests of each --then, arguments of pytest, in turn.
 
 Everything happens in copies of the tree. With --results, a file that exists is gone on with: killed mutants
 stay killed, so that survivors can be given to other tests. The end prints the survivors.
@@ -226,6 +226,12 @@ def measure(tree: Path) -> Path:
     return tree / "contexts"
 
 
+def mirrored(file: str, tree: Path) -> list[str]:
+    """The tests that are named as the file is, for lines of which no test is known to run them."""
+    found = tree.glob(f"tests/**/test_{Path(file).stem}*.py")
+    return sorted(str(each.relative_to(tree)) for each in found if "e2e" not in each.parts)
+
+
 def survives(tree: Path, arguments: Sequence[str], seconds: float) -> bool:
     """Whether pytest passes. It is forked from this process, which has imported what is slow to import."""
     pid = os.fork()
@@ -257,7 +263,7 @@ def survives(tree: Path, arguments: Sequence[str], seconds: float) -> bool:
 
 def run(mutants: Sequence[Mutant], tree: Path, tests: dict[tuple[str, int], list[str]], options: argparse.Namespace) -> None:  # fmt: skip
     for mutant in mutants:
-        nodes = tests.get((mutant.file, mutant.line), [])
+        nodes = tests.get((mutant.file, mutant.line)) or mirrored(mutant.file, tree)
         stages = []
         if nodes and not options.only_then:
             stages = [["-k", "not postgresql", *nodes], nodes]
@@ -313,6 +319,7 @@ def main() -> None:
     parser.add_argument("--contexts", type=Path, help="data of coverage.py of an earlier run")
     parser.add_argument("--results", type=Path, default=ROOT / "build/mutants.jsonl")
     parser.add_argument("--then", action="append", default=[], metavar="ARGUMENTS")
+    parser.add_argument("--mirrored", action="store_true", help="choose tests by their names")
     parser.add_argument("--only-then", action="store_true", help="leave out the covering tests")
     options = parser.parse_args()
     options.results.parent.mkdir(parents=True, exist_ok=True)
@@ -322,7 +329,9 @@ def main() -> None:
     todo = [each for each in choose(options) if not each.killed_by]
     with tempfile.TemporaryDirectory(prefix="mutants-") as directory:
         trees = [copy_tree(Path(directory) / str(number)) for number in range(options.jobs)]
-        contexts = options.contexts or (None if options.only_then else measure(trees[0]))
+        contexts = options.contexts
+        if contexts is None and not (options.only_then or options.mirrored):
+            contexts = measure(trees[0])
         tests = {} if contexts is None else read_contexts(contexts, trees[0])
         pids = []
         for number, tree in enumerate(trees):

@@ -31,7 +31,9 @@ class WarmProcess:
     def __init__(self, told: BinaryIO) -> None:
         """`told` has a line with the pid, and one with the exit code once the process has ended."""
         self._told = told
-        self.pid = int(told.readline())
+        pid = told.readline()
+        assert pid, "the process that starts others has ended"
+        self.pid = int(pid)
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
@@ -106,6 +108,8 @@ def _start_others(requests: socket.socket) -> None:
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake)
     signal.signal(signal.SIGCHLD, lambda *_: None)
+    # Ctrl-C is for the tests, which then end what they have started.
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
     whom: dict[int, int] = {}  # where to tell of its end, for each pid
     while True:
         ready, _, _ = select.select([requests.fileno(), woken], [], [])
@@ -130,6 +134,7 @@ def _start_others(requests: socket.socket) -> None:
             continue
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, interrupt)
         os.dup2(stdout, 1)
         os.dup2(stderr, 2)
         requests.close()
