@@ -62,6 +62,7 @@ Keys = Mapping[str, Key]
 
 
 def is_url(source: str) -> bool:
+    """Whether --jwks names a URL. Otherwise it names a file."""
     return source.startswith(_URL_SCHEMES)
 
 

@@ -47,10 +47,13 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class Policy:
+    """What subjects may do, and what everyone may do who has authenticated."""
+
     subjects: Mapping[str, tuple[Grant, ...]] = field(default_factory=dict)
     everyone: tuple[Grant, ...] = ()
 
     def grants_of(self, subject: str) -> tuple[Grant, ...]:
+        """The subject's own grants, and those of everyone."""
         return self.subjects.get(subject, ()) + self.everyone
 
 
@@ -73,6 +76,7 @@ def new_token() -> str:
 
 
 def hash_token(token: str) -> str:
+    """The SHA-256 of the token, as 64 hexadecimal digits."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 

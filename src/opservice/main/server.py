@@ -180,6 +180,7 @@ def build_known_types(settings: DiscoverySettings) -> KnownTypes:
 
 
 def grpc_options(settings: ConnectionSettings, *, share_port: bool = False) -> GrpcOptions:
+    """The settings of connections, as the gRPC front takes them."""
     return GrpcOptions(
         max_message_bytes=settings.max_message_bytes,
         max_concurrent_streams=settings.max_concurrent_streams,

@@ -27,6 +27,7 @@ class MessageConnection:
 
     @classmethod
     async def over(cls, connection: socket.socket) -> Self:
+        """Takes the socket over, which is closed with this."""
         return cls(*await asyncio.open_unix_connection(sock=connection))
 
     async def receive(self) -> Any:
@@ -61,4 +62,5 @@ class MessageConnection:
             self._writer.write_eof()
 
     def close(self) -> None:
+        """Closes the connection at once. What was not sent yet is lost."""
         self._writer.transport.abort()

@@ -67,6 +67,7 @@ class Reload:
         return cls(files, _changes(files, before), all_usable)
 
     def log(self) -> None:
+        """Says in the log what has changed. Unusable files were logged when they were read."""
         if self.changes:
             log.info("SIGHUP: the files were reloaded, and the changes are in use", **self.changes)
         elif self.all_usable:
@@ -140,6 +141,7 @@ class Reloader:
         self._thread: OneThread[Reload] = OneThread("reload")
 
     def request(self) -> None:
+        """Asks for a reload. To be called on the event loop."""
         if self._files == ReloadableFiles() and not self._settings.authenticates:
             log.info("SIGHUP: there are no files to reload")
         in_progress = self._task is not None and not self._task.done()

@@ -102,6 +102,7 @@ class Supervisor:
                 worker.reload()
 
     def kill_workers(self) -> None:
+        """Kills all workers at once. Calls in progress are lost."""
         for worker in self._workers.values():
             worker.kill()
 

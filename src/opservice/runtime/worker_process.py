@@ -148,6 +148,7 @@ class Worker:
         return self._process.wait()
 
     def close(self) -> None:
+        """Closes the connection. A worker that still runs then drains."""
         self._connection.close()
 
 
