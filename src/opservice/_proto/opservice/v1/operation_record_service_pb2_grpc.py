@@ -28,12 +28,13 @@ if _version_not_supported:
 
 
 class OperationRecordServiceStub(object):
-    """What the Get and Cancel of yandex.cloud.operation.OperationService lack: the whole record, lists,
-    waiting, watching, deleting.
+    """Gets, lists, follows and deletes operations, with everything that the server keeps about them. It complements Get and
+    Cancel of yandex.cloud.operation.OperationService.
 
-    Every method that takes an `operation_id` answers INVALID_ARGUMENT, naming the field in a BadRequest,
-    when it is empty, longer than 128 characters or contains control characters; and NOT_FOUND
-    "Operation <id> not found" when the operation is unknown, expired or not visible to the caller.
+    Every method that takes an `operation_id` answers
+    INVALID_ARGUMENT, with a BadRequest that names the field, when the id is empty, has more than 128 characters or contains
+    control characters; and
+    NOT_FOUND, "Operation <id> not found", when the operation is unknown, expired or hidden from the caller.
     """
 
     def __init__(self, channel):
@@ -70,50 +71,51 @@ class OperationRecordServiceStub(object):
 
 
 class OperationRecordServiceServicer(object):
-    """What the Get and Cancel of yandex.cloud.operation.OperationService lack: the whole record, lists,
-    waiting, watching, deleting.
+    """Gets, lists, follows and deletes operations, with everything that the server keeps about them. It complements Get and
+    Cancel of yandex.cloud.operation.OperationService.
 
-    Every method that takes an `operation_id` answers INVALID_ARGUMENT, naming the field in a BadRequest,
-    when it is empty, longer than 128 characters or contains control characters; and NOT_FOUND
-    "Operation <id> not found" when the operation is unknown, expired or not visible to the caller.
+    Every method that takes an `operation_id` answers
+    INVALID_ARGUMENT, with a BadRequest that names the field, when the id is empty, has more than 128 characters or contains
+    control characters; and
+    NOT_FOUND, "Operation <id> not found", when the operation is unknown, expired or hidden from the caller.
     """
 
     def Get(self, request, context):
-        """Returns the record as it is now. Sees every acknowledged change, through any replica.
+        """Returns the record as it is now. It includes every acknowledged change, through any replica.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def List(self, request, context):
-        """Returns the records of one parent that the caller may see, page by page, newest first. While operations
-        are added, pages neither skip nor repeat those that were there before.
+        """Returns the records of one parent that the caller may see, page by page, newest first. If operations are added between
+        two pages, the pages neither skip nor repeat those that were there before.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Wait(self, request, context):
-        """Returns the record when the operation is done, or as it is when the time runs out: look at `done`.
-        Running out of time is not an error.
+        """Waits until the operation is done, and returns its record. If the time runs out, returns the record as it is: look at
+        `done`. This is not an error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """Sends the record as it is, then again as it changes, and ends with the record that is done. Changes
-        that follow each other quickly may arrive as one, so revisions may skip but never go back; the last
-        one is never missed. When nothing has changed for a while (30 seconds by default), the same record, with the
-        same revision, is sent again, lest a proxy end a quiet stream: skip it. After a broken connection just call again.
+        """Sends the record as it is, and again at each change. Ends after the record that is done. Changes in quick succession may
+        arrive as one, so revisions may skip, but they never go back. The last one is never missed. If nothing has changed for
+        a while (30 seconds by default), sends the same record with the same revision again, so that no proxy ends the stream:
+        ignore it. After a broken connection, call again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Delete(self, request, context):
-        """Deletes the record of an operation that is done. Delete never cancels: on a running operation it
-        answers FAILED_PRECONDITION.
+        """Deletes the record of a done operation. Delete never cancels: for a running operation it answers
+        FAILED_PRECONDITION.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -156,12 +158,13 @@ def add_OperationRecordServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class OperationRecordService(object):
-    """What the Get and Cancel of yandex.cloud.operation.OperationService lack: the whole record, lists,
-    waiting, watching, deleting.
+    """Gets, lists, follows and deletes operations, with everything that the server keeps about them. It complements Get and
+    Cancel of yandex.cloud.operation.OperationService.
 
-    Every method that takes an `operation_id` answers INVALID_ARGUMENT, naming the field in a BadRequest,
-    when it is empty, longer than 128 characters or contains control characters; and NOT_FOUND
-    "Operation <id> not found" when the operation is unknown, expired or not visible to the caller.
+    Every method that takes an `operation_id` answers
+    INVALID_ARGUMENT, with a BadRequest that names the field, when the id is empty, has more than 128 characters or contains
+    control characters; and
+    NOT_FOUND, "Operation <id> not found", when the operation is unknown, expired or hidden from the caller.
     """
 
     @staticmethod

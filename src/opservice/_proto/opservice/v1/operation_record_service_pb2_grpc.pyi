@@ -29,12 +29,13 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class OperationRecordServiceStub:
-    """What the Get and Cancel of yandex.cloud.operation.OperationService lack: the whole record, lists,
-    waiting, watching, deleting.
+    """Gets, lists, follows and deletes operations, with everything that the server keeps about them. It complements Get and
+    Cancel of yandex.cloud.operation.OperationService.
 
-    Every method that takes an `operation_id` answers INVALID_ARGUMENT, naming the field in a BadRequest,
-    when it is empty, longer than 128 characters or contains control characters; and NOT_FOUND
-    "Operation <id> not found" when the operation is unknown, expired or not visible to the caller.
+    Every method that takes an `operation_id` answers
+    INVALID_ARGUMENT, with a BadRequest that names the field, when the id is empty, has more than 128 characters or contains
+    control characters; and
+    NOT_FOUND, "Operation <id> not found", when the operation is unknown, expired or hidden from the caller.
     """
 
     @_typing.overload
@@ -42,65 +43,67 @@ class OperationRecordServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> OperationRecordServiceAsyncStub: ...
     Get: _grpc.UnaryUnaryMultiCallable[_operation_record_service_pb2.GetOperationRecordRequest, _operation_record_pb2.OperationRecord]
-    """Returns the record as it is now. Sees every acknowledged change, through any replica."""
+    """Returns the record as it is now. It includes every acknowledged change, through any replica."""
     List: _grpc.UnaryUnaryMultiCallable[_operation_record_service_pb2.ListOperationRecordsRequest, _operation_record_service_pb2.ListOperationRecordsResponse]
-    """Returns the records of one parent that the caller may see, page by page, newest first. While operations
-    are added, pages neither skip nor repeat those that were there before.
+    """Returns the records of one parent that the caller may see, page by page, newest first. If operations are added between
+    two pages, the pages neither skip nor repeat those that were there before.
     """
     Wait: _grpc.UnaryUnaryMultiCallable[_operation_record_service_pb2.WaitOperationRecordRequest, _operation_record_pb2.OperationRecord]
-    """Returns the record when the operation is done, or as it is when the time runs out: look at `done`.
-    Running out of time is not an error.
+    """Waits until the operation is done, and returns its record. If the time runs out, returns the record as it is: look at
+    `done`. This is not an error.
     """
     Watch: _grpc.UnaryStreamMultiCallable[_operation_record_service_pb2.WatchOperationRecordRequest, _operation_record_pb2.OperationRecord]
-    """Sends the record as it is, then again as it changes, and ends with the record that is done. Changes
-    that follow each other quickly may arrive as one, so revisions may skip but never go back; the last
-    one is never missed. When nothing has changed for a while (30 seconds by default), the same record, with the
-    same revision, is sent again, lest a proxy end a quiet stream: skip it. After a broken connection just call again.
+    """Sends the record as it is, and again at each change. Ends after the record that is done. Changes in quick succession may
+    arrive as one, so revisions may skip, but they never go back. The last one is never missed. If nothing has changed for
+    a while (30 seconds by default), sends the same record with the same revision again, so that no proxy ends the stream:
+    ignore it. After a broken connection, call again.
     """
     Delete: _grpc.UnaryUnaryMultiCallable[_operation_record_service_pb2.DeleteOperationRecordRequest, _empty_pb2.Empty]
-    """Deletes the record of an operation that is done. Delete never cancels: on a running operation it
-    answers FAILED_PRECONDITION.
+    """Deletes the record of a done operation. Delete never cancels: for a running operation it answers
+    FAILED_PRECONDITION.
     """
 
 @_typing.type_check_only
 class OperationRecordServiceAsyncStub(OperationRecordServiceStub):
-    """What the Get and Cancel of yandex.cloud.operation.OperationService lack: the whole record, lists,
-    waiting, watching, deleting.
+    """Gets, lists, follows and deletes operations, with everything that the server keeps about them. It complements Get and
+    Cancel of yandex.cloud.operation.OperationService.
 
-    Every method that takes an `operation_id` answers INVALID_ARGUMENT, naming the field in a BadRequest,
-    when it is empty, longer than 128 characters or contains control characters; and NOT_FOUND
-    "Operation <id> not found" when the operation is unknown, expired or not visible to the caller.
+    Every method that takes an `operation_id` answers
+    INVALID_ARGUMENT, with a BadRequest that names the field, when the id is empty, has more than 128 characters or contains
+    control characters; and
+    NOT_FOUND, "Operation <id> not found", when the operation is unknown, expired or hidden from the caller.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Get: _aio.UnaryUnaryMultiCallable[_operation_record_service_pb2.GetOperationRecordRequest, _operation_record_pb2.OperationRecord]  # type: ignore[assignment]
-    """Returns the record as it is now. Sees every acknowledged change, through any replica."""
+    """Returns the record as it is now. It includes every acknowledged change, through any replica."""
     List: _aio.UnaryUnaryMultiCallable[_operation_record_service_pb2.ListOperationRecordsRequest, _operation_record_service_pb2.ListOperationRecordsResponse]  # type: ignore[assignment]
-    """Returns the records of one parent that the caller may see, page by page, newest first. While operations
-    are added, pages neither skip nor repeat those that were there before.
+    """Returns the records of one parent that the caller may see, page by page, newest first. If operations are added between
+    two pages, the pages neither skip nor repeat those that were there before.
     """
     Wait: _aio.UnaryUnaryMultiCallable[_operation_record_service_pb2.WaitOperationRecordRequest, _operation_record_pb2.OperationRecord]  # type: ignore[assignment]
-    """Returns the record when the operation is done, or as it is when the time runs out: look at `done`.
-    Running out of time is not an error.
+    """Waits until the operation is done, and returns its record. If the time runs out, returns the record as it is: look at
+    `done`. This is not an error.
     """
     Watch: _aio.UnaryStreamMultiCallable[_operation_record_service_pb2.WatchOperationRecordRequest, _operation_record_pb2.OperationRecord]  # type: ignore[assignment]
-    """Sends the record as it is, then again as it changes, and ends with the record that is done. Changes
-    that follow each other quickly may arrive as one, so revisions may skip but never go back; the last
-    one is never missed. When nothing has changed for a while (30 seconds by default), the same record, with the
-    same revision, is sent again, lest a proxy end a quiet stream: skip it. After a broken connection just call again.
+    """Sends the record as it is, and again at each change. Ends after the record that is done. Changes in quick succession may
+    arrive as one, so revisions may skip, but they never go back. The last one is never missed. If nothing has changed for
+    a while (30 seconds by default), sends the same record with the same revision again, so that no proxy ends the stream:
+    ignore it. After a broken connection, call again.
     """
     Delete: _aio.UnaryUnaryMultiCallable[_operation_record_service_pb2.DeleteOperationRecordRequest, _empty_pb2.Empty]  # type: ignore[assignment]
-    """Deletes the record of an operation that is done. Delete never cancels: on a running operation it
-    answers FAILED_PRECONDITION.
+    """Deletes the record of a done operation. Delete never cancels: for a running operation it answers
+    FAILED_PRECONDITION.
     """
 
 class OperationRecordServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What the Get and Cancel of yandex.cloud.operation.OperationService lack: the whole record, lists,
-    waiting, watching, deleting.
+    """Gets, lists, follows and deletes operations, with everything that the server keeps about them. It complements Get and
+    Cancel of yandex.cloud.operation.OperationService.
 
-    Every method that takes an `operation_id` answers INVALID_ARGUMENT, naming the field in a BadRequest,
-    when it is empty, longer than 128 characters or contains control characters; and NOT_FOUND
-    "Operation <id> not found" when the operation is unknown, expired or not visible to the caller.
+    Every method that takes an `operation_id` answers
+    INVALID_ARGUMENT, with a BadRequest that names the field, when the id is empty, has more than 128 characters or contains
+    control characters; and
+    NOT_FOUND, "Operation <id> not found", when the operation is unknown, expired or hidden from the caller.
     """
 
     @_abc_1.abstractmethod
@@ -109,7 +112,7 @@ class OperationRecordServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operation_record_service_pb2.GetOperationRecordRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operation_record_pb2.OperationRecord, _abc.Awaitable[_operation_record_pb2.OperationRecord]]:
-        """Returns the record as it is now. Sees every acknowledged change, through any replica."""
+        """Returns the record as it is now. It includes every acknowledged change, through any replica."""
 
     @_abc_1.abstractmethod
     def List(
@@ -117,8 +120,8 @@ class OperationRecordServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operation_record_service_pb2.ListOperationRecordsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operation_record_service_pb2.ListOperationRecordsResponse, _abc.Awaitable[_operation_record_service_pb2.ListOperationRecordsResponse]]:
-        """Returns the records of one parent that the caller may see, page by page, newest first. While operations
-        are added, pages neither skip nor repeat those that were there before.
+        """Returns the records of one parent that the caller may see, page by page, newest first. If operations are added between
+        two pages, the pages neither skip nor repeat those that were there before.
         """
 
     @_abc_1.abstractmethod
@@ -127,8 +130,8 @@ class OperationRecordServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operation_record_service_pb2.WaitOperationRecordRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operation_record_pb2.OperationRecord, _abc.Awaitable[_operation_record_pb2.OperationRecord]]:
-        """Returns the record when the operation is done, or as it is when the time runs out: look at `done`.
-        Running out of time is not an error.
+        """Waits until the operation is done, and returns its record. If the time runs out, returns the record as it is: look at
+        `done`. This is not an error.
         """
 
     @_abc_1.abstractmethod
@@ -137,10 +140,10 @@ class OperationRecordServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operation_record_service_pb2.WatchOperationRecordRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_operation_record_pb2.OperationRecord], _abc.AsyncIterator[_operation_record_pb2.OperationRecord]]:
-        """Sends the record as it is, then again as it changes, and ends with the record that is done. Changes
-        that follow each other quickly may arrive as one, so revisions may skip but never go back; the last
-        one is never missed. When nothing has changed for a while (30 seconds by default), the same record, with the
-        same revision, is sent again, lest a proxy end a quiet stream: skip it. After a broken connection just call again.
+        """Sends the record as it is, and again at each change. Ends after the record that is done. Changes in quick succession may
+        arrive as one, so revisions may skip, but they never go back. The last one is never missed. If nothing has changed for
+        a while (30 seconds by default), sends the same record with the same revision again, so that no proxy ends the stream:
+        ignore it. After a broken connection, call again.
         """
 
     @_abc_1.abstractmethod
@@ -149,8 +152,8 @@ class OperationRecordServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operation_record_service_pb2.DeleteOperationRecordRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
-        """Deletes the record of an operation that is done. Delete never cancels: on a running operation it
-        answers FAILED_PRECONDITION.
+        """Deletes the record of a done operation. Delete never cancels: for a running operation it answers
+        FAILED_PRECONDITION.
         """
 
 def add_OperationRecordServiceServicer_to_server(servicer: OperationRecordServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -24,7 +24,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class StartRequest(_message.Message):
-    """Describes the operation to create. Every field may be left out."""
+    """Describes the operation to create. Every field is optional."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -41,7 +41,7 @@ class StartRequest(_message.Message):
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     ID_PREFIX_FIELD_NUMBER: _builtins.int
     description: _builtins.str
-    """What is being done, for people. At most 256 characters."""
+    """What the work is, for people. At most 256 characters."""
     parent: _builtins.str
     """The collection that holds the operation: `folders/b1g…`, `projects/p/locations/l`, or empty.
     At most 256 characters.
@@ -51,42 +51,42 @@ class StartRequest(_message.Message):
     At most 256 characters.
     """
     created_by: _builtins.str
-    """On whose behalf the work is done: an opaque subject id. At most 64 characters."""
+    """The user for whom the work is done: an opaque subject id. At most 64 characters."""
     cancel_policy: _operation_record_pb2.CancelPolicy.ValueType
     """What Cancel does. Unset means IMMEDIATE."""
     lease_token: _builtins.str
-    """A secret of the producer's own choosing, 16 to 128 characters: whoever holds it may renew, complete or
-    fail. Choose it at random, anew for each operation; the server never gives it out.
+    """A secret that the producer chooses, 16 to 128 characters. Whoever has it may renew, complete or fail the operation.
+    Choose it at random for each operation. The server never returns it.
     """
     idempotency_key: _builtins.str
-    """Makes Start safe to repeat: unique for each thing to be done, within caller and parent. At most 128
-    characters; empty means that every call creates an operation.
+    """Makes Start safe to repeat. Use a unique key for each piece of work, within caller and parent. At most 128 characters.
+    Empty means that every call creates an operation.
     """
     id_prefix: _builtins.str
     """The first 3 characters of the operation's id: `[a-z][a-z0-9]{2}`. Unset means `ops`."""
     @_builtins.property
     def metadata(self) -> _any_pb2.Any:
         """What the operation works on: the type that your method documents. At most 1 MiB serialized, unless the
-        server is set otherwise.
+        server is configured otherwise.
         """
 
     @_builtins.property
     def lease(self) -> _duration_pb2.Duration:
-        """How long the producer may stay silent: 1 second to 24 hours, unless the server is set otherwise. Once it
-        lapses the operation is done, ABORTED, reason LEASE_EXPIRED. Unset means no lease: the operation
-        outlives its producer. A lease requires a lease token.
+        """The longest time between two renewals: 1 second to 24 hours, unless the server is configured otherwise. When it is over,
+        the server ends the operation with ABORTED, reason LEASE_EXPIRED. Unset means no lease: the operation outlives its
+        producer. A lease requires a lease token.
         """
 
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
-        """How long the operation may run in all. Positive, and counted from Start. When it is reached, the operation is done,
-        DEADLINE_EXCEEDED, renewed or not. Unset means without end.
+        """The longest time that the operation may run, from Start on. Positive. When it is over, the server ends the operation with
+        DEADLINE_EXCEEDED, even if its lease was renewed. Unset means no limit.
         """
 
     @_builtins.property
     def retention(self) -> _duration_pb2.Duration:
-        """How long the record is kept after the operation's end. Unset means 30 days unless the server is set
-        otherwise; at most what the server allows.
+        """How long the record is kept after the operation's end. Unset means 30 days, unless the server is configured
+        otherwise. The server also has a maximum.
         """
 
     def __init__(
@@ -122,13 +122,13 @@ class StartResponse(_message.Message):
     OPERATION_FIELD_NUMBER: _builtins.int
     OWNED_FIELD_NUMBER: _builtins.int
     owned: _builtins.bool
-    """Whether the request's lease token is the one that started the operation. False means that another
-    attempt owns it: hand out the operation, but leave the work alone. Without lease tokens attempts cannot be
-    told apart, so each repeat owns the operation: give a token where two may start the same work.
+    """Whether the request's lease token is the one that started the operation. If not, another attempt owns it: return the
+    operation to your caller, but do not run the work. Without lease tokens the server cannot tell attempts apart, and every
+    repeat owns the operation. So give a token if two processes may start the same work.
     """
     @_builtins.property
     def operation(self) -> _operation_pb2.Operation:
-        """As it is now: after a repeated Start it may already be done."""
+        """The operation as it is now. After a repeated Start it may already be done."""
 
     def __init__(
         self,
@@ -146,7 +146,7 @@ Global___StartResponse: _TypeAlias = StartResponse  # noqa: Y015
 
 @_typing.final
 class RenewRequest(_message.Message):
-    """Says that the producer is alive, and how far it has come."""
+    """Says that the producer is alive, and how far the work has come."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -160,7 +160,7 @@ class RenewRequest(_message.Message):
     """The token that was given to Start."""
     @_builtins.property
     def metadata(self) -> _any_pb2.Any:
-        """Replaces the metadata; unset leaves it as it is. At most 1 MiB serialized, unless the server is set
+        """Replaces the metadata; unset leaves it as it is. At most 1 MiB serialized, unless the server is configured
         otherwise.
         """
 
@@ -186,7 +186,7 @@ Global___RenewRequest: _TypeAlias = RenewRequest  # noqa: Y015
 
 @_typing.final
 class RenewResponse(_message.Message):
-    """What the producer should know before it goes on."""
+    """What the producer should know before it continues."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -194,8 +194,8 @@ class RenewResponse(_message.Message):
     CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
     LEASE_EXPIRES_AT_FIELD_NUMBER: _builtins.int
     cancel_requested: _builtins.bool
-    """Cancellation was asked for: stop, and end the operation with Fail (or with Complete, if the work is done
-    already) within the cancel grace period.
+    """Whether cancellation was requested. If so, stop, and end the operation within the cancel grace period: with Fail, or with
+    Complete if the work is finished.
     """
     @_builtins.property
     def operation(self) -> _operation_pb2.Operation:
@@ -203,7 +203,7 @@ class RenewResponse(_message.Message):
 
     @_builtins.property
     def lease_expires_at(self) -> _timestamp_pb2.Timestamp:
-        """When the lease lapses, by the server's clock. Unset for an operation without a lease."""
+        """When the lease expires, by the server's clock. Unset for an operation without a lease."""
 
     def __init__(
         self,
@@ -222,7 +222,7 @@ Global___RenewResponse: _TypeAlias = RenewResponse  # noqa: Y015
 
 @_typing.final
 class CompleteRequest(_message.Message):
-    """Ends the operation in success."""
+    """Ends the operation with success."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -237,12 +237,12 @@ class CompleteRequest(_message.Message):
     @_builtins.property
     def response(self) -> _any_pb2.Any:
         """The result: the type that your method documents. Unset means `google.protobuf.Empty`. At most 1 MiB
-        serialized, unless the server is set otherwise.
+        serialized, unless the server is configured otherwise.
         """
 
     @_builtins.property
     def metadata(self) -> _any_pb2.Any:
-        """Replaces the metadata; unset leaves it as it is. At most 1 MiB serialized, unless the server is set
+        """Replaces the metadata; unset leaves it as it is. At most 1 MiB serialized, unless the server is configured
         otherwise.
         """
 
@@ -279,12 +279,12 @@ class FailRequest(_message.Message):
     @_builtins.property
     def error(self) -> _status_pb2.Status:
         """Why it failed. The code must be a google.rpc.Code other than OK. At most 1 MiB serialized, unless the
-        server is set otherwise.
+        server is configured otherwise.
         """
 
     @_builtins.property
     def metadata(self) -> _any_pb2.Any:
-        """Replaces the metadata; unset leaves it as it is. At most 1 MiB serialized, unless the server is set
+        """Replaces the metadata; unset leaves it as it is. At most 1 MiB serialized, unless the server is configured
         otherwise.
         """
 

@@ -27,9 +27,9 @@ if _version_not_supported:
 
 
 class ProducerServiceStub(object):
-    """For the producer: the service that runs the work and owns the operation until it is done.
+    """For producers. A producer is the service that runs the work, and owns the operation until it is done.
 
-    Any breach of a limit stated below is INVALID_ARGUMENT, with a BadRequest that names every violation.
+    A value beyond a limit that is stated below is INVALID_ARGUMENT, with a BadRequest that names every violation.
     Renew, Complete and Fail also answer
     NOT_FOUND            when the operation is unknown, expired or not visible to the caller;
     PERMISSION_DENIED    when the lease token is wrong or missing;
@@ -66,9 +66,9 @@ class ProducerServiceStub(object):
 
 
 class ProducerServiceServicer(object):
-    """For the producer: the service that runs the work and owns the operation until it is done.
+    """For producers. A producer is the service that runs the work, and owns the operation until it is done.
 
-    Any breach of a limit stated below is INVALID_ARGUMENT, with a BadRequest that names every violation.
+    A value beyond a limit that is stated below is INVALID_ARGUMENT, with a BadRequest that names every violation.
     Renew, Complete and Fail also answer
     NOT_FOUND            when the operation is unknown, expired or not visible to the caller;
     PERMISSION_DENIED    when the lease token is wrong or missing;
@@ -77,35 +77,34 @@ class ProducerServiceServicer(object):
     """
 
     def Start(self, request, context):
-        """Creates a running operation. An answer means that it is stored durably: only then begin the work.
+        """Creates a running operation. When this answers, the operation is durable. Only then begin the work.
 
-        With an idempotency key the call is safe to repeat: the same caller, key and request get the same
-        operation, in whatever state it is by then. Another request under the same key is INVALID_ARGUMENT,
-        reason IDEMPOTENCY_KEY_REUSED.
+        With an idempotency key the call is safe to repeat. The same caller, key and request get the same operation, in the state
+        that it is in by then. Another request under the same key is INVALID_ARGUMENT, reason IDEMPOTENCY_KEY_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Renew(self, request, context):
-        """Extends the lease by its full length from now, and reports metadata and progress. It also tells the
-        producer whether cancellation was asked for, so call it a few times within every lease.
+        """Extends the lease by its full length from now, and reports metadata and progress. The answer also says whether
+        cancellation was requested. Call it a few times within every lease.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Complete(self, request, context):
-        """Ends the operation in success, also when it is cancelling. A repeat with the same token and result is
-        OK and changes nothing.
+        """Ends the operation with success, even while it is being cancelled. A repeat with the same token and result is OK and
+        changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Fail(self, request, context):
-        """Ends the operation with an error. A producer that obeys a cancellation fails it with CANCELLED. A repeat
-        with the same token and error is OK and changes nothing.
+        """Ends the operation with an error. To obey a cancellation, use the code CANCELLED. A repeat with the same token and error
+        is OK and changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -143,9 +142,9 @@ def add_ProducerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ProducerService(object):
-    """For the producer: the service that runs the work and owns the operation until it is done.
+    """For producers. A producer is the service that runs the work, and owns the operation until it is done.
 
-    Any breach of a limit stated below is INVALID_ARGUMENT, with a BadRequest that names every violation.
+    A value beyond a limit that is stated below is INVALID_ARGUMENT, with a BadRequest that names every violation.
     Renew, Complete and Fail also answer
     NOT_FOUND            when the operation is unknown, expired or not visible to the caller;
     PERMISSION_DENIED    when the lease token is wrong or missing;

@@ -28,9 +28,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ProducerServiceStub:
-    """For the producer: the service that runs the work and owns the operation until it is done.
+    """For producers. A producer is the service that runs the work, and owns the operation until it is done.
 
-    Any breach of a limit stated below is INVALID_ARGUMENT, with a BadRequest that names every violation.
+    A value beyond a limit that is stated below is INVALID_ARGUMENT, with a BadRequest that names every violation.
     Renew, Complete and Fail also answer
       NOT_FOUND            when the operation is unknown, expired or not visible to the caller;
       PERMISSION_DENIED    when the lease token is wrong or missing;
@@ -43,30 +43,29 @@ class ProducerServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ProducerServiceAsyncStub: ...
     Start: _grpc.UnaryUnaryMultiCallable[_producer_service_pb2.StartRequest, _producer_service_pb2.StartResponse]
-    """Creates a running operation. An answer means that it is stored durably: only then begin the work.
+    """Creates a running operation. When this answers, the operation is durable. Only then begin the work.
 
-    With an idempotency key the call is safe to repeat: the same caller, key and request get the same
-    operation, in whatever state it is by then. Another request under the same key is INVALID_ARGUMENT,
-    reason IDEMPOTENCY_KEY_REUSED.
+    With an idempotency key the call is safe to repeat. The same caller, key and request get the same operation, in the state
+    that it is in by then. Another request under the same key is INVALID_ARGUMENT, reason IDEMPOTENCY_KEY_REUSED.
     """
     Renew: _grpc.UnaryUnaryMultiCallable[_producer_service_pb2.RenewRequest, _producer_service_pb2.RenewResponse]
-    """Extends the lease by its full length from now, and reports metadata and progress. It also tells the
-    producer whether cancellation was asked for, so call it a few times within every lease.
+    """Extends the lease by its full length from now, and reports metadata and progress. The answer also says whether
+    cancellation was requested. Call it a few times within every lease.
     """
     Complete: _grpc.UnaryUnaryMultiCallable[_producer_service_pb2.CompleteRequest, _operation_pb2.Operation]
-    """Ends the operation in success, also when it is cancelling. A repeat with the same token and result is
-    OK and changes nothing.
+    """Ends the operation with success, even while it is being cancelled. A repeat with the same token and result is OK and
+    changes nothing.
     """
     Fail: _grpc.UnaryUnaryMultiCallable[_producer_service_pb2.FailRequest, _operation_pb2.Operation]
-    """Ends the operation with an error. A producer that obeys a cancellation fails it with CANCELLED. A repeat
-    with the same token and error is OK and changes nothing.
+    """Ends the operation with an error. To obey a cancellation, use the code CANCELLED. A repeat with the same token and error
+    is OK and changes nothing.
     """
 
 @_typing.type_check_only
 class ProducerServiceAsyncStub(ProducerServiceStub):
-    """For the producer: the service that runs the work and owns the operation until it is done.
+    """For producers. A producer is the service that runs the work, and owns the operation until it is done.
 
-    Any breach of a limit stated below is INVALID_ARGUMENT, with a BadRequest that names every violation.
+    A value beyond a limit that is stated below is INVALID_ARGUMENT, with a BadRequest that names every violation.
     Renew, Complete and Fail also answer
       NOT_FOUND            when the operation is unknown, expired or not visible to the caller;
       PERMISSION_DENIED    when the lease token is wrong or missing;
@@ -76,29 +75,28 @@ class ProducerServiceAsyncStub(ProducerServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Start: _aio.UnaryUnaryMultiCallable[_producer_service_pb2.StartRequest, _producer_service_pb2.StartResponse]  # type: ignore[assignment]
-    """Creates a running operation. An answer means that it is stored durably: only then begin the work.
+    """Creates a running operation. When this answers, the operation is durable. Only then begin the work.
 
-    With an idempotency key the call is safe to repeat: the same caller, key and request get the same
-    operation, in whatever state it is by then. Another request under the same key is INVALID_ARGUMENT,
-    reason IDEMPOTENCY_KEY_REUSED.
+    With an idempotency key the call is safe to repeat. The same caller, key and request get the same operation, in the state
+    that it is in by then. Another request under the same key is INVALID_ARGUMENT, reason IDEMPOTENCY_KEY_REUSED.
     """
     Renew: _aio.UnaryUnaryMultiCallable[_producer_service_pb2.RenewRequest, _producer_service_pb2.RenewResponse]  # type: ignore[assignment]
-    """Extends the lease by its full length from now, and reports metadata and progress. It also tells the
-    producer whether cancellation was asked for, so call it a few times within every lease.
+    """Extends the lease by its full length from now, and reports metadata and progress. The answer also says whether
+    cancellation was requested. Call it a few times within every lease.
     """
     Complete: _aio.UnaryUnaryMultiCallable[_producer_service_pb2.CompleteRequest, _operation_pb2.Operation]  # type: ignore[assignment]
-    """Ends the operation in success, also when it is cancelling. A repeat with the same token and result is
-    OK and changes nothing.
+    """Ends the operation with success, even while it is being cancelled. A repeat with the same token and result is OK and
+    changes nothing.
     """
     Fail: _aio.UnaryUnaryMultiCallable[_producer_service_pb2.FailRequest, _operation_pb2.Operation]  # type: ignore[assignment]
-    """Ends the operation with an error. A producer that obeys a cancellation fails it with CANCELLED. A repeat
-    with the same token and error is OK and changes nothing.
+    """Ends the operation with an error. To obey a cancellation, use the code CANCELLED. A repeat with the same token and error
+    is OK and changes nothing.
     """
 
 class ProducerServiceServicer(metaclass=_abc_1.ABCMeta):
-    """For the producer: the service that runs the work and owns the operation until it is done.
+    """For producers. A producer is the service that runs the work, and owns the operation until it is done.
 
-    Any breach of a limit stated below is INVALID_ARGUMENT, with a BadRequest that names every violation.
+    A value beyond a limit that is stated below is INVALID_ARGUMENT, with a BadRequest that names every violation.
     Renew, Complete and Fail also answer
       NOT_FOUND            when the operation is unknown, expired or not visible to the caller;
       PERMISSION_DENIED    when the lease token is wrong or missing;
@@ -112,11 +110,10 @@ class ProducerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _producer_service_pb2.StartRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_producer_service_pb2.StartResponse, _abc.Awaitable[_producer_service_pb2.StartResponse]]:
-        """Creates a running operation. An answer means that it is stored durably: only then begin the work.
+        """Creates a running operation. When this answers, the operation is durable. Only then begin the work.
 
-        With an idempotency key the call is safe to repeat: the same caller, key and request get the same
-        operation, in whatever state it is by then. Another request under the same key is INVALID_ARGUMENT,
-        reason IDEMPOTENCY_KEY_REUSED.
+        With an idempotency key the call is safe to repeat. The same caller, key and request get the same operation, in the state
+        that it is in by then. Another request under the same key is INVALID_ARGUMENT, reason IDEMPOTENCY_KEY_REUSED.
         """
 
     @_abc_1.abstractmethod
@@ -125,8 +122,8 @@ class ProducerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _producer_service_pb2.RenewRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_producer_service_pb2.RenewResponse, _abc.Awaitable[_producer_service_pb2.RenewResponse]]:
-        """Extends the lease by its full length from now, and reports metadata and progress. It also tells the
-        producer whether cancellation was asked for, so call it a few times within every lease.
+        """Extends the lease by its full length from now, and reports metadata and progress. The answer also says whether
+        cancellation was requested. Call it a few times within every lease.
         """
 
     @_abc_1.abstractmethod
@@ -135,8 +132,8 @@ class ProducerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _producer_service_pb2.CompleteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operation_pb2.Operation, _abc.Awaitable[_operation_pb2.Operation]]:
-        """Ends the operation in success, also when it is cancelling. A repeat with the same token and result is
-        OK and changes nothing.
+        """Ends the operation with success, even while it is being cancelled. A repeat with the same token and result is OK and
+        changes nothing.
         """
 
     @_abc_1.abstractmethod
@@ -145,8 +142,8 @@ class ProducerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _producer_service_pb2.FailRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operation_pb2.Operation, _abc.Awaitable[_operation_pb2.Operation]]:
-        """Ends the operation with an error. A producer that obeys a cancellation fails it with CANCELLED. A repeat
-        with the same token and error is OK and changes nothing.
+        """Ends the operation with an error. To obey a cancellation, use the code CANCELLED. A repeat with the same token and error
+        is OK and changes nothing.
         """
 
 def add_ProducerServiceServicer_to_server(servicer: ProducerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

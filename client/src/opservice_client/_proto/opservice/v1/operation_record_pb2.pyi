@@ -26,13 +26,13 @@ class _CancelPolicy:
 class _CancelPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CancelPolicy.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     CANCEL_POLICY_UNSPECIFIED: _CancelPolicy.ValueType  # 0
-    """Not chosen: IMMEDIATE is meant."""
+    """The same as IMMEDIATE."""
     IMMEDIATE: _CancelPolicy.ValueType  # 1
-    """The server marks it done, CANCELLED, at once; the producer finds out from its next call."""
+    """The server ends the operation at once, with CANCELLED. The producer learns of it from its next call."""
     COOPERATIVE: _CancelPolicy.ValueType  # 2
-    """The server notes the wish and tells the producer, who ends the operation with Complete (success may
-    still win) or Fail. When it does not within the cancel grace period (a setting of the server), the server
-    marks the operation done, CANCELLED.
+    """The server asks the producer to stop. The producer then ends the operation with Fail, or with Complete if the work was
+    finished anyway. If it does neither within the cancel grace period (a setting of the server), the server ends the
+    operation with CANCELLED.
     """
     UNSUPPORTED: _CancelPolicy.ValueType  # 3
     """Cancel answers FAILED_PRECONDITION, reason OPERATION_NOT_CANCELLABLE."""
@@ -41,13 +41,13 @@ class CancelPolicy(_CancelPolicy, metaclass=_CancelPolicyEnumTypeWrapper):
     """What Cancel does to a running operation."""
 
 CANCEL_POLICY_UNSPECIFIED: CancelPolicy.ValueType  # 0
-"""Not chosen: IMMEDIATE is meant."""
+"""The same as IMMEDIATE."""
 IMMEDIATE: CancelPolicy.ValueType  # 1
-"""The server marks it done, CANCELLED, at once; the producer finds out from its next call."""
+"""The server ends the operation at once, with CANCELLED. The producer learns of it from its next call."""
 COOPERATIVE: CancelPolicy.ValueType  # 2
-"""The server notes the wish and tells the producer, who ends the operation with Complete (success may
-still win) or Fail. When it does not within the cancel grace period (a setting of the server), the server
-marks the operation done, CANCELLED.
+"""The server asks the producer to stop. The producer then ends the operation with Fail, or with Complete if the work was
+finished anyway. If it does neither within the cancel grace period (a setting of the server), the server ends the
+operation with CANCELLED.
 """
 UNSUPPORTED: CancelPolicy.ValueType  # 3
 """Cancel answers FAILED_PRECONDITION, reason OPERATION_NOT_CANCELLABLE."""
@@ -84,24 +84,24 @@ class OperationRecord(_message.Message):
 
     @_builtins.property
     def cancel_requested_at(self) -> _timestamp_pb2.Timestamp:
-        """When cancellation was first asked for; unset if it never was. It stays set when the operation ends,
-        also when it ends in success.
+        """When cancellation was first requested. Unset if it never was. It stays set when the operation ends, even with
+        success.
         """
 
     @_builtins.property
     def progress(self) -> Global___Progress:
-        """How far the work has come, as last reported by the producer; unset until then."""
+        """How far the work has come, as last reported by the producer. Unset until the first report."""
 
     @_builtins.property
     def lease_expires_at(self) -> _timestamp_pb2.Timestamp:
-        """When the producer's lease lapses unless renewed. An operation still running then is marked done with
-        ABORTED, reason LEASE_EXPIRED. Unset for an operation without a lease, and once done.
+        """When the producer's lease expires unless it is renewed. If the operation is still running then, the server ends it with
+        ABORTED, reason LEASE_EXPIRED. Unset for an operation without a lease, and for a done operation.
         """
 
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
-        """When the record may be deleted, and reads begin to answer NOT_FOUND: the retention period, counted
-        from the operation's end. Unset while it is running.
+        """When the retention period is over. From then on, reads answer NOT_FOUND, and the server deletes the record. The period
+        begins with the operation's end. Unset while it is running.
         """
 
     def __init__(
@@ -127,7 +127,7 @@ Global___OperationRecord: _TypeAlias = OperationRecord  # noqa: Y015
 
 @_typing.final
 class Progress(_message.Message):
-    """How far the work has come. Meant for people and progress bars: the server draws no conclusion from it."""
+    """How far the work has come. It is for people and progress bars. The server does not act on it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -138,7 +138,7 @@ class Progress(_message.Message):
     done: _builtins.int
     """Units of work finished. Not negative."""
     total: _builtins.int
-    """Units of work in all; 0 when not known. Not negative. It may change as the work becomes clearer."""
+    """Units of work in all. 0 means unknown. Not negative. It may change while the work goes on."""
     unit: _builtins.str
     """What is counted: `bytes`, `layers`, `%`."""
     message: _builtins.str

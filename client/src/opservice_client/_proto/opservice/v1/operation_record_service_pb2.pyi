@@ -53,26 +53,23 @@ class ListOperationRecordsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
-    """Lists the operations of this collection, exactly as it was given to Start. At most 256 characters;
-    empty lists those that have no parent, and `-` those of all parents.
+    """The parent whose operations to list, exactly as it was given to Start. At most 256 characters. Empty lists the
+    operations without a parent, and `-` those of all parents.
     """
     page_size: _builtins.int
-    """How many records to return at most. The page may hold fewer, even none, though others follow: when they
-    are large, or when the filter leaves out nearly all. 0 means 100, more than 1000 means 1000, and a
-    negative number is INVALID_ARGUMENT.
+    """The most records to return. 0 means 100, more than 1000 means 1000, and a negative number is INVALID_ARGUMENT. A page may
+    have fewer records, even none, although others follow: when they are large, or when few match the filter.
     """
     page_token: _builtins.str
-    """`next_page_token` of the page before; empty for the first page. `parent` and `filter` must be as they
-    were there; `page_size` may change. A token of another list, or that did not come from a server like
-    this, is INVALID_ARGUMENT.
+    """`next_page_token` of the previous page. Empty for the first page. `parent` and `filter` must be the same as there.
+    `page_size` may change. A token of another list, or one that no opservice made, is INVALID_ARGUMENT.
     """
     filter: _builtins.str
-    """Narrows the list; empty narrows nothing. A filter as in AIP-160, over `id`, `done`, `created_by`,
+    """Lists only what matches. Empty matches everything. A filter as in AIP-160, over `id`, `done`, `created_by`,
     `method`, `description`, `created_at`, `modified_at` and `error.code`, for example
       done = false AND (created_by = "alice" OR created_at > "2026-01-02T03:04:05Z")
     OR binds more tightly than AND. At most 2048 characters, 100 comparisons and 100 pairs of
-    parentheses. A filter that the server does not understand is INVALID_ARGUMENT that points at the
-    place, never ignored.
+    parentheses. A filter that the server does not understand is INVALID_ARGUMENT, and the message shows the place.
     """
     def __init__(
         self,
@@ -99,7 +96,7 @@ class ListOperationRecordsResponse(_message.Message):
     OPERATION_RECORDS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Asks for the next page; empty after the last, and only then."""
+    """The token of the next page. Empty after the last page, and only then."""
     @_builtins.property
     def operation_records(self) -> _containers.RepeatedCompositeFieldContainer[_operation_record_pb2.OperationRecord]:
         """The records, each as it was when the page was read."""
@@ -130,8 +127,8 @@ class WaitOperationRecordRequest(_message.Message):
     """1 to 128 characters, none of them control characters."""
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
-        """How long to wait at most. Not negative. Unset, or longer than the server's cap (50 seconds by default),
-        means the cap; 0 returns at once.
+        """The longest time to wait. Not negative. 0 returns at once. Unset, or longer than the server's limit (50 seconds by
+        default), means that limit.
         """
 
     def __init__(
