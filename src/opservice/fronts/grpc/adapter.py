@@ -107,7 +107,8 @@ class GrpcCall(Call):
 
     def __init__(self, route: _Route, received: Any, context: Context) -> None:
         # The peer is asked for at once: when grpc has freed the call, asking crashes the process.
-        super().__init__(context.peer(), cast("Headers", context.invocation_metadata() or ()))
+        headers: Any = context.invocation_metadata() or ()
+        super().__init__(context.peer(), headers)
         self._route = route
         self._received = received
         self._context = context
