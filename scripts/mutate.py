@@ -70,6 +70,8 @@ class Mutant:
     new: str
     killed_by: str = ""
     """The tests that noticed it; empty while none has."""
+    noticed: str = ""
+    """The first test that failed, and how."""
     met: list[str] = field(default_factory=list)
     """What tests it has survived."""
 
@@ -278,6 +280,9 @@ def run(mutants: Sequence[Mutant], tree: Path, tests: dict[tuple[str, int], list
                     mutant.met.append(name)
             else:
                 mutant.killed_by = name
+                told = (tree / "pytest.log").read_text(errors="replace").splitlines()
+                failed = [line for line in told if line.startswith(("FAILED", "ERROR"))]
+                mutant.noticed = failed[0] if failed else "the time was over"
         mutant.undo(tree)
         state = (mutant.killed_by and "killed") or "SURVIVED"
         print(f"{state:8} {mutant}", flush=True)

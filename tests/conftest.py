@@ -11,7 +11,7 @@ from typing import Literal
 
 import psycopg
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from opservice.store.engine import Database, open_database
 from opservice.store.migrations import migrate
@@ -24,8 +24,10 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 # Few examples while somebody waits for the tests; CI asks for many: --hypothesis-profile=many.
-settings.register_profile("few", max_examples=40)
-settings.register_profile("many", max_examples=200)
+# No test asserts how long anything takes, and neither does Hypothesis.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("few", unhurried, max_examples=40)
+settings.register_profile("many", unhurried, max_examples=200)
 settings.load_profile("few")
 
 

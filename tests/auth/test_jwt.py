@@ -350,7 +350,10 @@ CLAIMS = st.dictionaries(
 )
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None,
+    suppress_health_check=[*settings().suppress_health_check, HealthCheck.function_scoped_fixture],
+)
 @given(CLAIMS | JSON, st.dictionaries(st.sampled_from(["alg", "kid", "typ", "crit", "cty"]), JSON))
 def test_whatever_is_signed_is_accepted_or_refused(
     tmp_path: Path, claims: Any, header: dict[str, object]

@@ -159,7 +159,7 @@ any_parent = st.sampled_from([None, *PARENTS])
 examples = settings(
     max_examples=settings().max_examples // 4,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[*settings().suppress_health_check, HealthCheck.function_scoped_fixture],
 )
 
 
