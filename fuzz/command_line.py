@@ -21,10 +21,13 @@ from opservice._proto.opservice.v1.operation_record_service_pb2 import ListOpera
 from opservice._proto.opservice.v1.producer_service_pb2 import StartResponse
 from opservice.cli.connection import Connection
 from opservice.cli.payloads import Payloads
+from opservice_client import Producer
 from shapes import encoded, json_of
 
 _NO_SERVER = "unix:/nonexistent/opservice"
-_PAYLOADS = Payloads(Connection(_NO_SERVER, grpc.insecure_channel(_NO_SERVER), None, 1.0), [])
+_CHANNEL = grpc.insecure_channel(_NO_SERVER)
+_CONNECTION = Connection(_NO_SERVER, _CHANNEL, None, 1.0, lambda: Producer(_NO_SERVER))
+_PAYLOADS = Payloads(_CONNECTION, [])
 _KINDS: list[Descriptor] = [
     *REQUESTS.values(),
     *(

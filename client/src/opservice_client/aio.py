@@ -59,7 +59,8 @@ class Producer:
 
     `target` is opservice's address; several replicas may stand behind it (`dns:///name:port`).
     `credentials` make it TLS. `token` is sent as `authorization: Bearer`; a function is called for each
-    attempt, in a thread unless it is a coroutine function. `call_metadata` goes with every call.
+    attempt, in a thread unless it is a coroutine function. `tls_server_name` is the name to expect in the
+    server's certificate, unless it is that of `target`. `call_metadata` goes with every call.
     `start_timeout` bounds how long a Start is retried, `result_timeout` how long a result is.
     `cancel_grace` is how long work that is interrupted may take to clean up: past it the operation ends
     with ABORTED, whatever the work does. `encode` makes messages of results and metadata; see
@@ -74,6 +75,7 @@ class Producer:
         *,
         credentials: grpc.ChannelCredentials | None = None,
         token: Token = None,
+        tls_server_name: str | None = None,
         call_metadata: CallMetadata = (),
         start_timeout: timedelta = timedelta(seconds=10),
         result_timeout: timedelta = timedelta(minutes=5),
@@ -87,6 +89,7 @@ class Producer:
         self._target = target
         self._credentials = credentials
         self._token = token
+        self._tls_server_name = tls_server_name
         self._call_metadata = call_metadata
         self._start_timeout = start_timeout
         self._result_timeout = result_timeout
@@ -166,7 +169,13 @@ class Producer:
         loop = asyncio.get_running_loop()
         if loop not in self._sessions:
             self._sessions[loop] = _Session(
-                Connection(self._target, self._credentials, self._token, self._call_metadata)
+                Connection(
+                    self._target,
+                    self._credentials,
+                    self._token,
+                    self._call_metadata,
+                    self._tls_server_name,
+                )
             )
         return self._sessions[loop]
 

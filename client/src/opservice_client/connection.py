@@ -84,11 +84,13 @@ class Connection:
         credentials: grpc.ChannelCredentials | None,
         token: Token,
         call_metadata: CallMetadata,
+        tls_server_name: str | None = None,
     ) -> None:
         self._target = target
         self._credentials = credentials
         self._token = token
         self._call_metadata = tuple(call_metadata)
+        self._tls_server_name = tls_server_name
         self._keepalive = DEFAULT_LEASE
         self._calls: _Channel | None = None
         # There is a watch for each operation that runs; their streams must not keep renewals waiting, nor
@@ -202,7 +204,7 @@ class Connection:
 
     def _new_channel(self) -> _Channel:
         milliseconds = int(attempt_seconds(self._keepalive) * 1000)
-        options = [
+        options: list[tuple[str, str | int]] = [
             # By default a channel that lost its server tries again only every two minutes.
             ("grpc.initial_reconnect_backoff_ms", 200),
             ("grpc.min_reconnect_backoff_ms", 1_000),
@@ -219,6 +221,8 @@ class Connection:
         ]
         if self._credentials is None:
             return _Channel(grpc.aio.insecure_channel(self._target, options))
+        if self._tls_server_name:
+            options.append(("grpc.ssl_target_name_override", self._tls_server_name))
         return _Channel(grpc.aio.secure_channel(self._target, self._credentials, options))
 
     def _replace(self, channel: _Channel) -> None:

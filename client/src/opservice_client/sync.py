@@ -58,6 +58,7 @@ class Producer:
         *,
         credentials: grpc.ChannelCredentials | None = None,
         token: Token = None,
+        tls_server_name: str | None = None,
         call_metadata: CallMetadata = (),
         start_timeout: timedelta = timedelta(seconds=10),
         result_timeout: timedelta = timedelta(minutes=5),
@@ -68,6 +69,7 @@ class Producer:
             target,
             credentials=credentials,
             token=token,
+            tls_server_name=tls_server_name,
             call_metadata=call_metadata,
             start_timeout=start_timeout,
             result_timeout=result_timeout,
@@ -157,6 +159,11 @@ class Work:
     @property
     def id(self) -> str:
         return self._work.id
+
+    @property
+    def lease_token(self) -> str:
+        """The secret with which ProducerService is called for it: for a child process that reports."""
+        return self._work.lease_token
 
     def run(
         self,

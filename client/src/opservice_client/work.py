@@ -152,6 +152,11 @@ class Work:
     def id(self) -> str:
         return self.operation.id
 
+    @property
+    def lease_token(self) -> str:
+        """The secret with which ProducerService is called for it: for a child process that reports."""
+        return self._token
+
     def run(
         self,
         function: Callable[Concatenate[Work, P], Awaitable[Any]],

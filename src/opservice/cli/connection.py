@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Self, TypeVar
@@ -19,6 +20,7 @@ from opservice._proto.opservice.v1.operation_record_service_pb2_grpc import (
 from opservice._proto.opservice.v1.producer_service_pb2_grpc import ProducerServiceStub
 from opservice._proto.yandex.cloud.operation.operation_service_pb2_grpc import OperationServiceStub
 from opservice.cli.exits import CommandFailed, Exit, worst
+from opservice_client import Producer
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
@@ -34,13 +36,25 @@ _EXITS = {
 }
 
 
+def exit_code_of(code: grpc.StatusCode) -> Exit:
+    """The exit code of a command whose call was answered with this code."""
+    return _EXITS.get(code, Exit.ERROR)
+
+
 class Connection:
     """A channel to the server, the stubs on it, and the metadata that goes with each call."""
 
     def __init__(
-        self, address: str, channel: grpc.Channel, token: str | None, call_seconds: float
+        self,
+        address: str,
+        channel: grpc.Channel,
+        token: str | None,
+        call_seconds: float,
+        new_producer: Callable[[], Producer],
     ) -> None:
         self.address = address
+        self.new_producer = new_producer
+        """Makes a producer that talks to this server, as this caller."""
         self.channel = channel
         self.metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._call_seconds = call_seconds
@@ -66,8 +80,7 @@ class Connection:
         return method(request, timeout=self._call_seconds, metadata=self.metadata)
 
     def failed(self, error: grpc.RpcError) -> CommandFailed:
-        exit_code = _EXITS.get(error.code(), Exit.ERROR)
-        return CommandFailed(describe(self.address, error), exit_code)
+        return CommandFailed(describe(self.address, error), exit_code_of(error.code()))
 
 
 class Calls:

@@ -60,6 +60,7 @@ def get_command(connection: Connection, output: Output, ids: tuple[str, ...]) ->
     metavar="FILTER",
     help="List only what matches, such as 'done = false' (AIP-160).",
 )
+@click.option("--running", is_flag=True, help="List only operations that are not done.")
 @click.option("--limit", type=click.IntRange(min=1), help="List at most this many.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only the ids.")
 def list_command(
@@ -68,6 +69,7 @@ def list_command(
     parent: str,
     all_parents: bool,
     filter_: str,
+    running: bool,
     limit: int | None,
     quiet: bool,
 ) -> None:
@@ -76,13 +78,16 @@ def list_command(
     Without --parent and --all-parents, lists the operations that have no parent.
 
     \b
+    opservice list --all-parents --running
     opservice list --all-parents --limit 20
     opservice list --parent folders/b1g… --filter 'done = false'
     opservice list --filter 'error.code = 5' --format json | jq -r '.[].operation.id'
-    opservice cancel $(opservice list -q --filter 'done = false AND created_by = "me"')
+    opservice cancel $(opservice list -q --running --filter 'created_by = "me"')
     """
     if all_parents and parent:
         raise click.UsageError("give either --parent or --all-parents")
+    if running:
+        filter_ = f"({filter_}) AND done = false" if filter_.strip() else "done = false"
     request = pb.ListOperationRecordsRequest(
         parent=_ALL_PARENTS if all_parents else parent, filter=filter_
     )

@@ -13,7 +13,7 @@ from google.protobuf.json_format import MessageToDict
 from google.rpc.status_pb2 import Status
 
 from opservice._proto.opservice.v1.operation_record_pb2 import OperationRecord
-from opservice._proto.opservice.v1.producer_service_pb2 import StartResponse
+from opservice._proto.opservice.v1.producer_service_pb2 import RenewResponse, StartResponse
 from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
 from opservice.cli.connection import Connection
 from opservice.cli.payloads import Payloads
@@ -81,6 +81,16 @@ class Output:
             print_line(answer.operation)
         else:
             self._print({"operation": self._operation(answer.operation), "owned": answer.owned})
+
+    def renewed(self, answer: RenewResponse) -> None:
+        if self.format == "table":
+            print_line(answer.operation, cancelling=answer.cancel_requested)
+        else:
+            bare = RenewResponse()
+            bare.CopyFrom(answer)
+            bare.ClearField("operation")
+            shown = MessageToDict(bare, always_print_fields_with_no_presence=True)
+            self._print({"operation": self._operation(answer.operation), **shown})
 
     def event(self, record: OperationRecord) -> None:
         """Prints one state of a watched operation, as a line or a document."""

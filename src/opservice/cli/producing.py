@@ -1,4 +1,4 @@
-"""`opservice start`, `complete` and `fail`: work that a script does, as an operation."""
+"""`opservice start`, `renew`, `report`, `complete` and `fail`: work that a script does, as an operation."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from google.protobuf.message import Message
 from google.rpc.code_pb2 import Code
 from google.rpc.status_pb2 import Status
 
-from opservice._proto.opservice.v1.operation_record_pb2 import CancelPolicy
+from opservice._proto.opservice.v1.operation_record_pb2 import CancelPolicy, Progress
 from opservice._proto.opservice.v1.producer_service_pb2 import (
     CompleteRequest,
     FailRequest,
+    RenewRequest,
     StartRequest,
 )
 from opservice.cli.connection import Connection
+from opservice.cli.exits import Exit
 from opservice.cli.output import Output, output_options
 from opservice.cli.parameters import Duration
 from opservice.cli.target import read_secret, server_options
@@ -104,6 +106,62 @@ def start_command(
     output.started(_called(connection, connection.producer.Start, request), quiet=quiet)
 
 
+@click.command("renew")
+@click.argument("id_", metavar="ID")
+@server_options()
+@output_options
+@_lease_token_option
+def renew_command(
+    connection: Connection, output: Output, id_: str, lease_token_file: Path | None
+) -> None:
+    """Renew the lease of an operation.
+
+    The exit code is 4 when a cancel of the operation was requested: stop the work, and end the operation.
+
+    \b
+    opservice renew ops3f1…
+    """
+    _renew(connection, output, RenewRequest(operation_id=id_), lease_token_file)
+
+
+@click.command("report")
+@click.argument("id_", metavar="ID", envvar="OPSERVICE_OPERATION_ID")
+@server_options()
+@output_options
+@_lease_token_option
+@click.option("--done", type=click.IntRange(min=0), help="How much is done.")
+@click.option("--total", type=click.IntRange(min=0), help="How much there is to do.")
+@click.option("--unit", default="", help="What is counted, such as files.")
+@click.option("--message", default="", help="What is being done now, for people.")
+@_metadata_option
+def report_command(
+    connection: Connection,
+    output: Output,
+    id_: str,
+    lease_token_file: Path | None,
+    done: int | None,
+    total: int | None,
+    unit: str,
+    message: str,
+    metadata: str | None,
+) -> None:
+    """Report the progress of an operation, and renew its lease.
+
+    A command that `opservice run` runs needs neither the ID nor the lease token: they are in its
+    environment. The exit code is 4 when a cancel of the operation was requested.
+
+    \b
+    opservice report ops3f1… --done 3 --total 10 --unit files
+    """
+    progress = Progress(done=done or 0, total=total or 0, unit=unit, message=message)
+    request = RenewRequest(
+        operation_id=id_,
+        progress=progress if progress != Progress() or done is not None else None,
+        metadata=output.payloads.from_json("--metadata", metadata),
+    )
+    _renew(connection, output, request, lease_token_file)
+
+
 @click.command("complete")
 @click.argument("id_", metavar="ID")
 @server_options()
@@ -172,6 +230,16 @@ def fail_command(
         metadata=output.payloads.from_json("--metadata", metadata),
     )
     output.operations([_called(connection, connection.producer.Fail, request)], many=False)
+
+
+def _renew(
+    connection: Connection, output: Output, request: RenewRequest, token_file: Path | None
+) -> None:
+    request.lease_token = _lease_token(token_file)
+    answer = _called(connection, connection.producer.Renew, request)
+    output.renewed(answer)
+    if answer.cancel_requested:
+        click.get_current_context().exit(Exit.CANCELLED)
 
 
 def _called(

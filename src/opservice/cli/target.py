@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import ssl
 from collections.abc import Callable
+from datetime import timedelta
 from os import environ
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ import grpc
 from opservice.cli.connection import Connection
 from opservice.cli.parameters import Duration
 from opservice.common.tls_files import TlsFilesUnusable, explain_unreadable, load_tls_files
+from opservice_client import Producer
 from opservice_client.targets import is_loopback
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -105,7 +107,16 @@ def server_options(timeout: str | None = "10s") -> Callable[[Command], Command]:
                     f"a token is not sent to {server} in plaintext: use --tls or --tls-ca"
                 )
             channel = _channel(server, credentials, tls_server_name)
-            with Connection(server, channel, token, call_timeout / 1e6) as connection:
+            new_producer = functools.partial(
+                Producer,
+                server,
+                credentials=credentials,
+                token=token,
+                tls_server_name=tls_server_name,
+                start_timeout=timedelta(microseconds=call_timeout),
+            )
+            seconds = call_timeout / 1e6
+            with Connection(server, channel, token, seconds, new_producer) as connection:
                 return command(connection, **others)
 
         options: list[Callable[[Any], Any]] = list(_OPTIONS)
