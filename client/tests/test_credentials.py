@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,25 @@ def test_a_start_that_is_not_authenticated_fails_at_once(
 
     with pytest.raises(StartFailed, match="the token service is away") as caught:
         connect(server.address, token=none).start()
+    assert caught.value.code == grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_a_token_that_does_not_come_fails_the_start_in_time(
+    connect: Connect, server: ServerProcess
+) -> None:
+    come = threading.Event()
+
+    def late() -> str:
+        come.wait(60)
+        return "x"
+
+    producer = connect(server.address, token=late, start_timeout=timedelta(milliseconds=200))
+    try:
+        with pytest.raises(StartFailed, match="the token could not be had: TimeoutError") as caught:
+            producer.start()
+        assert not come.is_set()
+    finally:
+        come.set()
     assert caught.value.code == grpc.StatusCode.UNAUTHENTICATED
 
 

@@ -157,11 +157,9 @@ class Connection:
         channel = self._calls
         try:
             with self._in_use(channel):
-                return await method(channel.stubs)(
-                    request,
-                    timeout=max(seconds, _SHORTEST_ATTEMPT_SECONDS),
-                    metadata=await self._metadata(),
-                )
+                seconds = max(seconds, _SHORTEST_ATTEMPT_SECONDS)
+                metadata = await self._metadata(seconds)
+                return await method(channel.stubs)(request, timeout=seconds, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
                 self._replace(channel)
@@ -173,7 +171,7 @@ class Connection:
         async with free:
             records = channel.stubs.watch(
                 WatchOperationRecordRequest(operation_id=operation_id),
-                metadata=await self._metadata(),
+                metadata=await self._metadata(_LONGEST_ATTEMPT_SECONDS),
             )
             try:
                 async for record in records:
@@ -188,14 +186,14 @@ class Connection:
         self._watches.append((self._new_channel(), asyncio.Semaphore(_WATCHES_PER_CONNECTION)))
         return self._watches[-1]
 
-    async def _metadata(self) -> CallMetadata:
-        """Raises AioRpcError, UNAUTHENTICATED, when there is no token to be had."""
+    async def _metadata(self, seconds: float) -> CallMetadata:
+        """Raises AioRpcError, UNAUTHENTICATED, when there is no token to be had within this time."""
         if self._token is None:
             return self._call_metadata
         token: object = self._token
         if callable(token):
             try:
-                token = await _called(token)
+                token = await asyncio.wait_for(_called(token), seconds)
             except Exception as error:
                 raise _unauthenticated(f"the token could not be had: {error!r}") from error
         if not isinstance(token, str):
