@@ -17,7 +17,7 @@ _ENDED_BY_SIGNALS = ["env", "--default-signal=INT,QUIT"]
 
 @contextmanager
 def running(server: ServerProcess, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """The command with pipes, ended at the latest with the block."""
+    """The command with pipes and without a terminal, ended at the latest with the block."""
     environment = clean_environment(OPSERVICE_SERVER=server.address)
     with subprocess.Popen(
         [*_ENDED_BY_SIGNALS, *command_line(arguments, {})],
@@ -25,6 +25,7 @@ def running(server: ServerProcess, *arguments: str) -> Iterator[subprocess.Popen
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     ) as process:
         try:
             yield process

@@ -7,17 +7,21 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import pytest
-from google.protobuf.struct_pb2 import Struct
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.wrappers_pb2 import StringValue
 from google.rpc.code_pb2 import Code
 from google.rpc.error_details_pb2 import ErrorInfo
 
 from cli.conftest import Run
-from cli.processes import running
+from cli.processes import on_a_terminal, running
 from opservice._proto.opservice.v1 import operation_record_service_pb2 as pb
 from opservice._proto.opservice.v1.operation_record_pb2 import OperationRecord
+from opservice.cli.child import signals_kept
+from opservice_client import Producer, Work
+from opservice_client.aio import StartOptions
 from support.certificates import Authority
 from support.client import TOKEN, Client, unpacked
 from support.server import ServerProcess, eventually, serving
@@ -27,6 +31,16 @@ import signal, sys
 signal.signal(signal.SIGTERM, lambda *_: sys.exit({}))
 print(flush=True)
 signal.pause()
+"""
+COUNT = """
+import signal, sys, time
+times = []
+signal.signal(signal.SIGINT, lambda *_: times.append(1))
+print("ready", flush=True)
+while not times:
+    time.sleep(0.01)
+time.sleep(0.3)
+sys.exit(10 + len(times))
 """
 REPORT = """
 import subprocess, sys
@@ -52,7 +66,7 @@ def test_a_command_that_exits_with_0_completes_the_operation(run: Run, client: C
 
     assert result.exit_code == 0
     assert (operation.description, operation.created_by) == ("d", "cron")
-    assert unpacked(operation.response, Struct)["exitCode"] == 0
+    assert operation.response.Is(Empty.DESCRIPTOR)
 
 
 def test_a_command_that_fails_fails_the_operation_and_gives_its_exit_code(
@@ -72,7 +86,7 @@ def test_a_command_that_a_signal_ends_has_the_exit_code_of_a_shell(
     result = run("run", *python("import os; os.kill(os.getpid(), 9)"))
 
     assert result.exit_code == 128 + signal.SIGKILL
-    assert client.get(id_of(result.stderr)).error.message == "The command exited with 137"
+    assert client.get(id_of(result.stderr)).error.message == "The command was ended by SIGKILL"
 
 
 @pytest.mark.parametrize(("command", "code"), [("./nowhere", 127), ("/", 126)])
@@ -83,7 +97,9 @@ def test_a_command_that_cannot_be_run_fails_the_operation(
 
     assert result.exit_code == code
     assert f"cannot run {command}: " in result.stderr
-    assert client.get(id_of(result.stderr)).error.code == Code.UNKNOWN
+    error = client.get(id_of(result.stderr)).error
+    assert error.code == Code.UNKNOWN
+    assert error.message.startswith("The command could not be run: ")
 
 
 def test_the_command_gets_sigterm_when_the_operation_is_cancelled(server: ServerProcess) -> None:
@@ -109,16 +125,82 @@ def test_a_command_that_ignores_sigterm_is_killed_after_a_while(server: ServerPr
         assert process.wait(60) == 128 + signal.SIGKILL
 
 
-def test_a_signal_is_passed_on_to_the_command(server: ServerProcess) -> None:
-    with running(server, "run", *python(WAIT.format(5))) as process:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_is_passed_on_to_the_command(server: ServerProcess, number: int) -> None:
+    program = WAIT.format(5).replace("signal.SIGTERM", str(int(number)))
+    with running(server, "run", *python(program)) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.readline()
         id_ = id_of(process.stderr.readline())
-        process.terminate()
+        process.send_signal(number)
 
         assert process.wait(60) == 5
     assert server.client.get(id_).error.message == "The command exited with 5"
+
+
+def test_the_command_gets_ctrl_c_of_its_terminal_once(server: ServerProcess) -> None:
+    code, shown = on_a_terminal(server, "run", *python(COUNT), press=("ready", "\x03"))
+
+    assert code == 11, shown
+    assert server.client.get(id_of(shown)).error.message == "The command exited with 11"
+
+
+def test_a_signal_that_is_ignored_stays_ignored_in_the_command_as_under_nohup(run: Run) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        result = run("run", *python("import os; os.kill(os.getppid(), 1); os.kill(os.getpid(), 1)"))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+    assert result.exit_code == 0
+
+
+def test_a_signal_before_the_command_runs_ends_the_operation_without_it(
+    run: Run, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = Producer.start
+
+    def interrupted(producer: Producer, **options: Unpack[StartOptions]) -> Work:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return start(producer, **options)
+
+    monkeypatch.setattr(Producer, "start", interrupted)
+    result = run("run", *python(f"open({str(tmp_path / 'ran')!r}, 'w')"))
+
+    assert result.exit_code == 128 + signal.SIGTERM
+    assert not (tmp_path / "ran").exists()
+    error = client.get(id_of(result.stderr)).error
+    assert error.message == "The command was not run, because of SIGTERM"
+
+
+@pytest.mark.slow
+def test_the_command_outlives_its_server_and_the_result_is_sent_when_it_is_back(
+    tmp_path: Path,
+) -> None:
+    with serving(tmp_path, f"sqlite:///{tmp_path}/operations.db") as server:
+        with running(server, "run", *python(WAIT.format(5))) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.readline()
+            id_ = id_of(process.stderr.readline())
+            server.kill()
+            process.terminate()
+            assert "opservice: " in process.stderr.readline()  # that the server does not answer
+            server.start()
+
+            assert process.wait(60) == 5
+        assert server.client.get(id_).error.message == "The command exited with 5"
+
+
+def test_the_second_signal_after_the_command_gives_up_sending_the_result() -> None:
+    with signals_kept() as signals:
+        signals.command_ended()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(SystemExit) as ended:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert ended.value.code == 128 + signal.SIGTERM
 
 
 def test_the_lease_is_renewed_while_the_command_runs(server: ServerProcess) -> None:
@@ -157,8 +239,9 @@ def test_a_server_that_is_away_is_said_and_nothing_is_run(run: Run, tmp_path: Pa
 def test_the_command_can_report_with_what_is_in_its_environment(
     run: Run, client: Client, server: ServerProcess
 ) -> None:
-    arguments = ["report", "--server", server.address, "--done", "3", "--total", "10"]
-    result = run("run", *python(REPORT.format([*arguments, "--unit", "files"])))
+    arguments = ["report", "--done", "3", "--total", "10", "--unit", "files"]
+    program = python(REPORT.format(arguments))
+    result = run("run", "--server", server.address, *program, OPSERVICE_SERVER="unix:/nowhere")
 
     progress = record(client, id_of(result.stderr)).progress
     assert result.exit_code == 0, result.stderr
@@ -173,6 +256,31 @@ def test_renew_extends_the_lease_and_says_so(run: Run, client: Client) -> None:
     assert result.exit_code == 0
     assert answer["operation"]["id"] == id_
     assert answer["cancelRequested"] is False
+
+
+def test_renew_takes_progress_along(run: Run, client: Client) -> None:
+    id_ = client.started(lease_token=TOKEN)
+    run("renew", id_, "--done", "0", "--message", "Dumping", OPSERVICE_LEASE_TOKEN=TOKEN)
+
+    assert record(client, id_).progress.message == "Dumping"
+
+
+def test_report_without_anything_to_report_is_a_usage_error(run: Run) -> None:
+    result = run("report", "ops1")
+
+    assert result.exit_code == 2
+    assert "nothing to report" in result.stderr
+
+
+def test_the_metadata_of_the_operation_is_given_as_json(run: Run, client: Client) -> None:
+    metadata = '{"@type": "type.googleapis.com/google.protobuf.StringValue", "value": "x"}'
+    result = run("run", "--metadata", metadata, *python("pass"))
+
+    assert unpacked(client.get(id_of(result.stderr)).metadata, StringValue).value == "x"
+
+
+def test_quiet_prints_nothing(run: Run) -> None:
+    assert run("run", "-q", *python("pass")).stderr == ""
 
 
 @pytest.mark.parametrize("command", [["renew"], ["report", "--done", "1"]])

@@ -79,13 +79,14 @@ def cli() -> None:
       1    something unexpected
       2    wrong usage
       3    wait, watch: the operation failed
-      4    wait, watch: the operation was cancelled
+      4    wait, watch: the operation was cancelled; renew, report: a cancel was requested
       5    wait, watch: it was not done within --timeout
       6    there is no such operation
       7    the server could not be reached, or cannot serve at the moment
       8    the server refused the request
       130  interrupted (Ctrl-C)
     With several ids, the exit code is the first of 1, 7, 8, 6, 5, 3, 4, 0 that applies to any.
+    `run` has the exit code of its command.
     """
 
 

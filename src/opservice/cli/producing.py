@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from os import environ
 from pathlib import Path
@@ -38,9 +39,42 @@ _lease_token_option = click.option(
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="File with the lease token. Default: the variable OPSERVICE_LEASE_TOKEN.",
 )
-_metadata_option = click.option(
+metadata_option = click.option(
     "--metadata", metavar="JSON", help="What the operation works on, " + _PAYLOAD
 )
+
+
+def _renewal_options(command: Command) -> Command:
+    """The options of a RenewRequest: the command gets the file of its lease token, and what is new."""
+
+    @server_options()
+    @output_options
+    @_lease_token_option
+    @click.option("--done", type=click.IntRange(min=0), help="How much is done.")
+    @click.option("--total", type=click.IntRange(min=0), help="How much there is to do.")
+    @click.option("--unit", default="", help="What is counted, such as files.")
+    @click.option("--message", default="", help="What is being done now, for people.")
+    @metadata_option
+    @functools.wraps(command)
+    def with_news(
+        connection: Connection,
+        output: Output,
+        lease_token_file: Path | None,
+        done: int | None,
+        total: int | None,
+        unit: str,
+        message: str,
+        metadata: str | None,
+        **others: Any,
+    ) -> Any:
+        news = RenewRequest(metadata=output.payloads.from_json("--metadata", metadata))
+        if done is not None or total is not None or unit or message:
+            news.progress.CopyFrom(
+                Progress(done=done or 0, total=total or 0, unit=unit, message=message)
+            )
+        return command(connection, output, token_file=lease_token_file, news=news, **others)
+
+    return with_news  # type: ignore[return-value] # click calls it with the options by name
 
 
 @click.command("start")
@@ -73,7 +107,7 @@ _metadata_option = click.option(
     help="With the same key, the same call returns the same operation.",
 )
 @click.option("--id-prefix", default="", help="First 3 characters of the id.")
-@_metadata_option
+@metadata_option
 @click.option("-q", "--quiet", is_flag=True, help="Print only the id.")
 def start_command(
     connection: Connection,
@@ -107,59 +141,45 @@ def start_command(
 
 
 @click.command("renew")
-@click.argument("id_", metavar="ID")
-@server_options()
-@output_options
-@_lease_token_option
+@click.argument("id_", metavar="ID", envvar="OPSERVICE_OPERATION_ID")
+@_renewal_options
 def renew_command(
-    connection: Connection, output: Output, id_: str, lease_token_file: Path | None
+    connection: Connection, output: Output, id_: str, token_file: Path | None, news: RenewRequest
 ) -> None:
-    """Renew the lease of an operation.
+    """Renew the lease of an operation: say that its work goes on.
+
+    For a script that does the work itself and calls this three times in each lease. Progress may go along.
+    `opservice run` renews the lease on its own.
 
     The exit code is 4 when a cancel of the operation was requested: stop the work, and end the operation.
 
     \b
     opservice renew ops3f1…
+    opservice renew ops3f1… --done 3 --total 10 --unit files
     """
-    _renew(connection, output, RenewRequest(operation_id=id_), lease_token_file)
+    _renew(connection, output, id_, token_file, news)
 
 
 @click.command("report")
 @click.argument("id_", metavar="ID", envvar="OPSERVICE_OPERATION_ID")
-@server_options()
-@output_options
-@_lease_token_option
-@click.option("--done", type=click.IntRange(min=0), help="How much is done.")
-@click.option("--total", type=click.IntRange(min=0), help="How much there is to do.")
-@click.option("--unit", default="", help="What is counted, such as files.")
-@click.option("--message", default="", help="What is being done now, for people.")
-@_metadata_option
+@_renewal_options
 def report_command(
-    connection: Connection,
-    output: Output,
-    id_: str,
-    lease_token_file: Path | None,
-    done: int | None,
-    total: int | None,
-    unit: str,
-    message: str,
-    metadata: str | None,
+    connection: Connection, output: Output, id_: str, token_file: Path | None, news: RenewRequest
 ) -> None:
-    """Report the progress of an operation, and renew its lease.
+    """Report the progress of an operation: show people how far its work is.
 
-    A command that `opservice run` runs needs neither the ID nor the lease token: they are in its
-    environment. The exit code is 4 when a cancel of the operation was requested.
+    Replaces the progress that was reported before, and renews the lease as `opservice renew` does. A
+    command that `opservice run` runs needs neither the ID nor the lease token: they are in its environment.
+
+    The exit code is 4 when a cancel of the operation was requested: stop the work, and end the operation.
 
     \b
     opservice report ops3f1… --done 3 --total 10 --unit files
+    opservice run -- sh -c 'opservice report --message "Dumping"; pg_dump --file backup.sql production'
     """
-    progress = Progress(done=done or 0, total=total or 0, unit=unit, message=message)
-    request = RenewRequest(
-        operation_id=id_,
-        progress=progress if progress != Progress() or done is not None else None,
-        metadata=output.payloads.from_json("--metadata", metadata),
-    )
-    _renew(connection, output, request, lease_token_file)
+    if news == RenewRequest():
+        raise click.UsageError("nothing to report: give --done, --total, --message or --metadata")
+    _renew(connection, output, id_, token_file, news)
 
 
 @click.command("complete")
@@ -172,7 +192,7 @@ def report_command(
     metavar="JSON",
     help="The result, " + _PAYLOAD + " Default: google.protobuf.Empty.",
 )
-@_metadata_option
+@metadata_option
 def complete_command(
     connection: Connection,
     output: Output,
@@ -208,7 +228,7 @@ def complete_command(
     help="The code of the error (google.rpc.Code).",
 )
 @click.option("--message", default="", help="The reason, for people.")
-@_metadata_option
+@metadata_option
 def fail_command(
     connection: Connection,
     output: Output,
@@ -233,10 +253,15 @@ def fail_command(
 
 
 def _renew(
-    connection: Connection, output: Output, request: RenewRequest, token_file: Path | None
+    connection: Connection,
+    output: Output,
+    id_: str,
+    token_file: Path | None,
+    news: RenewRequest,
 ) -> None:
-    request.lease_token = _lease_token(token_file)
-    answer = _called(connection, connection.producer.Renew, request)
+    news.operation_id = id_
+    news.lease_token = _lease_token(token_file)
+    answer = _called(connection, connection.producer.Renew, news)
     output.renewed(answer)
     if answer.cancel_requested:
         click.get_current_context().exit(Exit.CANCELLED)

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import signal
-import subprocess
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from types import FrameType
 from typing import Any
 
 import click
 import grpc
 from google.rpc.error_details_pb2 import ErrorInfo
 
+from opservice.cli.child import Ended, Signals, run_child, signals_kept
 from opservice.cli.connection import Connection, exit_code_of
-from opservice.cli.exits import CommandFailed, Exit
+from opservice.cli.exits import CommandFailed
 from opservice.cli.parameters import Duration
+from opservice.cli.payloads import Payloads
+from opservice.cli.producing import metadata_option
 from opservice.cli.target import server_options
+from opservice.common.plain import plain
 from opservice_client import CancelPolicy, Failed, StartFailed, Work
 
-_NOT_FOUND = 127
-_NOT_EXECUTABLE = 126
-"""As shells have them."""
-
-_FORWARDED = (signal.SIGTERM, signal.SIGHUP)
+_LONGEST_DESCRIPTION = 256
 
 
 @click.command("run")
@@ -58,6 +55,7 @@ _FORWARDED = (signal.SIGTERM, signal.SIGHUP)
     help="With the same key, only the first call runs the command.",
 )
 @click.option("--id-prefix", default="", help="First 3 characters of the id.")
+@metadata_option
 @click.option(
     "--kill-after",
     type=Duration(),
@@ -65,7 +63,7 @@ _FORWARDED = (signal.SIGTERM, signal.SIGHUP)
     show_default=True,
     help="After a cancel, send SIGKILL when the command still runs this long after SIGTERM.",
 )
-@click.option("-q", "--quiet", is_flag=True, help="Do not print the id.")
+@click.option("-q", "--quiet", is_flag=True, help="Print neither the id nor outages.")
 def run_command(
     connection: Connection,
     command: Sequence[str],
@@ -74,18 +72,33 @@ def run_command(
     lease: int,
     operation_timeout: int | None,
     retention: int | None,
+    metadata: str | None,
     kill_after: int,
     quiet: bool,
     **texts: str,
 ) -> None:
     """Run a command as the work of an operation, and exit with its exit code.
 
-    Starts an operation, runs COMMAND and renews the lease meanwhile. The operation is completed when the
-    command exits with 0, and fails with UNKNOWN otherwise. When the operation is cancelled, or ends for
-    another reason, the command gets SIGTERM. SIGTERM and SIGHUP of this program are passed on.
+    Starts an operation, runs COMMAND on this terminal and renews the lease meanwhile. The exit code says
+    how the operation ends:
 
-    The command finds the operation's id in OPSERVICE_OPERATION_ID and its lease token in
-    OPSERVICE_LEASE_TOKEN, as `opservice report` needs them. The id is printed on standard error.
+    \b
+    0            completed with google.protobuf.Empty
+    another      failed with UNKNOWN, "The command exited with 3"
+    128 + N      failed with UNKNOWN, "The command was ended by SIGKILL"
+    126, 127     failed with UNKNOWN, "The command could not be run: …"
+
+    When the operation is cancelled, or has ended otherwise (its timeout), the command gets SIGTERM. A
+    command that then ends with another code than 0 makes the operation CANCELLED. SIGTERM, SIGHUP and
+    SIGINT of this program are passed on to the command. While the result is sent after that, the second
+    signal ends this program.
+
+    When the server cannot be reached within --timeout at the start, the command is not run, and the exit
+    code is 7. When it goes away later, the command runs on. Renewals are repeated until the command ends,
+    and the result for 5 minutes.
+
+    The command has OPSERVICE_OPERATION_ID, OPSERVICE_LEASE_TOKEN and OPSERVICE_SERVER in its environment:
+    `opservice report` needs no more. The id is printed on standard error.
 
     With an --idempotency-key that another call has used, the command is not run and the exit code is 0.
 
@@ -98,10 +111,14 @@ def run_command(
     for name, value in (("timeout", operation_timeout), ("retention", retention)):
         if value is not None:
             options[name] = timedelta(microseconds=value)
-    with connection.new_producer() as producer:
+    if metadata is not None:
+        options["metadata"] = Payloads(connection, ()).from_json("--metadata", metadata)
+    with _logged(quiet=quiet), signals_kept() as signals, connection.new_producer() as producer:
         try:
             work = producer.start(
-                description=command[0] if description is None else description,
+                description=command[0][:_LONGEST_DESCRIPTION]
+                if description is None
+                else description,
                 cancel_policy=CancelPolicy.Value(cancel_policy.upper()),
                 lease=timedelta(microseconds=lease),
                 **options,
@@ -111,86 +128,59 @@ def run_command(
         if not quiet:
             click.echo(f"opservice: operation {work.id}", err=True)
         if not work.owned:
-            click.echo("opservice: another call with this key runs it; not run here", err=True)
+            if not quiet:
+                click.echo("opservice: another call with this key runs it; not run here", err=True)
             return
-        exit_code = _run(work, command, kill_after / 1e6)
-    click.get_current_context().exit(exit_code)
+        environment = {
+            **os.environ,
+            "OPSERVICE_SERVER": connection.address,
+            "OPSERVICE_OPERATION_ID": work.id,
+            "OPSERVICE_LEASE_TOKEN": work.lease_token,
+        }
+        ended = _run(work, command, environment, signals, kill_after / 1e6)
+    click.get_current_context().exit(ended.exit_code)
 
 
-def _run(work: Work, command: Sequence[str], kill_after: float) -> int:
-    """The exit code. Ends the operation accordingly."""
-    exit_code = int(Exit.ERROR)
+def _run(
+    work: Work,
+    command: Sequence[str],
+    environment: dict[str, str],
+    signals: Signals,
+    kill_after: float,
+) -> Ended:
+    """Runs the command, and ends the operation as the command has ended."""
     with work:
-        exit_code = _exit_code(work, command, kill_after)
-        if exit_code == 0:
-            work.complete({"exitCode": 0})
+        ended = run_child(
+            command, environment, signals, on_cancelled=work.on_cancelled, kill_after=kill_after
+        )
+        signals.command_ended()
+        if ended.exit_code == 0:
+            work.complete()
         else:
             work.raise_if_cancelled()
-            message = f"The command exited with {exit_code}"
             detail = ErrorInfo(
-                reason="COMMAND_FAILED", domain="opservice", metadata={"exit_code": str(exit_code)}
+                reason="COMMAND_FAILED",
+                domain="opservice",
+                metadata={"exit_code": str(ended.exit_code)},
             )
-            work.fail(Failed(grpc.StatusCode.UNKNOWN, message, [detail]))
-    return exit_code
+            work.fail(Failed(grpc.StatusCode.UNKNOWN, ended.message, [detail]))
+    return ended
 
 
-def _exit_code(work: Work, command: Sequence[str], kill_after: float) -> int:
-    """Of the command, once it has ended: 128 and the number of the signal that ended it, as in a shell."""
-    environment = {
-        **os.environ,
-        "OPSERVICE_OPERATION_ID": work.id,
-        "OPSERVICE_LEASE_TOKEN": work.lease_token,
-    }
-    ended = threading.Event()
-    with _signals() as signals:
-        try:
-            process = subprocess.Popen(command, env=environment)  # noqa: S603 - it is what was asked for
-        except OSError as error:
-            click.echo(f"opservice: cannot run {command[0]}: {error.strerror}", err=True)
-            return _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_EXECUTABLE
-
-        def stop() -> None:
-            process.terminate()
-            if not ended.wait(kill_after):
-                process.kill()
-
-        signals.pass_to(process)
-        work.on_cancelled(stop)
-        code = process.wait()
-        ended.set()
-    return code if code >= 0 else 128 - code
-
-
-class _Signals:
-    """Passes signals on to a process, also those that come before it is there."""
-
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-        self._waiting: list[int] = []
-
-    def pass_to(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-        for number in self._waiting:
-            process.send_signal(number)
-
-    def handle(self, number: int, _: FrameType | None) -> None:
-        if self._process is None:
-            self._waiting.append(number)
-        else:
-            self._process.send_signal(number)
+class _OnStandardError(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo("opservice: " + plain(record.getMessage()), err=True)
 
 
 @contextmanager
-def _signals() -> Iterator[_Signals]:
-    """A terminal sends Ctrl-C to the command too, so that this program ignores it."""
-    signals = _Signals()
-    if threading.current_thread() is not threading.main_thread():  # only there are signals handled
-        yield signals
-        return
-    before = {number: signal.signal(number, signals.handle) for number in _FORWARDED}
-    before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda *_: None)
+def _logged(*, quiet: bool) -> Iterator[None]:
+    """Shows what the client library logs, such as an outage, as this program's other messages."""
+    logger = logging.getLogger("opservice_client")
+    handler = logging.NullHandler() if quiet else _OnStandardError(logging.WARNING)
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
     try:
-        yield signals
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        logger.removeHandler(handler)
+        logger.propagate = propagate
