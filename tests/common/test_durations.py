@@ -33,6 +33,12 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
         parse_duration(text)
 
 
+@pytest.mark.parametrize("number", ["9" * 309, "9" * 305], ids=["no float", "no microseconds"])
+def test_a_number_that_is_too_large_is_refused(number: str) -> None:
+    with pytest.raises(ValueError, match=r"^the number is too large$"):
+        parse_duration(f"{number}d")
+
+
 @given(st.integers(min_value=0, max_value=10**15))
 def test_a_duration_is_written_as_it_is_read(microseconds: int) -> None:
     assert parse_duration(format_duration(microseconds)) == microseconds

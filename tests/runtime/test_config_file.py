@@ -94,6 +94,7 @@ def test_an_empty_file_gives_nothing(file: Path) -> None:
         ("workers = 0", "FILE: workers: is 0, but must be at least 1"),
         ("workers = 257", "FILE: workers: is 257, but must be at most 256"),
         ("drain = '4000000d'", "FILE: drain: is 4000000d, but must be at most 10000d"),
+        (f"drain = '{'9' * 400}d'", "FILE: drain: the number is too large"),
         (f"database = 'mysql://u:{SECRET}@h/d'", "FILE: database: the database URL"),
         ("listen", "the configuration FILE is not TOML: "),
         (f"tokens = '{SECRET}", "the configuration FILE is not TOML: "),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from math import isinf
 
 from opservice.domain.operation import DAY, SECOND
 
@@ -15,7 +16,10 @@ def parse_duration(text: str) -> int:
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(us|ms|s|m|h|d)", text.strip())
     if match is None:
         raise ValueError("expected a number and a unit (us, ms, s, m, h, d), such as 30s or 1.5h")
-    return round(float(match[1]) * _UNITS[match[2]])
+    microseconds = float(match[1]) * _UNITS[match[2]]
+    if isinf(microseconds):
+        raise ValueError("the number is too large")
+    return round(microseconds)
 
 
 def format_duration(microseconds: int) -> str:
