@@ -1,5 +1,7 @@
 """`opservice serve` and `migrate`: where they take values from, what they refuse."""
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from click.testing import CliRunner
 
 from opservice import __version__
 from opservice.cli import cli
-from opservice.cli.serve import serve_command
+from opservice.cli.serve import announce, serve_command
 from opservice.runtime.settings import GROUPS, SETTINGS, Settings
 from opservice.runtime.settings.setting import Setting
 from support.server import ServerProcess, run_opservice, serving
@@ -224,3 +226,17 @@ def test_migrate_of_a_database_that_is_down_says_so(tmp_path: Path) -> None:
     assert "The database postgresql://127.0.0.1:1/d is not available" in ended.stderr
     assert "hidden" not in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_server_whose_output_nobody_reads_any_more_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As after `opservice serve --demo | head -1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(
+        writing, "w"
+    ) as nobody:  # Python ends with its `close`, which must not fail either
+        monkeypatch.setattr(sys, "stdout", nobody)
+        announce("one line")
+        announce("another")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from typing import Any
 
@@ -52,8 +53,19 @@ def serve_command(print_config: bool, **arguments: Any) -> None:
 
     configure_logging(settings.logging, settings.storage.file_group)
     if settings.processes.workers > 1:
-        sys.exit(asyncio.run(supervise(settings, lambda line: click.echo(line))))
-    uvloop.run(serve(settings, lambda line: click.echo(line)))
+        sys.exit(asyncio.run(supervise(settings, announce)))
+    uvloop.run(serve(settings, announce))
+
+
+def announce(line: str) -> None:
+    """Prints the line. When nobody reads it any more, as after `| head -1`, the server must not fail."""
+    try:
+        click.echo(line)
+    except OSError:
+        # Python writes what is left when it exits, and would exit with 120 if that failed.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 @click.command("migrate")
