@@ -215,6 +215,14 @@ def test_connections_killed_between_transactions_go_unnoticed(
     assert apply_one(database, Complete(id_, b"answer")).changed
 
 
+def test_a_connection_that_was_killed_is_replaced_to_look_for_a_pooler(
+    database: Database, postgres: PostgresServer
+) -> None:
+    assert find(database, "ops") is None
+    postgres.kill_connections(database.url.database)
+    assert database.through_pooler() is False
+
+
 def test_a_connection_killed_within_a_transaction_has_the_transaction_run_again(
     database: Database, postgres: PostgresServer
 ) -> None:

@@ -24,7 +24,8 @@ PROBE_SECONDS = 5
 
 _GENERATION = "opservice_generation"
 _NEW = "opservice_new"
-_BACKEND = "SELECT pg_backend_pid()"
+BACKEND = "SELECT pg_backend_pid()"
+"""The number of PostgreSQL's process at the other end."""
 _AT_WORK = """
 SELECT pg_backend_pid(), ARRAY(
     SELECT pid FROM pg_stat_activity
@@ -144,14 +145,14 @@ def through_pooler(connection: Any) -> bool:
     """
     transactional = not connection.autocommit
     connection.autocommit = True
-    (backend,) = connection.execute(_BACKEND, prepare=False).fetchone()
+    (backend,) = connection.execute(BACKEND, prepare=False).fetchone()
     connection.autocommit = not transactional
     return bool(backend != connection.info.backend_pid)
 
 
 async def through_pooler_async(connection: psycopg.AsyncConnection) -> bool:
     """The same, of a connection in autocommit that belongs to an event loop."""
-    row = await (await connection.execute(_BACKEND, prepare=False)).fetchone()
+    row = await (await connection.execute(BACKEND, prepare=False)).fetchone()
     return row is None or row[0] != connection.info.backend_pid
 
 

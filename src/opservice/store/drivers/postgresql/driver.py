@@ -13,7 +13,7 @@ from opservice.domain.errors import StoreError, StoreUnavailable
 from opservice.domain.operation import Origin, Record
 from opservice.store.drivers.postgresql import faults, settings
 from opservice.store.drivers.postgresql import sql as sql
-from opservice.store.drivers.postgresql.connections import Connections, through_pooler
+from opservice.store.drivers.postgresql.connections import BACKEND, Connections, through_pooler
 from opservice.store.drivers.postgresql.fast_reads import PostgresqlReads
 from opservice.store.drivers.postgresql.notifications import PostgresqlNotifications
 from opservice.store.drivers.postgresql.settings import connect_arguments
@@ -73,7 +73,10 @@ class PostgresqlDriver:
         ]
 
     def through_pooler(self, connection: Connection) -> bool:
-        return through_pooler(connection.connection.dbapi_connection)
+        # By SQLAlchemy, so that what is raised is known to concern the connection, which is replaced.
+        backend = connection.exec_driver_sql(BACKEND).scalar_one()
+        driver_connection: Any = connection.connection.dbapi_connection
+        return bool(backend != driver_connection.info.backend_pid)
 
     def retry(self, error: DBAPIError) -> Retry | None:
         state = faults.sqlstate(error)
