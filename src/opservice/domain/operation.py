@@ -246,7 +246,7 @@ class Swept:
 def start_by(
     identity: Identity,
     *,
-    retention: int,
+    retention: Microseconds,
     id_prefix: str = "",
     idempotency_key: str = "",
     request_hash: bytes | None = None,
@@ -256,12 +256,12 @@ def start_by(
     created_by: str = "",
     metadata: bytes | None = None,
     cancel_policy: CancelPolicy = CancelPolicy.IMMEDIATE,
-    lease: int | None = None,
+    lease: Microseconds | None = None,
     lease_token: str = "",
-    timeout: int | None = None,
+    timeout: Microseconds | None = None,
     max_running: int | None = None,
 ) -> Start:
-    """The Start that this producer asks for; durations in microseconds.
+    """The Start that this producer asks for.
 
     With an idempotency key the id is the one that the key always leads to, and the `request_hash` that goes
     with it tells a repeat from another request under the same key. Without a key the id is new. The operation

@@ -102,7 +102,8 @@ class Repository:
     def read_clock(self, connection: Connection) -> tuple[int, bool]:
         """The database's clock in microseconds since the epoch, and whether anybody may soon be late.
 
-        Somebody may be when there is a lease, a Cancel that its producer has not answered, or a timeout.
+        Somebody may be when there is a lease, a Cancel that its producer has not answered, or a timeout that
+        has passed.
         """
         clock, awaited = connection.execute(self._statements.clock).one()
         return clock, bool(awaited)

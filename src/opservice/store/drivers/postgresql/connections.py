@@ -95,8 +95,8 @@ class Connections:
 
         Returns how many those were. Whoever waits on one is told that it was lost. What PostgreSQL is at work
         for is left alone, such as a COMMIT that waits for a standby, and so is what it does not tell of. A
-        new connection is asked which those are: raises psycopg.Error when none
-        can be made. Behind a pooler that cannot be known, and nothing is shut down.
+        new connection is asked which those are: raises psycopg.Error when none can be made. Behind a pooler
+        that cannot be known, and nothing is shut down.
         """
         before = time.monotonic() - seconds
         with self._lock:

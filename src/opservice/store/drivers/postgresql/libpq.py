@@ -22,8 +22,7 @@ class LoopConnection:
     """Statements on a connection in autocommit, one at a time.
 
     It belongs to the event loop on which it was made, and takes over psycopg's connection. When that is lost,
-    whoever waits is told so
-    by a psycopg.Error, and so is whoever asks later.
+    whoever waits is told so by a psycopg.Error, and so is whoever asks later.
     """
 
     def __init__(self, connection: AsyncConnection) -> None:
