@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -20,6 +21,7 @@ from cli.processes import on_a_terminal, running
 from opservice._proto.opservice.v1 import operation_record_service_pb2 as pb
 from opservice._proto.opservice.v1.operation_record_pb2 import OperationRecord
 from opservice.cli.child import signals_kept
+from opservice.cli.running import run_work
 from opservice_client import Producer, Work
 from opservice_client.aio import StartOptions
 from support.certificates import Authority
@@ -191,6 +193,23 @@ def test_the_command_outlives_its_server_and_the_result_is_sent_when_it_is_back(
 
             assert process.wait(60) == 5
         assert server.client.get(id_).error.message == "The command exited with 5"
+
+
+@pytest.mark.slow
+def test_a_result_that_could_not_be_sent_is_said_even_when_quiet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (
+        serving(tmp_path, f"sqlite:///{tmp_path}/operations.db") as server,
+        Producer(server.address, result_timeout=timedelta(milliseconds=500)) as producer,
+        signals_kept() as signals,
+    ):
+        work = producer.start()
+        server.kill()
+        ended = run_work(work, python("pass")[1:], dict(os.environ), signals, kill_after=1)
+
+    assert ended.exit_code == 0
+    assert f"the result of {work.id} was not sent" in capsys.readouterr().err
 
 
 def test_the_second_signal_after_the_command_gives_up_sending_the_result() -> None:

@@ -88,10 +88,11 @@ def run_command(
     128 + N      failed with UNKNOWN, "The command was ended by SIGKILL"
     126, 127     failed with UNKNOWN, "The command could not be run: …"
 
-    When the operation is cancelled, or has ended otherwise (its timeout), the command gets SIGTERM. A
-    command that then ends with another code than 0 makes the operation CANCELLED. SIGTERM, SIGHUP and
-    SIGINT of this program are passed on to the command. While the result is sent after that, the second
-    signal ends this program.
+    When the operation is cancelled, or ends for another reason such as its timeout, the command gets
+    SIGTERM. If it exits with another code than 0 after a cancel, the operation is CANCELLED.
+
+    SIGTERM, SIGHUP and SIGINT of this program are passed on to the command. Once the command has ended,
+    the first signal is ignored while the result is sent, and the second ends this program.
 
     When the server cannot be reached within --timeout at the start, the command is not run, and the exit
     code is 7. When it goes away later, the command runs on. Renewals are repeated until the command ends,
@@ -137,11 +138,11 @@ def run_command(
             "OPSERVICE_OPERATION_ID": work.id,
             "OPSERVICE_LEASE_TOKEN": work.lease_token,
         }
-        ended = _run(work, command, environment, signals, kill_after / 1e6)
+        ended = run_work(work, command, environment, signals, kill_after / 1e6)
     click.get_current_context().exit(ended.exit_code)
 
 
-def _run(
+def run_work(
     work: Work,
     command: Sequence[str],
     environment: dict[str, str],
@@ -164,6 +165,9 @@ def _run(
                 metadata={"exit_code": str(ended.exit_code)},
             )
             work.fail(Failed(grpc.StatusCode.UNKNOWN, ended.message, [detail]))
+    if not work.operation.done:  # also for those who want no outages told
+        message = f"opservice: the result of {work.id} was not sent: it ends when its lease expires"
+        click.echo(message, err=True)
     return ended
 
 
