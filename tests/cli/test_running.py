@@ -195,6 +195,23 @@ def test_the_command_outlives_its_server_and_the_result_is_sent_when_it_is_back(
         assert server.client.get(id_).error.message == "The command exited with 5"
 
 
+def test_a_reader_of_standard_error_that_goes_away_does_not_end_the_work(
+    server: ServerProcess,
+) -> None:
+    line = ["run", "--parent", "jobs/unread", *python(WAIT.format(5))]
+    with running(server, *line) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stderr.close()
+        process.stdout.readline()
+        process.terminate()
+
+        assert process.wait(60) == 5
+    request = pb.ListOperationRecordsRequest(parent="jobs/unread")
+    (found,) = server.client.records.List(request).operation_records
+    assert found.operation.error.message == "The command exited with 5"
+
+
 @pytest.mark.slow
 def test_a_result_that_could_not_be_sent_is_said_even_when_quiet(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

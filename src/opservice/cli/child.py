@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 import click
+
+from opservice.common.plain import plain
 
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 _NOT_FOUND = 127
@@ -26,6 +30,15 @@ class Ended:
     exit_code: int
     """As a shell has it: 128 and the number of the signal that ended the command."""
     message: str
+
+
+def say(message: str) -> None:
+    """Prints a line on standard error. When nobody reads it any more, the work must not end for it."""
+    try:
+        click.echo("opservice: " + plain(message), err=True)
+    except OSError:
+        # Python writes what is left when it exits, and would exit with 120 if that failed.
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - it is not closed
 
 
 class Signals:
@@ -97,7 +110,7 @@ def run_child(
     try:
         process = subprocess.Popen(command, env=environment)  # noqa: S603 - it is what was asked for
     except OSError as error:
-        click.echo(f"opservice: cannot run {command[0]}: {error.strerror}", err=True)
+        say(f"cannot run {command[0]}: {error.strerror}")
         exit_code = _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_EXECUTABLE
         return Ended(exit_code, f"The command could not be run: {error.strerror}")
     ended = threading.Event()

@@ -13,14 +13,13 @@ import click
 import grpc
 from google.rpc.error_details_pb2 import ErrorInfo
 
-from opservice.cli.child import Ended, Signals, run_child, signals_kept
+from opservice.cli.child import Ended, Signals, run_child, say, signals_kept
 from opservice.cli.connection import Connection, exit_code_of
 from opservice.cli.exits import CommandFailed
 from opservice.cli.parameters import Duration
 from opservice.cli.payloads import Payloads
 from opservice.cli.producing import metadata_option
 from opservice.cli.target import server_options
-from opservice.common.plain import plain
 from opservice_client import CancelPolicy, Failed, StartFailed, Work
 
 _LONGEST_DESCRIPTION = 256
@@ -127,10 +126,10 @@ def run_command(
         except StartFailed as error:
             raise CommandFailed(str(error), exit_code_of(error.code)) from error
         if not quiet:
-            click.echo(f"opservice: operation {work.id}", err=True)
+            say(f"operation {work.id}")
         if not work.owned:
             if not quiet:
-                click.echo("opservice: another call with this key runs it; not run here", err=True)
+                say("another call with this key runs it; not run here")
             return
         environment = {
             **os.environ,
@@ -166,14 +165,13 @@ def run_work(
             )
             work.fail(Failed(grpc.StatusCode.UNKNOWN, ended.message, [detail]))
     if not work.operation.done:  # also for those who want no outages told
-        message = f"opservice: the result of {work.id} was not sent: it ends when its lease expires"
-        click.echo(message, err=True)
+        say(f"the result of {work.id} was not sent: it ends when its lease expires")
     return ended
 
 
 class _OnStandardError(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo("opservice: " + plain(record.getMessage()), err=True)
+        say(record.getMessage())
 
 
 @contextmanager
