@@ -191,12 +191,9 @@ class Work:
                 # An event loop cannot pass these on: it would lose them, end, or take them for its own.
                 raise RuntimeError(f"the work raised {type(error).__name__}") from error
 
-        async def in_thread(_: aio.Work) -> AnyPayload:
-            return await asyncio.get_running_loop().run_in_executor(self._threads.workers, call)
-
         if self.owned:
             self._claim()
-            self._threads.call_soon(partial(self._work.run, in_thread))
+            self._threads.run(self._work, call)
 
     def report(self, progress: Progress | None = None, metadata: Any = None) -> None:
         """Shows how far the work is, within about half a second. Never waits.
@@ -289,6 +286,19 @@ class _Threads:
     def is_this_thread(self) -> bool:
         return threading.current_thread() is self._thread
 
+    def run(self, work: aio.Work, call: Callable[[], AnyPayload]) -> None:
+        """Runs the call in a thread, as the work. Does nothing once stopped."""
+        with self._lock:
+            if self.stopped:
+                return
+            # Not on the loop: the interpreter may begin to end before that has its turn.
+            called = self.workers.submit(call)
+
+            async def result(_: aio.Work) -> AnyPayload:
+                return await asyncio.wrap_future(called)
+
+            self._loop.call_soon_threadsafe(work.run, result)
+
     def call_soon(self, callback: Callable[[], None]) -> None:
         """Does nothing once stopped."""
         with self._lock:
@@ -312,10 +322,10 @@ class _Threads:
 
     def stop(self) -> None:
         """Ends what still runs on the loop, and the thread."""
-        self.workers.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             self.stopped = True
             self._loop.call_soon_threadsafe(self._stop.set)
+        self.workers.shutdown(wait=False, cancel_futures=True)
         self._thread.join()
 
     def _forget(self) -> None:
