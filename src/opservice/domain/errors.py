@@ -6,6 +6,7 @@
     ├── MalformedRequest           the bytes are no message of the method's type
     ├── RequestTooLarge            more bytes or fields than the method takes
     ├── TooManyHeaders
+    ├── IamNotServed
     ├── OperationNotFound
     ├── EndpointNotFound
     ├── ServiceUnknown
@@ -33,6 +34,7 @@
     ├── ServerBusy                 more is in progress, or unread, than the server takes on
     ├── ServerStopping             a stream ends because the server does
     ├── BackupFailed               no backup was made; the message is for the operator
+    ├── ComponentFailed            a part of the server failed (runtime/components.py)
     └── StartupError               the server refuses to start; the message is for the operator
 
 The docstring of an exception is its default message.
