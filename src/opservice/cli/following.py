@@ -10,7 +10,6 @@ from queue import SimpleQueue
 from threading import Event, Thread
 
 import grpc
-from google.protobuf.duration_pb2 import Duration
 
 from opservice._proto.opservice.v1.operation_record_pb2 import OperationRecord
 from opservice._proto.opservice.v1.operation_record_service_pb2 import (
@@ -115,7 +114,7 @@ class Follower:
         if (left := self._left()) is not None:
             seconds = min(left, seconds)
         request = WaitOperationRecordRequest(operation_id=operation_id)
-        request.timeout.CopyFrom(_duration(seconds))
+        request.timeout.FromMicroseconds(int(seconds * 1e6))
         yield self._connection.records.Wait(
             request, timeout=seconds + _ANSWER_SECONDS, metadata=self._connection.metadata
         )
@@ -133,9 +132,3 @@ class Follower:
 
     def _is_late(self) -> bool:
         return self._left() == 0.0
-
-
-def _duration(seconds: float) -> Duration:
-    duration = Duration()
-    duration.FromMicroseconds(int(seconds * 1e6))
-    return duration
