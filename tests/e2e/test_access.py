@@ -105,6 +105,7 @@ def site(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iter
     with serving(
         directory,
         f"sqlite:///{directory}/a.db",
+        cold=True,  # a test looks at its command line
         listen="127.0.0.1:0",
         tls_cert=pair.certificate,
         tls_key=pair.key,
@@ -206,7 +207,7 @@ def test_a_token_of_the_command_is_in_no_argument_and_no_log(site: Site) -> None
     command_line = subprocess.run(
         ["ps", "-o", "args=", "-p", str(site.server.pid)], capture_output=True, text=True
     ).stdout
-    assert "opservice" in command_line
+    assert "-m opservice serve" in command_line
     assert [who for who, token in site.tokens.items() if token in command_line] == []
 
 

@@ -81,8 +81,10 @@ class ServerProcess:
         database: str,
         *,
         environment: Any = None,  # a mapping; so typed that **dict[str, …] may be given
+        cold: bool = False,
         **settings: Any,
     ) -> None:
+        """With `cold` Python is started anew, as by an operator: its command line is then the server's."""
         self.settings: dict[str, Any] = {
             "listen": f"127.0.0.1:{stable_port()}",
             "migrate": True,
@@ -95,7 +97,7 @@ class ServerProcess:
         )
         self._stdout = directory / f"stdout-{id(self)}"
         self._stderr = directory / f"stderr-{id(self)}"
-        self._cold = not all(name.startswith("OPSERVICE_") for name in environment or ())
+        self._cold = cold or not all(name.startswith("OPSERVICE_") for name in environment or ())
         self._process: subprocess.Popen[bytes] | WarmProcess | None = None
         self._channels: list[grpc.Channel] = []
         self._client: Client | None = None
@@ -203,9 +205,10 @@ def serving(
     database: str,
     *,
     environment: Any = None,
+    cold: bool = False,
     **settings: Any,
 ) -> Iterator[ServerProcess]:
-    server = ServerProcess(directory, database, environment=environment, **settings)
+    server = ServerProcess(directory, database, environment=environment, cold=cold, **settings)
     try:
         yield server.start()
     finally:
