@@ -132,7 +132,13 @@ def assert_eventful(chaos: Chaos, least: int = 5) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "kills"), [(6, 0), pytest.param(30, 6, marks=pytest.mark.slow)]
+    ("backend", "seconds", "kills"),
+    [
+        ("sqlite", 10, 1),
+        pytest.param("postgresql", 10, 1, marks=pytest.mark.slow),
+        pytest.param("sqlite", 30, 6, marks=pytest.mark.slow),
+        pytest.param("postgresql", 30, 6, marks=pytest.mark.slow),
+    ],
 )
 def test_two_replicas_answer_as_one_correct_server_would(
     tmp_path: Path, shaky: Shaky, seconds: float, kills: int
