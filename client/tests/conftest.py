@@ -15,7 +15,7 @@ from support.producers import KINDS, Kind
 from support.server import ServerProcess, eventually, serving
 from support.tools import require_tool
 
-SETTINGS: dict[str, Any] = {"housekeeping_interval": "100ms", "cancel_grace": "1h"}
+SETTINGS: dict[str, Any] = {"housekeeping_interval": "500ms", "cancel_grace": "1h"}
 
 Connect = Callable[..., Kind]
 Install = Callable[..., Path]

@@ -18,7 +18,7 @@ class Run(Protocol):
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     directory = tmp_path_factory.mktemp("server")
-    settings: dict[str, Any] = {"housekeeping_interval": "100ms", "cancel_grace": "1h"}
+    settings: dict[str, Any] = {"housekeeping_interval": "500ms", "cancel_grace": "1h"}
     with serving(directory, f"sqlite:///{directory}/operations.db", **settings) as running:
         yield running
 

@@ -63,7 +63,7 @@ def server(
     directory = tmp_path_factory.mktemp("server")
     database = empty_database(request, directory)
     settings: dict[str, Any] = {
-        "housekeeping_interval": "100ms",
+        "housekeeping_interval": "500ms",
         "restart_grace": "0s",
         "cancel_grace": "1h",
     }
