@@ -241,8 +241,8 @@ def test_a_report_that_is_refused_does_not_harm_the_work(
 def test_the_lease_is_renewed_while_the_work_runs_longer_than_it(
     producer: Kind, server: ServerProcess
 ) -> None:
-    work = producer.start(lease=timedelta(seconds=1))
-    silent = producer.start(lease=timedelta(seconds=1))
+    work = producer.start(lease=timedelta(seconds=3))
+    silent = producer.start(lease=timedelta(seconds=3))
 
     def body(work: WorkLike) -> Steps:
         # Started later, it lapses only after a lease of ours would have.
