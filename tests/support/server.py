@@ -81,7 +81,7 @@ class ServerProcess:
         database: str,
         *,
         environment: Any = None,  # a mapping; so typed that **dict[str, …] may be given
-        cold: bool = False,
+        cold: Any = False,  # a bool, for the same reason
         **settings: Any,
     ) -> None:
         """With `cold` Python is started anew, as by an operator: its command line is then the server's."""
@@ -205,7 +205,7 @@ def serving(
     database: str,
     *,
     environment: Any = None,
-    cold: bool = False,
+    cold: Any = False,
     **settings: Any,
 ) -> Iterator[ServerProcess]:
     server = ServerProcess(directory, database, environment=environment, cold=cold, **settings)
