@@ -88,6 +88,9 @@ def _starter() -> socket.socket:
 
 
 def _import() -> None:
+    # As `opservice` does before it imports grpc, which then reads it: or its core would write to the log.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
     import alembic.command
     import grpc.aio
     import uvloop
