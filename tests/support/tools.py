@@ -6,12 +6,13 @@ import os
 import random
 import shutil
 import socket
+import sys
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-_PLACES = (Path.home() / "go" / "bin", Path("/usr/local/bin"))
+_PLACES = (Path(sys.executable).parent, Path.home() / "go" / "bin", Path("/usr/local/bin"))
 
 
 def require_tool(name: str, how_to_install: str) -> str:
