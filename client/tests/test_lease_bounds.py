@@ -22,7 +22,7 @@ from support.server import eventually, serving
 from .conftest import SETTINGS, Connect, ended
 
 WORKS = 50
-LEASE = timedelta(seconds=6)
+LEASE = timedelta(seconds=12)
 
 
 @contextmanager
