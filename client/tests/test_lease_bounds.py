@@ -22,7 +22,8 @@ from support.server import eventually, serving
 from .conftest import SETTINGS, Connect, ended
 
 WORKS = 50
-LEASE = timedelta(seconds=12)
+LEASE = timedelta(seconds=8)
+"""Three of them pass while the worker hangs, within the 30 s after which the supervisor would kill it."""
 
 
 @contextmanager
