@@ -5,7 +5,8 @@ lease token. So whenever an answer was lost, the call is made again and the serv
 
 An attempt takes a sixth of the lease at most. After one that timed out the next is made on a fresh
 connection, which a load balancer, DNS or the kernel may lead to another replica: the old connection may be
-to a server that hangs, and it would be noticed too late.
+to a server that hangs, and it would be noticed too late. The fresh one may be to the same server again, so
+several are tried within that attempt.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ _WATCHES_PER_CONNECTION = 90
 _ATTEMPTS_PER_LEASE = 6
 _LONGEST_ATTEMPT_SECONDS = 10.0
 _SHORTEST_ATTEMPT_SECONDS = 0.05
+_FRESH_CONNECTIONS = 4
+"""Tried within half an attempt. One server of two that hangs is met by all of them in 1 of 16 attempts."""
 _FIRST_WAIT_SECONDS = 0.1
 _LONGEST_WAIT_SECONDS = 2.0
 
@@ -93,6 +96,8 @@ class Connection:
         self._tls_server_name = tls_server_name
         self._keepalive = DEFAULT_LEASE
         self._calls: _Channel | None = None
+        self._timed_out = False  # the attempt before did, so that connections are to be tried
+        self._connecting = asyncio.Lock()
         # There is a watch for each operation that runs; their streams must not keep renewals waiting, nor
         # each other: a server lets only so many be open on one connection.
         self._watches: list[tuple[_Channel, asyncio.Semaphore]] = []
@@ -152,18 +157,40 @@ class Connection:
         self, method: Method[Request, Response], request: Request, seconds: float
     ) -> Response:
         """Raises AioRpcError, and has the next attempt made on a new connection when this timed out."""
-        if self._calls is None:
-            self._calls = self._new_channel()
-        channel = self._calls
+        began = time.monotonic()
+        channel = self._calls or await self._connect(seconds)
         try:
             with self._in_use(channel):
-                seconds = max(seconds, _SHORTEST_ATTEMPT_SECONDS)
+                seconds = max(seconds - (time.monotonic() - began), _SHORTEST_ATTEMPT_SECONDS)
                 metadata = await self._metadata(seconds)
                 return await method(channel.stubs)(request, timeout=seconds, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+                self._timed_out = True
                 self._replace(channel)
             raise
+
+    async def _connect(self, seconds: float) -> _Channel:
+        """The channel for calls, within half of `seconds`. Calls that need one meanwhile wait for the same.
+
+        After an attempt that timed out it is the first of several that a server answers on; else, or when
+        none does, it connects with its first call, which then says why it cannot.
+        """
+        async with self._connecting:
+            for _ in range(_FRESH_CONNECTIONS if self._timed_out and self._calls is None else 0):
+                tried, is_ready = self._new_channel(), False
+                try:
+                    is_ready = await tried.is_ready_within(seconds / 2 / _FRESH_CONNECTIONS)
+                finally:
+                    if not is_ready:
+                        await tried.close()
+                if is_ready:
+                    self._calls = tried
+                    break
+            self._timed_out = False
+            if self._calls is None:
+                self._calls = self._new_channel()
+            return self._calls
 
     async def watch(self, operation_id: str) -> AsyncGenerator[OperationRecord, None]:
         """The operation as it becomes. Raises AioRpcError."""
@@ -251,6 +278,14 @@ class _Channel:
         self.stubs = Stubs(channel)
         self.calls = 0
         """How many are in progress, but for watches."""
+
+    async def is_ready_within(self, seconds: float) -> bool:
+        """Whether a server has answered on the connection by then."""
+        try:
+            await asyncio.wait_for(self._channel.channel_ready(), seconds)
+        except asyncio.TimeoutError:
+            return False
+        return True
 
     async def close(self) -> None:
         await self._channel.close()
