@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import sys
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
 from datetime import timedelta
@@ -41,6 +40,7 @@ from opservice_client._proto.yandex.cloud.operation.operation_pb2 import Operati
 from opservice_client._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
 from opservice_client.connection import Connection, attempt_seconds
 from opservice_client.errors import Failed, OperationCancelled
+from opservice_client.interruption import Interruption, is_cancelled_by_nobody
 from opservice_client.payloads import Encoder, pack
 from opservice_client.requests import copied
 from opservice_client.retries import (
@@ -139,7 +139,7 @@ class Work:
         self._reported = asyncio.Event()
         self._progress: Progress | None = None
         self._metadata: AnyPayload | None = None
-        self._interruption = _Interruption()
+        self._interruption = Interruption()
         self._task: asyncio.Task[None] | None = None
         self._renewing: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -312,7 +312,7 @@ class Work:
                 return self.operation.error  # as readers have seen it since the Cancel
             # The server hides it until done, or the answer to an older Renew came after it.
             return _CANCELLED
-        if isinstance(error, Exception) or _is_cancelled_by_nobody(error):
+        if isinstance(error, Exception) or is_cancelled_by_nobody(error):
             log.error("operation %s failed", self.id, exc_info=error)
             return _UNEXPECTED
         return _STOPPED  # CancelledError and the like: the service is going down
@@ -488,57 +488,6 @@ class Work:
             callback()
         except Exception:
             log.exception("operation %s: a callback of on_cancelled failed", self.id)
-
-
-class _Interruption:
-    """The cancellation of the task that is in the block, as asyncio.timeout has it."""
-
-    def __init__(self) -> None:
-        self._task: asyncio.Task[Any] | None = None
-        self._cancels_before = 0
-        self.is_pending = False
-        """Whether the task was cancelled and has not left the block yet."""
-
-    def guard(self, task: asyncio.Task[Any] | None) -> None:
-        self._task = task
-        self._cancels_before = _cancels(task)
-
-    def interrupt(self) -> bool:
-        """Cancels the task, if it is in the block. False when it is not."""
-        if self._task is None or self._task.done():
-            return False
-        self.is_pending = True
-        self._task.cancel()
-        return True
-
-    def leave(self, error: BaseException | None) -> bool:
-        """Whether the block is left because of this cancellation, and of no other."""
-        task, self._task = self._task, None
-        if not self.is_pending or task is None:
-            return False
-        self.is_pending = False
-        others = 0
-        if sys.version_info >= (3, 11):
-            others = task.uncancel() - self._cancels_before
-        return isinstance(error, asyncio.CancelledError) and others <= 0
-
-
-def _cancels(task: asyncio.Task[Any] | None) -> int:
-    """How often the task was asked to end; 0 before Python 3.11, which does not count."""
-    if task is None or sys.version_info < (3, 11):
-        return 0
-    return task.cancelling()
-
-
-def _is_cancelled_by_nobody(error: BaseException) -> bool:
-    """Whether work raised CancelledError though nobody cancelled its task: something it awaited was."""
-    if not isinstance(error, asyncio.CancelledError) or sys.version_info < (3, 11):
-        return False
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:  # in no event loop
-        return False
-    return task is not None and not task.cancelling()
 
 
 async def _cancel(task: asyncio.Task[None] | None) -> None:
