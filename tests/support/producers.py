@@ -26,6 +26,8 @@ class WorkLike(Protocol):
     @property
     def id(self) -> str: ...
     @property
+    def lease_token(self) -> str: ...
+    @property
     def owned(self) -> bool: ...
     @property
     def operation(self) -> Operation: ...
@@ -61,6 +63,9 @@ class Kind(Protocol):
     """A producer. `run` works in the background, `block` in a with block, until that is left."""
 
     def start(self, **options: Any) -> WorkLike: ...
+    def resume(self, operation_id: str, lease_token: str) -> WorkLike: ...
+    def get(self, operation_id: str) -> Operation: ...
+    def cancel(self, operation_id: str) -> Operation: ...
     def run(self, work: Any, body: Body) -> None: ...
     def block(self, work: Any, body: Body) -> None: ...
     def close(self, grace: timedelta = ...) -> None: ...
@@ -72,6 +77,15 @@ class Threads:
 
     def start(self, **options: Any) -> threads.Work:
         return self.producer.start(**options)
+
+    def resume(self, operation_id: str, lease_token: str) -> threads.Work:
+        return self.producer.resume(operation_id, lease_token)
+
+    def get(self, operation_id: str) -> Operation:
+        return self.producer.get(operation_id)
+
+    def cancel(self, operation_id: str) -> Operation:
+        return self.producer.cancel(operation_id)
 
     def run(self, work: threads.Work, body: Body) -> None:
         work.run(lambda it: _driven(body(it)))
@@ -100,6 +114,15 @@ class Asyncio:
     def start(self, **options: Any) -> aio.Work:
         # The bodies poll, as those in threads do; client/tests/test_asyncio.py has others.
         return self._wait(self.producer.start(interrupt=False, **options))
+
+    def resume(self, operation_id: str, lease_token: str) -> aio.Work:
+        return self._wait(self.producer.resume(operation_id, lease_token, interrupt=False))
+
+    def get(self, operation_id: str) -> Operation:
+        return self._wait(self.producer.get(operation_id))
+
+    def cancel(self, operation_id: str) -> Operation:
+        return self._wait(self.producer.cancel(operation_id))
 
     def run(self, work: aio.Work, body: Body) -> None:
         async def run() -> None:

@@ -30,14 +30,27 @@ import grpc
 import grpc.aio
 
 from opservice_client import processes
+from opservice_client._proto.opservice.v1.producer_service_pb2 import (
+    RenewRequest,
+    RenewResponse,
+    StartResponse,
+)
+from opservice_client._proto.yandex.cloud.operation.operation_pb2 import Operation
+from opservice_client._proto.yandex.cloud.operation.operation_service_pb2 import (
+    CancelOperationRequest,
+    GetOperationRequest,
+)
 from opservice_client.connection import (
     DEFAULT_LEASE,
     CallMetadata,
     Connection,
+    Method,
+    Request,
+    Response,
     Token,
     attempt_seconds,
 )
-from opservice_client.errors import StartFailed
+from opservice_client.errors import CallFailed, StartFailed
 from opservice_client.payloads import Encoder, encode
 from opservice_client.requests import StartOptions, idempotency_key, start_request
 from opservice_client.targets import is_loopback
@@ -49,6 +62,9 @@ if TYPE_CHECKING:
 __all__ = ["Producer", "StartOptions", "Work", "idempotency_key"]
 
 _SHORTEST_START_ATTEMPT_SECONDS = 1.0
+_SHORTEST_LEASE = timedelta(seconds=1)
+_ATTEMPTS = 5
+"""How many times a call without a lease is tried within `start_timeout`, if none is answered."""
 
 
 class Producer:
@@ -61,7 +77,8 @@ class Producer:
     `credentials` make it TLS. `token` is sent as `authorization: Bearer`; a function is called for each
     attempt, in a thread unless it is a coroutine function. `tls_server_name` is the name to expect in the
     server's certificate, unless it is that of `target`. `call_metadata` goes with every call.
-    `start_timeout` bounds how long a Start is retried, `result_timeout` how long a result is.
+    `start_timeout` bounds how long a Start is retried, and `resume`, `get` and `cancel`; `result_timeout` how
+    long a result is.
     `cancel_grace` is how long work that is interrupted may take to clean up: past it the operation ends
     with ABORTED, whatever the work does. `encode` makes messages of results and metadata; see
     opservice_client.encode.
@@ -123,17 +140,52 @@ class Producer:
             )
         except grpc.aio.AioRpcError as error:
             raise StartFailed(error, self._target) from error
-        return Work(
-            session.connection,
-            started,
-            session.unended,
-            token=request.lease_token,
-            lease=lease,
-            result_timeout=self._result_timeout,
-            cancel_grace=self._cancel_grace,
-            interrupt=interrupt,
-            encode=self._encode,
-        )
+        return self._work(session, started, request.lease_token, lease, interrupt)
+
+    async def resume(self, operation_id: str, lease_token: str, *, interrupt: bool = True) -> Work:
+        """The work of an operation that another process started, and does not work on itself.
+
+        It is called with that work's `id` and `lease_token`, and renews the lease: for a worker of a queue,
+        and for the one that comes after a worker that was killed. If the operation was cancelled or has
+        ended meanwhile, `cancelled` is set. Whoever has the token can end the operation: only one process
+        may work on it at a time.
+
+        Raises CallFailed when opservice refuses, as it does with another token, or is not reached within
+        `start_timeout`; RuntimeError as `start` does.
+        """
+        session = self._session()
+        try:
+            renewed = await self._call(
+                session,
+                lambda stubs: stubs.renew,
+                RenewRequest(operation_id=operation_id, lease_token=lease_token),
+            )
+        except CallFailed as error:
+            if error.code is not grpc.StatusCode.FAILED_PRECONDITION:
+                raise
+            renewed = RenewResponse(operation=await self.get(operation_id))
+        lease = _lease_of(renewed)
+        session.connection.expect(lease)
+        started = StartResponse(operation=renewed.operation, owned=True)
+        return self._work(session, started, lease_token, lease, interrupt)
+
+    async def get(self, operation_id: str) -> Operation:
+        """The operation, for a service whose clients ask it and not opservice.
+
+        With the producer's credentials, not with theirs: look at `created_by` first, or at what else says
+        whose it is. Raises CallFailed: NOT_FOUND, or opservice is not reached within `start_timeout`.
+        """
+        request = GetOperationRequest(operation_id=operation_id)
+        return await self._call(self._session(), lambda stubs: stubs.get, request)
+
+    async def cancel(self, operation_id: str) -> Operation:
+        """Cancels the operation, as its `cancel_policy` has it. One that is done stays as it is.
+
+        With the producer's credentials, as `get`. Raises CallFailed: NOT_FOUND, FAILED_PRECONDITION when it
+        cannot be cancelled, or opservice is not reached within `start_timeout`.
+        """
+        request = CancelOperationRequest(operation_id=operation_id)
+        return await self._call(self._session(), lambda stubs: stubs.cancel, request)
 
     async def close(self, grace: timedelta = timedelta(0)) -> None:
         """Waits up to `grace` for running work, fails what is left with ABORTED, and disconnects.
@@ -156,6 +208,39 @@ class Producer:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    def _work(
+        self,
+        session: _Session,
+        started: StartResponse,
+        token: str,
+        lease: timedelta,
+        interrupt: bool,
+    ) -> Work:
+        return Work(
+            session.connection,
+            started,
+            session.unended,
+            token=token,
+            lease=lease,
+            result_timeout=self._result_timeout,
+            cancel_grace=self._cancel_grace,
+            interrupt=interrupt,
+            encode=self._encode,
+        )
+
+    async def _call(
+        self, session: _Session, method: Method[Request, Response], request: Request
+    ) -> Response:
+        try:
+            return await session.connection.call(
+                method,
+                request,
+                within=self._start_timeout,
+                attempt=self._start_timeout.total_seconds() / _ATTEMPTS,
+            )
+        except grpc.aio.AioRpcError as error:
+            raise CallFailed(error, self._target) from error
 
     def _forget(self) -> None:
         """Called in the child after a fork."""
@@ -186,3 +271,11 @@ class _Session:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.unended: dict[Work, asyncio.Future[None]] = {}
+
+
+def _lease_of(renewed: RenewResponse) -> timedelta:
+    """Its length, by the server's clock alone; the shortest there is when that was set back meanwhile."""
+    if not renewed.HasField("lease_expires_at"):
+        return DEFAULT_LEASE  # it has none, or is done
+    renewed_at = renewed.operation.modified_at.ToDatetime()
+    return max(renewed.lease_expires_at.ToDatetime() - renewed_at, _SHORTEST_LEASE)

@@ -3,7 +3,8 @@
 ProducerError
 ├── Failed               raise it: the operation fails with this status
 ├── OperationCancelled   Cancel was called, or the operation ended without us; let it pass
-└── StartFailed          the operation could not be started
+└── CallFailed           opservice refused a call, or could not be reached
+    └── StartFailed      the operation could not be started
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class OperationCancelled(ProducerError):
     """The operation is to be cancelled, or has ended already: stop, clean up, and let this pass."""
 
 
-class StartFailed(ProducerError):
-    """opservice refused the operation, or could not be reached for long enough.
+class CallFailed(ProducerError):
+    """opservice refused what was asked of it, or could not be reached for long enough.
 
     `code` and `details` are those of its last answer; the message also says whom was tried, how often and
     for how long.
@@ -60,3 +61,7 @@ class StartFailed(ProducerError):
         super().__init__(f"{target}: {error.code().name}: {error.details()}{tried}")
         self.code = error.code()
         self.details = error.details() or ""
+
+
+class StartFailed(CallFailed):
+    """The same of `start`: the operation could not be started."""

@@ -24,7 +24,10 @@ from opservice_client._proto.opservice.v1.producer_service_pb2 import (
     StartResponse,
 )
 from opservice_client._proto.yandex.cloud.operation.operation_pb2 import Operation
-from opservice_client._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
+from opservice_client._proto.yandex.cloud.operation.operation_service_pb2 import (
+    CancelOperationRequest,
+    GetOperationRequest,
+)
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
@@ -44,9 +47,9 @@ class Stubs:
         self.renew = unary(producer + "Renew", RenewRequest, RenewResponse)
         self.complete = unary(producer + "Complete", CompleteRequest, Operation)
         self.fail = unary(producer + "Fail", FailRequest, Operation)
-        self.get = unary(
-            "/yandex.cloud.operation.OperationService/Get", GetOperationRequest, Operation
-        )
+        operations = "/yandex.cloud.operation.OperationService/"
+        self.get = unary(operations + "Get", GetOperationRequest, Operation)
+        self.cancel = unary(operations + "Cancel", CancelOperationRequest, Operation)
         self.watch: grpc.aio.UnaryStreamMultiCallable[WatchOperationRecordRequest, OperationRecord]
         self.watch = channel.unary_stream(
             "/opservice.v1.OperationRecordService/Watch",

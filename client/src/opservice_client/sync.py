@@ -95,6 +95,37 @@ class Producer:
         work = threads.wait(self._producer.start(interrupt=False, **options))
         return Work(work, threads, self._encode)
 
+    def resume(self, operation_id: str, lease_token: str) -> Work:
+        """The work of an operation that another process started, and does not work on itself.
+
+        It is called with that work's `id` and `lease_token`, and renews the lease: for a worker of a queue,
+        and for the one that comes after a worker that was killed. If the operation was cancelled or has
+        ended meanwhile, `cancelled` is set. Whoever has the token can end the operation: only one process
+        may work on it at a time.
+
+        Raises CallFailed when opservice refuses, as it does with another token, or is not reached within
+        `start_timeout`; RuntimeError as `start` does.
+        """
+        threads = self._threads_started()
+        work = threads.wait(self._producer.resume(operation_id, lease_token, interrupt=False))
+        return Work(work, threads, self._encode)
+
+    def get(self, operation_id: str) -> Operation:
+        """The operation, for a service whose clients ask it and not opservice.
+
+        With the producer's credentials, not with theirs: look at `created_by` first, or at what else says
+        whose it is. Raises CallFailed: NOT_FOUND, or opservice is not reached within `start_timeout`.
+        """
+        return self._threads_started().wait(self._producer.get(operation_id))
+
+    def cancel(self, operation_id: str) -> Operation:
+        """Cancels the operation, as its `cancel_policy` has it. One that is done stays as it is.
+
+        With the producer's credentials, as `get`. Raises CallFailed: NOT_FOUND, FAILED_PRECONDITION when it
+        cannot be cancelled, or opservice is not reached within `start_timeout`.
+        """
+        return self._threads_started().wait(self._producer.cancel(operation_id))
+
     def close(self, grace: timedelta = timedelta(0)) -> None:
         """Waits up to `grace` for running work, fails what is left with ABORTED, and disconnects.
 
@@ -162,7 +193,7 @@ class Work:
 
     @property
     def lease_token(self) -> str:
-        """The secret with which ProducerService is called for it: for a child process that reports."""
+        """The secret with which another process may `resume` it, or call ProducerService for it."""
         return self._work.lease_token
 
     def run(

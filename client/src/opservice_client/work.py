@@ -145,7 +145,8 @@ class Work:
         self._watching: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
         self._callbacks: list[Callable[[], None]] = []
-        if self._phase is Phase.ENDED:
+        has_error = self.operation.HasField("error")  # also while it is being cancelled
+        if self.operation.done or has_error:
             self.cancelled.set()
 
     @property
@@ -154,7 +155,7 @@ class Work:
 
     @property
     def lease_token(self) -> str:
-        """The secret with which ProducerService is called for it: for a child process that reports."""
+        """The secret with which another process may `resume` it, or call ProducerService for it."""
         return self._token
 
     def run(
