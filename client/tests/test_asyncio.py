@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import subprocess
 import sys
+import textwrap
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import CancelledError
 from contextlib import suppress
@@ -250,6 +252,79 @@ def test_one_producer_serves_one_event_loop_after_another(server: ServerProcess)
 
     for _ in range(2):
         assert ended(server, asyncio.run(produce())).HasField("response")
+
+
+async def test_work_that_closes_its_own_producer_raises_and_the_producer_goes_on(
+    producer: Producer, server: ServerProcess
+) -> None:
+    async def body(work: Work) -> str:
+        with pytest.raises(RuntimeError, match=f"{work.id} closes its own producer"):
+            await producer.close()
+        return "done"
+
+    work = await producer.start()
+    work.run(body)
+
+    assert (await end_of(server, work)).HasField("response")
+    await producer.start()
+
+
+def test_an_interrupt_while_a_block_is_entered_leaves_no_operation_held(
+    server: ServerProcess,
+) -> None:
+    producer = Producer(server.address)
+
+    async def start() -> Work:
+        work = await producer.start()
+        begin = work._begin
+
+        def interrupt() -> None:
+            begin()
+            raise KeyboardInterrupt
+
+        work._begin = interrupt  # type: ignore[method-assign] # as a signal would
+        return work
+
+    async def handle(work: Work) -> None:
+        async with work:
+            raise AssertionError("entered")
+
+    with asyncio.Runner() as runner:
+        work = runner.run(start())
+        with pytest.raises(KeyboardInterrupt):
+            runner.run(handle(work))
+        # The loop goes on, as one that is the application's own does.
+        assert runner.run(end_of(server, work)).error.code == Code.ABORTED
+        runner.run(producer.close())
+
+
+@pytest.mark.slow
+@counts_cancels
+def test_an_interrupt_ends_the_operations_of_a_program(server: ServerProcess) -> None:
+    program = """
+        import asyncio, signal, sys
+        from opservice_client.aio import Producer
+
+        async def main():
+            async with Producer(sys.argv[1]) as producer:
+                works = [await producer.start() for _ in range(3)]
+                print(*(work.id for work in works), flush=True)
+                works[0].run(lambda work: asyncio.sleep(60))
+                signal.raise_signal(signal.SIGINT)  # cancels this task, at its next await
+                async with works[1]:
+                    await asyncio.sleep(60)
+
+        asyncio.run(main())
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), server.address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    run, entered, started = done.stdout.split()
+    assert "KeyboardInterrupt" in done.stderr
+    assert "never retrieved" not in done.stderr
+    assert server.client.get(run).error.code == Code.ABORTED
+    assert server.client.get(entered).error.code == Code.ABORTED
+    assert not server.client.get(started).done  # nobody has begun it: its lease lapses
 
 
 async def test_nothing_can_be_started_once_closed(producer: Producer) -> None:

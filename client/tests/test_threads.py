@@ -40,6 +40,21 @@ def test_nothing_can_be_started_once_closed(producer: Producer) -> None:
         producer.start()
 
 
+def test_work_that_closes_its_own_producer_raises_and_the_producer_goes_on(
+    producer: Producer, server: ServerProcess
+) -> None:
+    def body(work: Work) -> str:
+        with pytest.raises(RuntimeError, match=f"{work.id} closes its own producer"):
+            producer.close()
+        return "done"
+
+    work = producer.start()
+    work.run(body)
+
+    assert ended(server, work.id).HasField("response")
+    producer.start()
+
+
 def test_work_that_outlives_its_producer_is_told_and_may_go_on_reporting(
     producer: Producer, server: ServerProcess
 ) -> None:

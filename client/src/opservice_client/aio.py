@@ -192,11 +192,16 @@ class Producer:
 
         Work that is cancelled for it has ten seconds to clean up. What opservice cannot be told of within
         ten seconds more ends when its lease lapses.
+
+        Raises RuntimeError when a function given to `run` calls it: it would wait for itself.
         """
+        session = self._sessions.get(asyncio.get_running_loop())
+        for work in session.unended if session else ():
+            work.check_closable()
         self._closed = True
-        session = self._sessions.pop(asyncio.get_running_loop(), None)
         if session is None:
             return
+        del self._sessions[asyncio.get_running_loop()]
         if session.unended:
             await asyncio.wait(session.unended.values(), timeout=grace.total_seconds())
         # The newest first: what waits for a thread must not get that of another which is stopped.

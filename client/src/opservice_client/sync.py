@@ -26,6 +26,7 @@ from opservice_client.connection import CallMetadata, Token
 from opservice_client.errors import Failed, OperationCancelled
 from opservice_client.payloads import Encoder, encode, pack
 from opservice_client.requests import StartOptions, copied
+from opservice_client.work import CLOSED_BY_ITSELF
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -130,8 +131,12 @@ class Producer:
         """Waits up to `grace` for running work, fails what is left with ABORTED, and disconnects.
 
         A thread cannot be stopped from outside: work that does not look at `cancelled` runs on.
+
+        Raises RuntimeError when a function given to `run` calls it: it would wait for itself.
         """
         with self._lock:
+            if self._threads is not None:
+                self._threads.check_closable()
             self._closed = True
             threads, self._threads = self._threads, None
         _open.discard(self)
@@ -302,6 +307,8 @@ class _Threads:
         self.workers = ThreadPoolExecutor(max_workers, thread_name_prefix="opservice-work")
         self.stopped = False
         self._closed_message = "the producer is closed"
+        self._running = threading.local()
+        """Its `id` is that of the operation whose function runs in this thread."""
         self._lock = threading.Lock()
         """Held to hand something to the loop, so that nothing is once it stops."""
         ready = threading.Event()
@@ -323,12 +330,24 @@ class _Threads:
             if self.stopped:
                 return
             # Not on the loop: the interpreter may begin to end before that has its turn.
-            called = self.workers.submit(call)
+            called = self.workers.submit(self._call, work.id, call)
 
             async def result(_: aio.Work) -> AnyPayload:
                 return await asyncio.wrap_future(called)
 
             self._loop.call_soon_threadsafe(work.run, result)
+
+    def _call(self, operation_id: str, call: Callable[[], AnyPayload]) -> AnyPayload:
+        self._running.id = operation_id
+        try:
+            return call()
+        finally:
+            self._running.id = None
+
+    def check_closable(self) -> None:
+        """Raises RuntimeError in a thread of `run`: closing would wait for it."""
+        if (operation_id := getattr(self._running, "id", None)) is not None:
+            raise RuntimeError(CLOSED_BY_ITSELF.format(operation_id))
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         """Does nothing once stopped."""

@@ -74,6 +74,9 @@ _CANCELLED.details.add().Pack(ErrorInfo(reason="OPERATION_CANCELLED", domain=ERR
 _UNEXPECTED = Status(code=Code.INTERNAL, message="The operation failed unexpectedly")
 _NO_RESULT = Status(code=Code.INTERNAL, message="The work ended without a result")
 _REFUSED = Status(code=Code.INTERNAL, message="The result cannot be stored")
+CLOSED_BY_ITSELF = (
+    "the work of operation {} closes its own producer, which would wait for it: close it elsewhere"
+)
 _MEANS_ENDED = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND)
 
 log = logging.getLogger("opservice_client")
@@ -218,6 +221,11 @@ class Work:
         """Gives the error, which is sent on leaving the block."""
         self._given = failure.status
 
+    def check_closable(self) -> None:
+        """Raises RuntimeError in the task of `run`: closing would wait for it."""
+        if self._task is not None and self._task is asyncio.current_task():
+            raise RuntimeError(CLOSED_BY_ITSELF.format(self.id))
+
     async def stop(self) -> None:
         """Fails the operation with ABORTED, unless its end is on the way: what closing does."""
         self._set_cancelled(interrupt=False)
@@ -269,11 +277,15 @@ class Work:
         task = asyncio.current_task()
         if task is not self._task:
             self._claim()
-        self._begin()
-        if self._interrupt:
-            self._interruption.guard(task)
-            if self.cancelled.is_set():  # not at once: a task is cancelled where it waits
-                self._loop.call_soon(self._interrupt_work)
+        try:
+            self._begin()
+            if self._interrupt:
+                self._interruption.guard(task)
+                if self.cancelled.is_set():  # not at once: a task is cancelled where it waits
+                    self._loop.call_soon(self._interrupt_work)
+        except BaseException:  # KeyboardInterrupt, after which __aexit__ is not called
+            self.abandon()
+            raise
         return self
 
     async def __aexit__(
