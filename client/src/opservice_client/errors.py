@@ -1,10 +1,12 @@
-"""What a producer's work raises, and what it may see raised.
+"""What a producer's work raises, and what it may see raised::
 
-ProducerError
-├── Failed               raise it: the operation fails with this status
-├── OperationCancelled   Cancel was called, or the operation ended without us; let it pass
-└── CallFailed           opservice refused a call, or could not be reached
-    └── StartFailed      the operation could not be started
+    ProducerError
+    ├── Failed               raise it: the operation fails with this status
+    ├── OperationCancelled   Cancel was called, or the operation ended without us; let it pass
+    └── CallFailed           opservice refused a call, or could not be reached
+        └── StartFailed      the operation could not be started
+
+Other exceptions that it raises, such as TypeError, mean that it is used wrongly.
 """
 
 from __future__ import annotations
