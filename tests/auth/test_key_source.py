@@ -9,7 +9,6 @@ from http.server import BaseHTTPRequestHandler
 from threading import Event
 
 import pytest
-from structlog.testing import capture_logs
 
 from auth.key_files import RSA, A, B, File, answering, jwks_of
 from opservice.auth import keys
@@ -17,6 +16,7 @@ from opservice.auth.keys import KeySource
 from opservice.domain.errors import KeysUnavailable, StartupError
 from opservice.domain.operation import SECOND
 from support.identities import KeyServer, jwks, serving_keys
+from support.logs import capture_logs
 from support.server import PATIENCE
 
 QUICK = SECOND // 100

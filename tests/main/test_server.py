@@ -6,7 +6,6 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from structlog.testing import capture_logs
 
 from opservice.main.serve import prepare_database
 from opservice.main.server import build_known_types, run
@@ -14,6 +13,7 @@ from opservice.runtime.components import ComponentFailed
 from opservice.runtime.reload import read_files
 from opservice.runtime.security import Security
 from opservice.runtime.settings import Settings
+from support.logs import capture_logs
 from support.server import PATIENCE
 
 

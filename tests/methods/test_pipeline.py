@@ -11,7 +11,6 @@ from google.protobuf.message_factory import GetMessageClass
 from google.rpc.code_pb2 import Code
 from google.rpc.error_details_pb2 import ErrorInfo, QuotaFailure, RequestInfo, RetryInfo
 from google.rpc.status_pb2 import Status
-from structlog.testing import capture_logs
 
 from opservice._proto.opservice.v1 import operation_record_service_pb2 as records_pb
 from opservice._proto.opservice.v1 import producer_service_pb2 as producer_pb
@@ -29,6 +28,7 @@ from opservice.methods.call import ClientGone
 from opservice.methods.pipeline import MAX_HEADERS, MethodPipeline, Pipeline
 from opservice.methods.registry import Handler, Method
 from support.calls import ReceivedCall
+from support.logs import capture_logs
 
 SERVICES = {
     "Get": operation_pb.DESCRIPTOR.services_by_name["OperationService"],

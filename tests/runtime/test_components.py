@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Coroutine
 
 import pytest
-from structlog.testing import capture_logs
 
 from opservice.domain.errors import StartupError
 from opservice.runtime.components import ComponentFailed, Components
+from support.logs import capture_logs
 from support.server import PATIENCE
 
 

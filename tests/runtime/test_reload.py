@@ -12,7 +12,6 @@ from threading import Semaphore, Thread
 from typing import TextIO
 
 import pytest
-from structlog.testing import capture_logs
 
 from opservice.auth.policy import Policy
 from opservice.domain.errors import StartupError
@@ -21,6 +20,7 @@ from opservice.runtime import reload as reload_module
 from opservice.runtime.reload import Reload, ReloadableFiles, Reloader, read_files, reload_files
 from opservice.runtime.settings.security import SecuritySettings
 from support.certificates import Authority, Pair
+from support.logs import capture_logs
 from support.server import PATIENCE, eventually
 
 HASH = "0123456789abcdef" * 4

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import jwt
-import structlog
 
 from opservice.auth.fetching import FetchFailed, fetch
+from opservice.common.loggers import get_logger
 from opservice.common.threads import OneThread
 from opservice.domain.errors import KeysUnavailable, StartupError
 from opservice.domain.operation import SECOND
@@ -42,7 +42,7 @@ _URL_SCHEMES = ("https://", "http://")
 _PATIENCE_SECONDS = 10.0
 """How long a call waits while the keys are read."""
 
-log = structlog.stdlib.get_logger("opservice.keys")
+log = get_logger("opservice.keys")
 
 
 class KeysUnreadable(Exception):

@@ -10,10 +10,8 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 
-import structlog
-
 from opservice.background.grace import Grace
-from opservice.common.loggers import AUDIT_LOGGER
+from opservice.common.loggers import AUDIT_LOGGER, get_logger
 from opservice.domain.errors import StoreError
 from opservice.domain.operation import SECOND, DeleteExpired, Sweep
 from opservice.store.service import OperationStore
@@ -27,8 +25,8 @@ CHECKPOINT_SECONDS = 30
 LEAST_WATCH_SECONDS, MOST_WATCH_SECONDS = 0.1, 1.0
 """The bounds of how often the server checks whether it can take renewals; else as often as it sweeps."""
 
-log = structlog.stdlib.get_logger("opservice.housekeeping")
-audit = structlog.stdlib.get_logger(AUDIT_LOGGER)
+log = get_logger("opservice.housekeeping")
+audit = get_logger(AUDIT_LOGGER)
 
 
 async def keep_house(

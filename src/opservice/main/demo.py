@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import structlog
 from google.protobuf.any_pb2 import Any
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
@@ -16,6 +15,7 @@ from google.rpc.code_pb2 import Code
 from google.rpc.status_pb2 import Status
 
 from opservice._proto.opservice.demo.v1 import container_registry_pb2 as registry_pb
+from opservice.common.loggers import get_logger
 from opservice.domain.errors import PreconditionFailed, StoreError
 from opservice.domain.operation import (
     DAY,
@@ -37,7 +37,7 @@ FILES = (registry_pb.DESCRIPTOR,)
 
 _LEASE = 15 * SECOND
 
-log = structlog.stdlib.get_logger("opservice.demo")
+log = get_logger("opservice.demo")
 
 
 @dataclass(frozen=True, slots=True)

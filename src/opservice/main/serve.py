@@ -7,8 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 
-import structlog
-
+from opservice.common.loggers import get_logger
 from opservice.common.private_files import group_id
 from opservice.domain.errors import StoreUnavailable
 from opservice.main.server import CLOSE_SECONDS, build_known_types, run
@@ -25,7 +24,7 @@ from opservice.store.migrations import check_schema, migrate
 _KILL_SECONDS = CLOSE_SECONDS + 3
 """How long after --drain a worker that still runs is killed."""
 
-log = structlog.stdlib.get_logger("opservice.server")
+log = get_logger("opservice.server")
 
 
 async def serve(settings: Settings, announce: Callable[[str], None]) -> None:

@@ -8,8 +8,6 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack
 
-import structlog
-
 from opservice import __version__
 from opservice.auth.authenticator import Authenticator
 from opservice.background.housekeeping import (
@@ -19,6 +17,7 @@ from opservice.background.housekeeping import (
     keep_house,
 )
 from opservice.common.addresses import socket_path
+from opservice.common.loggers import get_logger
 from opservice.domain.operation import (
     SECOND,
     DeleteExpired,
@@ -59,7 +58,7 @@ _WILDCARDS = {"0.0.0.0", "[::]"}  # noqa: S104 - to warn of them
 
 _OPERATION_SERVICE = "yandex.cloud.operation.OperationService"
 
-log = structlog.stdlib.get_logger("opservice.server")
+log = get_logger("opservice.server")
 
 
 async def run(

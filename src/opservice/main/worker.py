@@ -11,9 +11,9 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import structlog
 import uvloop
 
+from opservice.common.loggers import get_logger
 from opservice.common.private_files import group_id
 from opservice.common.threads import OneThread, no_garbage_collection
 from opservice.domain.errors import OpserviceError
@@ -36,7 +36,7 @@ from opservice.runtime.security import Security
 from opservice.runtime.worker_process import SIGNALS
 from opservice.store.engine import open_database
 
-log = structlog.stdlib.get_logger("opservice.workers")
+log = get_logger("opservice.workers")
 
 
 def worker_command(connection: int, held: int) -> Sequence[str]:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import time
 from logging import DEBUG, INFO, getLogger
 
-import structlog
 from google.rpc.code_pb2 import Code
 
-from opservice.common.loggers import AUDIT_LOGGER
+from opservice.common.loggers import AUDIT_LOGGER, get_logger
 from opservice.domain.errors import OpserviceError, StoreError
 from opservice.methods.audit import (
     REFLECTION_LINES_A_SECOND,
@@ -35,8 +34,8 @@ _OK, _CANCELLED, _INTERNAL = int(Code.OK), int(Code.CANCELLED), int(Code.INTERNA
 
 _LOGGER = "opservice.call"
 _gate = getLogger(_LOGGER)
-log = structlog.stdlib.get_logger(_LOGGER)
-audit = structlog.stdlib.get_logger(AUDIT_LOGGER)
+log = get_logger(_LOGGER)
+audit = get_logger(AUDIT_LOGGER)
 
 
 class RefusalSums:

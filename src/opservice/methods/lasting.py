@@ -11,9 +11,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import structlog
-
 from opservice.auth.authenticator import Authenticator, Caller
+from opservice.common.loggers import get_logger
 from opservice.domain.errors import OpserviceError, ServerStopping, Unauthenticated
 from opservice.domain.identity import Identity
 from opservice.domain.operation import Record
@@ -25,7 +24,7 @@ Request = TypeVar("Request")
 End = Callable[[OpserviceError], None]
 """Ends a call with an error, which is the first that this is given."""
 
-log = structlog.stdlib.get_logger("opservice.guard")
+log = get_logger("opservice.guard")
 
 
 class LastingCalls:

@@ -7,11 +7,10 @@ from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, Self
 
-import structlog
-
+from opservice.common.loggers import get_logger
 from opservice.domain.errors import OpserviceError
 
-log = structlog.stdlib.get_logger("opservice.components")
+log = get_logger("opservice.components")
 
 
 class ComponentFailed(OpserviceError):

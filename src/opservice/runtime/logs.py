@@ -12,7 +12,7 @@ from typing import TextIO, cast
 
 import structlog
 
-from opservice.common.loggers import AUDIT_LOGGER
+from opservice.common.loggers import AUDIT_LOGGER, PROCESSORS
 from opservice.common.plain import plain
 from opservice.common.private_files import check_place, group_id, make_private
 from opservice.domain.errors import StartupError
@@ -49,16 +49,11 @@ def configure_logging(
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
         )
 
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=True,
-    )
+    PROCESSORS[:] = [
+        structlog.stdlib.filter_by_level,
+        *shared,
+        structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+    ]
     handler = logging.StreamHandler(sys.stderr)
     for_people: list[structlog.typing.Processor] = [
         _plain_values,

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
-import structlog
-
 from opservice.auth.policy import Policy, StaticTokens, read_policy, read_tokens
+from opservice.common.loggers import get_logger
 from opservice.common.threads import OneThread, no_garbage_collection
 from opservice.domain.errors import StartupError
 from opservice.runtime.settings.security import SecuritySettings
@@ -23,7 +22,7 @@ from opservice.runtime.tls import TlsFiles, read_tls_files
 
 Content = TypeVar("Content")
 
-log = structlog.stdlib.get_logger("opservice.reload")
+log = get_logger("opservice.reload")
 
 
 @dataclass(frozen=True, slots=True)

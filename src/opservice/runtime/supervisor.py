@@ -13,8 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
-import structlog
-
+from opservice.common.loggers import get_logger
 from opservice.domain.errors import StartupError
 from opservice.domain.operation import SECOND
 from opservice.runtime.components import Components
@@ -33,7 +32,7 @@ from opservice.runtime.worker_process import Command, State, Worker
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0  # seconds before a worker is replaced
 _SETTLED_SECONDS = 30.0  # after a life of so long a worker is replaced as quickly as the first time
 
-log = structlog.stdlib.get_logger("opservice.workers")
+log = get_logger("opservice.workers")
 
 
 class Supervisor:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
-import structlog
 
+from opservice.common.loggers import get_logger
 from opservice.common.tls_files import TlsFilesUnusable, explain_unreadable, load_tls_files
 from opservice.domain.errors import StartupError
 from opservice.runtime.settings.security import SecuritySettings
@@ -20,7 +20,7 @@ _PEM_CERTIFICATE = re.compile(
     rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL
 )
 
-log = structlog.stdlib.get_logger("opservice.tls")
+log = get_logger("opservice.tls")
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,13 +20,12 @@ from collections.abc import (
 )
 from contextlib import aclosing, contextmanager, suppress
 
-import structlog
-
+from opservice.common.loggers import get_logger
 from opservice.domain.errors import OperationNotFound, OpserviceError, ServerStopping, StoreError
 from opservice.domain.operation import SECOND, Record
 from opservice.store.drivers.protocol import Notifications
 
-log = structlog.stdlib.get_logger("opservice.changes")
+log = get_logger("opservice.changes")
 
 Find = Callable[[str], Awaitable[Record]]
 """Reads an operation, or raises OperationNotFound or a StoreError."""

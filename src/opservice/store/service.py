@@ -13,8 +13,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-import structlog
-
+from opservice.common.loggers import get_logger
 from opservice.domain.errors import (
     OperationNotFound,
     StoreBusy,
@@ -44,7 +43,7 @@ from opservice.store.repository import Repository
 from opservice.store.turns import Turns
 from opservice.store.writing import Writer
 
-log = structlog.stdlib.get_logger("opservice.store")
+log = get_logger("opservice.store")
 
 
 MAX_LISTS = 64

@@ -9,7 +9,6 @@ from typing import Any
 
 import grpc
 import pytest
-from structlog.testing import capture_logs
 
 from opservice._proto.opservice.v1 import operation_record_service_pb2 as records_pb
 from opservice._proto.opservice.v1.operation_record_pb2 import OperationRecord
@@ -17,6 +16,7 @@ from opservice.fronts.grpc.adapter import Methods
 from opservice.methods.admission import Admission, AdmissionLimits
 from opservice.methods.pipeline import Pipeline
 from opservice.methods.registry import Handler, Method
+from support.logs import capture_logs
 
 SERVICE = records_pb.DESCRIPTOR.services_by_name["OperationRecordService"]
 REQUEST = records_pb.WatchOperationRecordRequest(operation_id="ops1").SerializeToString()

@@ -11,13 +11,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
-import structlog
 from sqlalchemy import Dialect, LargeBinary, Select
 from sqlalchemy.sql.compiler import SQLCompiler
 
+from opservice.common.loggers import get_logger
 from opservice.store.drivers.protocol import Found, Lookup
 
-log = structlog.stdlib.get_logger("opservice.store")
+log = get_logger("opservice.store")
 
 RECONNECT_SECONDS = 1
 """Between one attempt to connect and the next."""

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import structlog
-
+from opservice.common.loggers import get_logger
 from opservice.domain.errors import StoreFileLost
 
-log = structlog.stdlib.get_logger("opservice.store")
+log = get_logger("opservice.store")
 
 
 class SqliteFiles:
