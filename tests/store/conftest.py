@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from sqlalchemy import BigInteger, bindparam, delete
+from sqlalchemy import delete
 
 from opservice.domain.operation import (
     DAY,
@@ -29,6 +29,7 @@ from opservice.store.engine import Database, open_database
 from opservice.store.migrations import migrate
 from opservice.store.repository import Repository
 from opservice.store.schema import operations
+from opservice.store.sql import clock_that_says
 from support.postgres import PostgresServer
 
 EPOCH = 1_700_000_000 * SECOND
@@ -127,7 +128,7 @@ def clock() -> Clock:
 
 
 def repository_on(clock: Clock) -> Repository:
-    return Repository(bindparam("clock", callable_=lambda: clock.now, type_=BigInteger()))
+    return Repository(clock_that_says(lambda: clock.now))
 
 
 @contextmanager

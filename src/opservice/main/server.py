@@ -70,18 +70,25 @@ async def run(
     announce: Callable[[str], None],
     *,
     share_port: bool = False,
+    store: OperationStore | None = None,
+    owns_process: bool = True,
 ) -> None:
     """Serves until `stop` is set, then drains and closes the database, which was prepared before.
 
-    With `share_port`, other processes of this user may listen on the same port. Raises StartupError when it
-    cannot listen, and ComponentFailed, after it has drained, when a part of the server has failed.
+    With `share_port`, other processes of this user may listen on the same port. `store` is another one on the
+    database than the settings ask for. A server that does not own its process leaves the garbage collector
+    as it is, and does not end the process when the database hangs at its end.
+
+    Raises StartupError when it cannot listen, and ComponentFailed, after it has drained, when a part of the
+    server has failed.
     """
-    store = OperationStore(
-        database,
-        Repository(),
-        settings.storage.poll_interval,
-        notify=not settings.storage.no_notify,
-    )
+    if store is None:
+        store = OperationStore(
+            database,
+            Repository(),
+            settings.storage.poll_interval,
+            notify=not settings.storage.no_notify,
+        )
     state = ServingState()
     loop = asyncio.get_running_loop()
     database.driver.when_lost(lambda: loop.call_soon_threadsafe(state.stop))
@@ -105,16 +112,17 @@ async def run(
         served.add(_api_methods(settings, guarded, address))
         served.add(own_methods(state, types))
         server.add_generic_rpc_handlers((served,))
-        # What there is now stays until the end: looking for garbage in it would stop all calls for 50 ms.
-        gc.collect()
-        gc.freeze()
+        if owns_process:
+            # What there is now stays until the end: looking for garbage in it would stop all calls for 50 ms.
+            gc.collect()
+            gc.freeze()
         await server.start()
         async with Components(stop) as components:
             components.start(
                 "housekeeping",
                 keep_house(
                     store,
-                    _sweeps(settings.operations.cancel_grace),
+                    sweeps_of(settings.operations.cancel_grace),
                     settings.operations.housekeeping_interval,
                     settings.operations.restart_grace,
                     lambda: security.keys is None or security.keys.has_keys,
@@ -139,7 +147,7 @@ async def run(
     finally:
         await server.stop(None)
         listening.close()
-        await _close(store)
+        await _close(store, owns_process=owns_process)
 
 
 def _announce(
@@ -163,14 +171,15 @@ def _announce(
     log.info("serving", address=address, security=transport, database=shown)
 
 
-async def _close(store: OperationStore) -> None:
+async def _close(store: OperationStore, *, owns_process: bool) -> None:
     try:
         async with asyncio.timeout(CLOSE_SECONDS):
             await store.close()
     except TimeoutError:
         # A thread that waits for the database cannot be ended, only left. Nobody was told of success.
         log.error("the database hangs: stopped without waiting for it")  # noqa: TRY400 - no more to say
-        os._exit(1)
+        if owns_process:
+            os._exit(1)
 
 
 def build_known_types(settings: DiscoverySettings) -> KnownTypes:
@@ -227,7 +236,8 @@ def _limits(settings: OperationSettings) -> Limits:
     )
 
 
-def _sweeps(cancel_grace: int) -> list[Sweep]:
+def sweeps_of(cancel_grace: int) -> list[Sweep]:
+    """What housekeeping does. `cancel_grace` is microseconds."""
     return [
         LapseLeases(LEASE_EXPIRED, SWEEP_LIMIT),
         ReachTimeouts(TIMED_OUT, SWEEP_LIMIT),

@@ -32,10 +32,11 @@ class Reads:
         database: Database,
         repository: Repository,
         on_hang: Callable[[float], object] = lambda _seconds: None,
+        memory_bytes: int = MEMORY_BYTES,
     ) -> None:
-        """`on_hang` is that of Batcher."""
+        """`on_hang` is that of Batcher, `memory_bytes` that of OperationStore."""
         self._database = database
-        self._memory = DoneRecords(MEMORY_BYTES)
+        self._memory = DoneRecords(memory_bytes)
         self._forgotten = 0
         self._fast = database.driver.fast_reads(repository.records, ORIGINS)
         self._batches: Batcher[str, Record] = Batcher(

@@ -34,6 +34,7 @@ from opservice.domain.operation import (
     Swept,
 )
 from opservice.store.batching import Batcher
+from opservice.store.cache import MEMORY_BYTES
 from opservice.store.changes import Changes, Subscription
 from opservice.store.drivers.protocol import Notifications
 from opservice.store.engine import Database
@@ -69,15 +70,17 @@ class OperationStore:
         poll_interval: int = SECOND,
         *,
         notify: bool = True,
+        memory_bytes: int = MEMORY_BYTES,
     ) -> None:
         """Takes over the database, and closes it in the end.
 
         `poll_interval` is microseconds between two looks for changes that other processes have made and of
         which no notification came. Without `notify` there are no notifications, and only polls.
+        `memory_bytes` bounds what is kept of done operations; with 0 every read asks the database.
         """
         self._database = database
         self._repository = repository
-        self._reads = Reads(database, repository, self._on_hang)
+        self._reads = Reads(database, repository, self._on_hang, memory_bytes)
         self._writer = Writer(database, repository)
         self._writes: Batcher[Command | ProveWrites, Outcome | None] = Batcher(
             "store-write", self._write, after=self._after_write, on_hang=self._on_hang

@@ -5,6 +5,7 @@ Each driver says how its database does so (drivers/*/sql.py).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import ARRAY, JSON, BigInteger, Boolean, Column, ColumnElement, Text, bindparam
@@ -29,6 +30,14 @@ class wall_clock(GenericFunction[int]):  # noqa: N801 - as above
 
     type = BigInteger()
     inherit_cache = True
+
+
+def clock_that_says(now: Callable[[], int]) -> ColumnElement[int]:
+    """A clock that takes the place of the database's: what `now` returns when a statement is executed.
+
+    `now` returns microseconds since the epoch.
+    """
+    return bindparam("clock", callable_=now, type_=BigInteger())
 
 
 class position_in(GenericFunction[int]):  # noqa: N801 - as above

@@ -1,0 +1,103 @@
+"""A server within a program's own process."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import grpc
+import pytest
+import structlog
+from google.rpc.code_pb2 import Code
+
+from opservice._proto.opservice.v1.producer_service_pb2 import StartRequest, StartResponse
+from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
+from opservice._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
+from opservice.domain.errors import StartupError
+from opservice.main.embedded import EmbeddedServer
+from support.server import PATIENCE
+
+TOKEN = "a-token-of-many-characters"
+
+
+@asynccontextmanager
+async def embedded(directory: Path) -> AsyncIterator[tuple[EmbeddedServer, grpc.aio.Channel]]:
+    server = EmbeddedServer(directory, cancel_grace=timedelta(hours=1))
+    stop, ready = asyncio.Event(), asyncio.Event()
+    running = asyncio.create_task(server.run(stop, ready.set))
+    await asyncio.wait_for(ready.wait(), PATIENCE)
+    async with grpc.aio.insecure_channel(server.target) as channel:
+        yield server, channel
+    stop.set()
+    await running
+
+
+async def start(channel: grpc.aio.Channel, *, lease: int, lasts: int) -> str:
+    call: grpc.aio.UnaryUnaryMultiCallable[StartRequest, StartResponse] = channel.unary_unary(
+        "/opservice.v1.ProducerService/Start",
+        StartRequest.SerializeToString,
+        StartResponse.FromString,
+    )
+    request = StartRequest(lease_token=TOKEN)
+    request.lease.seconds, request.timeout.seconds = lease, lasts
+    return (await call(request)).operation.id
+
+
+async def get(channel: grpc.aio.Channel, id_: str) -> Operation:
+    call: grpc.aio.UnaryUnaryMultiCallable[GetOperationRequest, Operation] = channel.unary_unary(
+        "/yandex.cloud.operation.OperationService/Get",
+        GetOperationRequest.SerializeToString,
+        Operation.FromString,
+    )
+    return await call(GetOperationRequest(operation_id=id_))
+
+
+async def test_what_becomes_due_in_the_time_that_is_skipped_is_done_in_its_order(
+    tmp_path: Path,
+) -> None:
+    async with embedded(tmp_path) as (server, channel):
+        lapses = await start(channel, lease=30, lasts=60)
+        times_out = await start(channel, lease=60, lasts=30)
+        goes_on = await start(channel, lease=3600, lasts=3600)
+
+        await asyncio.to_thread(server.advance, timedelta(seconds=90))
+
+        lapsed = await get(channel, lapses)
+        assert lapsed.error.code == Code.ABORTED
+        lasted = lapsed.modified_at.ToMicroseconds() - lapsed.created_at.ToMicroseconds()
+        assert 30_000_000 <= lasted < 60_000_000
+        assert (await get(channel, times_out)).error.code == Code.DEADLINE_EXCEEDED
+        assert not (await get(channel, goes_on)).done
+
+
+async def test_more_operations_than_a_page_and_a_sweep_take_lapse_together(tmp_path: Path) -> None:
+    async with embedded(tmp_path) as (server, channel):
+        starts = (start(channel, lease=60, lasts=3600) for _ in range(510))
+        ids = await asyncio.gather(*starts)
+
+        await asyncio.to_thread(server.advance, timedelta(minutes=1))
+
+        found = await asyncio.gather(*(get(channel, id_) for id_ in ids))
+        assert all(operation.done for operation in found)
+
+
+async def test_it_leaves_the_processs_logging_and_garbage_collector_as_they_were(
+    tmp_path: Path,
+) -> None:
+    before = logging.root.handlers[:], logging.root.level, gc.get_freeze_count()
+
+    async with embedded(tmp_path):
+        during = logging.root.handlers[:], logging.root.level, gc.get_freeze_count()
+
+    assert during == before
+    assert not structlog.is_configured()
+
+
+def test_a_directory_that_no_socket_can_be_in_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match="characters"):
+        EmbeddedServer(tmp_path / ("x" * 100), cancel_grace=timedelta(seconds=1))
