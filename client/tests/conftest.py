@@ -85,17 +85,23 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def install(wheel: Path, tmp_path: Path) -> Install:
     """Makes an environment with the client and `requirements`, and returns its Python."""
-    uv = require_tool("uv", "it is in the group dev of pyproject.toml")
 
     def install(*requirements: str, python: str = sys.executable) -> Path:
-        environment = tmp_path / "environment"
-        subprocess.run([uv, "venv", "--quiet", "--python", python, environment], check=True)
-        made = environment / "bin" / "python"
-        subprocess.run(
-            [uv, "pip", "install", "--quiet", "--python", made, wheel, *requirements],
-            check=True,
-            timeout=INSTALL_SECONDS,
-        )
-        return made
+        return make_environment(tmp_path / "environment", wheel, *requirements, python=python)
 
     return install
+
+
+def make_environment(
+    directory: Path, wheel: Path, *requirements: str, python: str = sys.executable
+) -> Path:
+    """Returns its Python."""
+    uv = require_tool("uv", "it is in the group dev of pyproject.toml")
+    subprocess.run([uv, "venv", "--quiet", "--python", python, directory], check=True)
+    made = directory / "bin" / "python"
+    subprocess.run(
+        [uv, "pip", "install", "--quiet", "--python", made, wheel, *requirements],
+        check=True,
+        timeout=INSTALL_SECONDS,
+    )
+    return made

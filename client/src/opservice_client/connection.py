@@ -17,7 +17,7 @@ import json
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeAlias, TypeVar, Union
@@ -31,13 +31,13 @@ from opservice_client._proto.opservice.v1.operation_record_service_pb2 import (
     WatchOperationRecordRequest,
 )
 from opservice_client.retries import is_transient, retry_delay
-from opservice_client.stubs import Stubs
+from opservice_client.stubs import Stubs, Unary
 from opservice_client.targets import is_loopback
 
 T = TypeVar("T")
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
-Method: TypeAlias = "Callable[[Stubs], grpc.aio.UnaryUnaryMultiCallable[Request, Response]]"
+Method: TypeAlias = "Callable[[Stubs], Unary[Request, Response]]"
 CallMetadata: TypeAlias = Sequence[tuple[str, "str | bytes"]]
 Token: TypeAlias = Union[str, "Callable[[], str | Awaitable[str]]", None]
 
@@ -55,7 +55,7 @@ _FRESH_CONNECTIONS = 4
 _FIRST_WAIT_SECONDS = 0.1
 _LONGEST_WAIT_SECONDS = 2.0
 
-log = logging.getLogger("opservice_client")
+log: logging.Logger = logging.getLogger("opservice_client")
 
 
 def attempt_seconds(lease: timedelta) -> float:
@@ -257,7 +257,7 @@ class Connection:
             self._close_if_unused(channel)
 
     @contextmanager
-    def _in_use(self, channel: _Channel) -> Iterator[None]:
+    def _in_use(self, channel: _Channel) -> Generator[None, None, None]:
         channel.calls += 1
         try:
             yield
@@ -301,7 +301,7 @@ class _Outage:
         """The calls that have failed and are being repeated."""
 
     @contextmanager
-    def noted(self) -> Iterator[Callable[[grpc.aio.AioRpcError], None]]:
+    def noted(self) -> Generator[Callable[[grpc.aio.AioRpcError], None], None, None]:
         """Around a call with its repetitions; gives what is to be told of each failure."""
         call = object()
 
@@ -327,7 +327,7 @@ class _Outage:
             log.warning("%s answers again, after %.1f s", self._target, seconds)
 
 
-async def _called(token: Callable[[], str | Awaitable[str]]) -> str:
+async def _called(token: Callable[[], str | Awaitable[str]]) -> object:
     """A function that may wait for a network is called in a thread, a coroutine function here."""
     fetched: str | Awaitable[str]
     if inspect.iscoroutinefunction(token):

@@ -39,7 +39,7 @@ class Failed(ProducerError):
         if number == Code.OK or number not in Code.values():
             raise ValueError(f"an operation cannot fail with code {number}")
         super().__init__(message)
-        self.status = Status(code=number, message=message)
+        self.status: Status = Status(code=number, message=message)
         for detail in details:
             self.status.details.add().Pack(detail)
 
@@ -61,8 +61,8 @@ class CallFailed(ProducerError):
             times = "once" if error.attempts == 1 else f"{error.attempts} times"
             tried = f" (tried {times} in {error.seconds:.1f} s)"
         super().__init__(f"{target}: {error.code().name}: {error.details()}{tried}")
-        self.code = error.code()
-        self.details = error.details() or ""
+        self.code: grpc.StatusCode = error.code()
+        self.details: str = error.details() or ""
 
 
 class StartFailed(CallFailed):

@@ -13,7 +13,7 @@ class Interruption:
     def __init__(self) -> None:
         self._task: asyncio.Task[Any] | None = None
         self._cancels_before = 0
-        self.is_pending = False
+        self.is_pending: bool = False
         """Whether the task was cancelled and has not left the block yet."""
 
     def guard(self, task: asyncio.Task[Any] | None) -> None:

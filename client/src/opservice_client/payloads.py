@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias, Union
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias, Union, cast
 
 from google.protobuf.any_pb2 import Any as AnyPayload
 from google.protobuf.empty_pb2 import Empty
@@ -32,14 +32,12 @@ def encode(value: Any) -> Message | Json:
     """
     if isinstance(value, Message):
         return value
-    dump = getattr(value, "model_dump", None)
+    dump: Callable[..., Json] | None = getattr(value, "model_dump", None)
     if callable(dump):
-        dumped: Json = dump(mode="json")
-        return dumped
+        return dump(mode="json")
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
-    given: Json = value
-    return given
+    return cast("Json", value)
 
 
 def pack(value: Any, encode: Encoder = encode) -> AnyPayload:
@@ -70,17 +68,17 @@ def _message(encoded: Any, value: Any) -> Message:
             " or bool, a dataclass or pydantic model, or give the Producer an `encode` that knows this type"
         )
     try:
-        as_value = _value(encoded)
+        as_value = _value(cast("Json", encoded))
     except (TypeError, ValueError) as error:
         raise type(error)(f"{type(value).__name__} cannot be stored: {error}") from None
     return as_value.struct_value if isinstance(encoded, Mapping) else as_value
 
 
-def _value(given: Any) -> Value:
+def _value(given: object) -> Value:
     """Raises TypeError and ValueError, which name what JSON does not have."""
     if isinstance(given, Mapping):
-        fields = {}
-        for key, each in given.items():
+        fields: dict[str, Value] = {}
+        for key, each in cast("Mapping[object, object]", given).items():
             if not isinstance(key, str):
                 raise TypeError(
                     f"it has a key of type {type(key).__name__}; keys are strings in JSON"
@@ -88,7 +86,8 @@ def _value(given: Any) -> Value:
             fields[key] = _value(each)
         return Value(struct_value=Struct(fields=fields))
     if isinstance(given, list | tuple):
-        return Value(list_value=ListValue(values=[_value(each) for each in given]))
+        items = cast("Sequence[object]", given)
+        return Value(list_value=ListValue(values=[_value(each) for each in items]))
     if given is None:
         return Value(null_value=NullValue.NULL_VALUE)
     if isinstance(given, str):

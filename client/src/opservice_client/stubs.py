@@ -6,7 +6,7 @@ Written here because generated stubs demand a grpcio as new as their generator.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import grpc.aio
 from google.protobuf.message import Message
@@ -31,15 +31,24 @@ from opservice_client._proto.yandex.cloud.operation.operation_service_pb2 import
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
+Unary: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[Request, Response]"
 
 
 class Stubs:
     """The RPCs on one channel."""
 
+    start: Unary[StartRequest, StartResponse]
+    renew: Unary[RenewRequest, RenewResponse]
+    complete: Unary[CompleteRequest, Operation]
+    fail: Unary[FailRequest, Operation]
+    get: Unary[GetOperationRequest, Operation]
+    cancel: Unary[CancelOperationRequest, Operation]
+    watch: grpc.aio.UnaryStreamMultiCallable[WatchOperationRecordRequest, OperationRecord]
+
     def __init__(self, channel: grpc.aio.Channel) -> None:
         def unary(
             method: str, request: type[Request], response: type[Response]
-        ) -> grpc.aio.UnaryUnaryMultiCallable[Request, Response]:
+        ) -> Unary[Request, Response]:
             return channel.unary_unary(method, *_coders(request, response))
 
         producer = "/opservice.v1.ProducerService/"
@@ -50,7 +59,6 @@ class Stubs:
         operations = "/yandex.cloud.operation.OperationService/"
         self.get = unary(operations + "Get", GetOperationRequest, Operation)
         self.cancel = unary(operations + "Cancel", CancelOperationRequest, Operation)
-        self.watch: grpc.aio.UnaryStreamMultiCallable[WatchOperationRecordRequest, OperationRecord]
         self.watch = channel.unary_stream(
             "/opservice.v1.OperationRecordService/Watch",
             *_coders(WatchOperationRecordRequest, OperationRecord),

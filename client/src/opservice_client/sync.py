@@ -178,7 +178,7 @@ class Work:
         self._threads = threads
         self._encode = encode
         self._is_claimed = False
-        self.cancelled = threading.Event()
+        self.cancelled: threading.Event = threading.Event()
         """Set when Cancel was called, or the operation has ended without us, or the producer closes."""
         work.on_cancelled(self.cancelled.set)
 
@@ -304,8 +304,10 @@ class _Threads:
     """An event loop in a thread of its own, which keeps no process alive, and threads for functions."""
 
     def __init__(self, max_workers: int) -> None:
-        self.workers = ThreadPoolExecutor(max_workers, thread_name_prefix="opservice-work")
-        self.stopped = False
+        self.workers: ThreadPoolExecutor = ThreadPoolExecutor(
+            max_workers, thread_name_prefix="opservice-work"
+        )
+        self.stopped: bool = False
         self._closed_message = "the producer is closed"
         self._running = threading.local()
         """Its `id` is that of the operation whose function runs in this thread."""

@@ -79,7 +79,7 @@ CLOSED_BY_ITSELF = (
 )
 _MEANS_ENDED = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND)
 
-log = logging.getLogger("opservice_client")
+log: logging.Logger = logging.getLogger("opservice_client")
 
 Outcome = AnyPayload | Status
 
@@ -124,8 +124,8 @@ class Work:
     ) -> None:
         self.operation: Operation = started.operation
         """As it was last heard of."""
-        self.owned = started.owned
-        self.cancelled = asyncio.Event()
+        self.owned: bool = started.owned
+        self.cancelled: asyncio.Event = asyncio.Event()
         """Set when Cancel was called, or the operation has ended without us, or the producer closes."""
         self._connection = connection
         self._unended = unended
