@@ -397,6 +397,7 @@ _open: weakref.WeakSet[Producer] = weakref.WeakSet()
 
 
 @atexit.register
-def _close_all() -> None:
+def close_all() -> None:
+    """Closes every producer that is not closed yet, for the interpreter ends."""
     for producer in list(_open):
         producer.close(_EXIT_GRACE)

@@ -51,7 +51,7 @@ class EmbeddedServer:
             cancel_grace=cancel_grace // _MICROSECOND,
             restart_grace=0,
             housekeeping_interval=_SWEEP,
-            drain=0,
+            drain=SECOND,
         )
         self._clock = _Clock()
         self._repository = Repository(clock_that_says(self._clock.now))
