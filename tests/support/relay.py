@@ -13,13 +13,19 @@ class Relay:
     It belongs to the event loop that entered it.
     """
 
-    def __init__(self, target: str) -> None:
-        host, port = target.rsplit(":", 1)
-        self._target = host, int(port)
+    def __init__(self, target: str, host: str = "127.0.0.1", port: int = 0) -> None:
+        """It listens at `host`, at a port of the system's choice unless one is given."""
+        self._here = host, port
+        host, port_there = target.rsplit(":", 1)
+        self._target = host, int(port_there)
         self._open: set[asyncio.Transport] = set()
         self._connecting: set[asyncio.Task[None]] = set()
         self.address = ""
         self.loses_answers = False
+        self.is_silent = False
+        """Whether later connections are made and then not passed on."""
+        self.connections = 0
+        """How many were made to it."""
         self.cuts = 0
         """How many times it has cut connections that there were."""
 
@@ -33,6 +39,11 @@ class Relay:
             if not transport.is_closing():
                 transport.pause_reading()
 
+    def fall_silent(self) -> None:
+        """As a server that hangs: connections stay open, and can be made, but nothing passes any more."""
+        self.is_silent = True
+        self.freeze()
+
     def cut(self) -> None:
         """Ends all connections at once; those made later work."""
         self.loses_answers = False
@@ -42,9 +53,9 @@ class Relay:
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Inner(self), "127.0.0.1", 0)
-        port: int = self._server.sockets[0].getsockname()[1]
-        self.address = f"127.0.0.1:{port}"
+        self._server = await loop.create_server(lambda: _Inner(self), *self._here)
+        host, port = self._server.sockets[0].getsockname()
+        self.address = f"{host}:{port}"
         return self
 
     async def __aexit__(
@@ -101,7 +112,9 @@ class _Inner(_End):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self.transport.pause_reading()  # until there is a peer
-        self.relay.connect(self)
+        self.relay.connections += 1
+        if not self.relay.is_silent:
+            self.relay.connect(self)
 
 
 class _Outer(_End):

@@ -73,7 +73,9 @@ class Producer:
     It may be made at any time, also at import and before a fork: it connects on first use, and anew on
     each event loop that uses it.
 
-    `target` is opservice's address; several replicas may stand behind it (`dns:///name:port`).
+    `target` is opservice's address, as gRPC takes it. Several replicas may stand behind it: a name with
+    several records in DNS (`dns:///name:port`), or `ipv4:10.0.0.1:50051,10.0.0.2:50051`. Calls take turns
+    among those that answer.
     `credentials` make it TLS. `token` is sent as `authorization: Bearer`; a function is called for each
     attempt, in a thread unless it is a coroutine function. `tls_server_name` is the name to expect in the
     server's certificate, unless it is that of `target`. `call_metadata` goes with every call.
