@@ -9,7 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.struct_pb2 import Struct
 
+from support.client import unpacked
 from support.server import ServerProcess
 
 from .conftest import Install, ended
@@ -101,6 +104,51 @@ def test_it_installs_and_works_beside(
     install: Install, server: ServerProcess, requirements: list[str], before: str
 ) -> None:
     produces(install(*requirements), server, before)
+
+
+PYDANTIC = """
+import sys
+from datetime import datetime, timezone
+from decimal import Decimal
+from enum import Enum
+from opservice_client import Producer
+from pydantic import BaseModel, Field
+
+class Severity(Enum):
+    HIGH = "high"
+
+class Finding(BaseModel):
+    severity: Severity
+    score: Decimal
+
+class Report(BaseModel):
+    image: str = Field(serialization_alias="imageId")
+    at: datetime
+    findings: list[Finding] = []
+
+report = Report(
+    image="crd1",
+    at=datetime(2026, 1, 2, tzinfo=timezone.utc),
+    findings=[Finding(severity=Severity.HIGH, score=Decimal("9.8"))],
+)
+with Producer(sys.argv[1]) as producer, producer.start(metadata=report) as work:
+    work.complete(report)
+print(work.id)
+"""
+
+
+def test_models_of_pydantic_are_stored_as_their_json(
+    install: Install, server: ServerProcess
+) -> None:
+    id_ = output(install("pydantic"), PYDANTIC, server.address).strip()
+    operation = ended(server, id_)
+
+    for payload in (operation.metadata, operation.response):
+        assert MessageToDict(unpacked(payload, Struct)) == {
+            "image": "crd1",
+            "at": "2026-01-02T00:00:00Z",
+            "findings": [{"severity": "high", "score": "9.8"}],
+        }
 
 
 def find_python(version: str) -> str | None:

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from google.rpc.code_pb2 import Code
@@ -148,44 +150,53 @@ def app(environ, start_response):
 """
 
 
+def serves(server: ServerProcess, directory: Path, address: str, *command: str | Path) -> None:
+    """Asserts that the application works under this web server, which then ends without a traceback."""
+    (directory / "application.py").write_text(APPLICATION)
+
+    def answer() -> str | None:
+        with suppress(OSError), urlopen(f"http://{address}", timeout=SECONDS) as got:
+            return str(got.read().decode())
+        return None
+
+    with subprocess.Popen(
+        command,
+        cwd=directory,
+        env={**os.environ, "OPSERVICE": server.address},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as web:
+        try:
+            all_done(server, [eventually(answer) for _ in range(4)])
+        finally:
+            web.terminate()
+            _, errors = web.communicate(timeout=SECONDS)
+    assert "Traceback" not in errors, errors
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--preload"]], ids=["", "preload"])
 def test_it_works_under_gunicorn(
     install: Install, server: ServerProcess, tmp_path: Path, options: list[str]
 ) -> None:
-    python = install("gunicorn")
-    (tmp_path / "application.py").write_text(APPLICATION)
+    command: list[str | Path] = [install("gunicorn"), "-m", "gunicorn", "--workers", "2", *options]
     address = f"127.0.0.1:{stable_port()}"
-    command: list[str | Path] = [
-        python,
-        "-m",
-        "gunicorn",
-        "--workers",
-        "2",
-        "--bind",
-        address,
-        *options,
-    ]
-    get = f"import urllib.request as r; print(r.urlopen('http://{address}').read().decode())"
-    with subprocess.Popen(
-        [*command, "application:app"],
-        cwd=tmp_path,
-        env={**os.environ, "OPSERVICE": server.address},
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as gunicorn:
-        try:
 
-            def answer() -> str | None:
-                done = subprocess.run([python, "-c", get], capture_output=True, text=True)
-                return done.stdout.strip() or None
+    serves(server, tmp_path, address, *command, "--bind", address, "application:app")
 
-            ids = [eventually(answer) for _ in range(4)]
-            all_done(server, ids)
-        finally:
-            gunicorn.terminate()
-            _, errors = gunicorn.communicate(timeout=SECONDS)
-    assert "Traceback" not in errors, errors
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--lazy-apps"]], ids=["", "lazy-apps"])
+def test_it_works_under_uwsgi(
+    install: Install, server: ServerProcess, tmp_path: Path, options: list[str]
+) -> None:
+    # uWSGI as a wheel. Its workers may end in a thread that they then wait for, until they are killed.
+    program = install("pyuwsgi").parent / "uwsgi"
+    workers = ["--master", "--processes", "2", "--enable-threads", "--worker-reload-mercy", "5"]
+    address = f"127.0.0.1:{stable_port()}"
+    socket = ["--http-socket", address, "--die-on-term"]
+
+    serves(server, tmp_path, address, program, *workers, *options, *socket, "-w", "application:app")
 
 
 @pytest.mark.slow
