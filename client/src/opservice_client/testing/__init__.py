@@ -206,6 +206,8 @@ class OperationServer:
 class _Running:
     """A backend that serves, on a thread, in a temporary directory."""
 
+    _stop: asyncio.Event  # of the thread's loop
+
     def __init__(self, backend: str, cancel_grace: timedelta) -> None:
         """Returns once it serves. Raises what it fails with."""
         self._directory = _temporary_directory()

@@ -65,7 +65,7 @@ class MemoryServer:
     """Listens on a Unix socket in the directory, which should be private and empty."""
 
     def __init__(self, directory: Path, *, cancel_grace: timedelta) -> None:
-        self.target = f"unix:{directory}/socket"
+        self.target: str = f"unix:{directory}/socket"
         self._operations = Operations(cancel_grace // _MICROSECOND)
         self._loop: asyncio.AbstractEventLoop | None = None
 

@@ -94,9 +94,9 @@ class Operations:
 
     def __init__(self, cancel_grace: int) -> None:
         self._cancel_grace = cancel_grace
-        self._ahead = 0
+        self._ahead: int = 0
         self._entries: dict[str, Entry] = {}
-        self.is_stopping = False
+        self.is_stopping: bool = False
         """Whoever waits for a change is to go."""
 
     def stop(self) -> None:

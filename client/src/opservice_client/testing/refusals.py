@@ -30,7 +30,7 @@ class Refusal(Exception):
         info = ErrorInfo(reason=reason, domain=ERROR_DOMAIN)
         if operation_id:
             info.metadata["operation_id"] = operation_id
-        self.status = Status(code=code, message=shortened(message))
+        self.status: Status = Status(code=code, message=shortened(message))
         for detail in (info, *details):
             self.status.details.add().Pack(detail)
 
