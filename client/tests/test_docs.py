@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,16 +94,38 @@ producer.close()
 """,
 }
 
+TESTS = "testing"
+"""The example that is a file of tests: it has a server of its own."""
+
 
 def test_every_example_of_the_page_is_run() -> None:
-    assert EXAMPLES.keys() == DRIVERS.keys()
+    assert EXAMPLES.keys() == DRIVERS.keys() | {TESTS}
     assert len(EXAMPLES) == PAGE.count("```python")
 
 
-@pytest.mark.parametrize("name", sorted(EXAMPLES))
+@pytest.mark.parametrize("name", sorted(DRIVERS))
 def test_the_example_runs_as_it_stands_and_ends_cleanly(name: str, server: ServerProcess) -> None:
     program = EXAMPLES[name].replace('__name__ == "__main__"', "False")
     run_program(program + CALLING + DRIVERS[name], server)
+
+
+def test_the_example_of_a_services_tests_passes_with_either_server(tmp_path: Path) -> None:
+    program = EXAMPLES[TESTS]
+    for backend in ("server", "memory"):
+        chosen = program.replace("OperationServer()", f'OperationServer(backend="{backend}")')
+        assert chosen != program
+        (tmp_path / f"test_on_{backend}.py").write_text(chosen)
+
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-Werror", "-pno:asyncio", "-pno:cacheprovider", tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        cwd=tmp_path,
+    )
+
+    assert done.returncode == 0, done.stdout
+    assert "8 passed" in done.stdout
 
 
 def test_the_readmes_example_runs_as_it_stands(server: ServerProcess) -> None:

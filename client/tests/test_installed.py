@@ -49,6 +49,34 @@ with Producer(sys.argv[1]) as producer:
 asyncio.run(main())
 """
 
+TESTING = """
+import asyncio
+from datetime import timedelta
+from opservice_client import Producer, aio
+from opservice_client.testing import OperationServer
+
+def until_cancelled(work):
+    work.cancelled.wait(60)
+
+async def returns(work):
+    return {"rows": 42}
+
+async def main():
+    async with OperationServer() as server, aio.Producer(server.target) as producer:
+        work = await producer.start()
+        work.run(returns)
+        print(server.backend, (await server.wait_aio(work.id)).WhichOneof("result"))
+
+with OperationServer() as server, Producer(server.target) as producer:
+    works = [producer.start(), producer.start()]
+    for work in works:
+        work.run(until_cancelled)
+    print(server.cancel(works[0].id).error.code)
+    server.advance(timedelta(minutes=1))
+    print(server.get(works[1].id).error.code)
+asyncio.run(main())
+"""
+
 MEASURE = """
 import json
 from importlib.metadata import distributions
@@ -75,12 +103,13 @@ def output(python: Path, program: str, *arguments: str) -> str:
 
 
 def produces(python: Path, server: ServerProcess, before: str = "") -> None:
-    """Asserts that producers of both kinds work there."""
+    """Asserts that producers of both kinds work there, and the server for tests, without opservice."""
     returns, fails, block = output(python, before + PRODUCE, server.address).split()
 
     assert ended(server, returns).response.type_url.endswith("google.protobuf.StringValue")
     assert ended(server, fails).error.message == "not found"
     assert ended(server, block).HasField("response")
+    assert output(python, before + TESTING).split() == ["1", "10", "memory", "response"]
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ PACKAGES = (
     "fastapi",
     "grpcio-health-checking",
     "grpcio-reflection",
+    "pytest",
     "types-grpcio",
     "types-grpcio-health-checking",
     "types-grpcio-reflection",
