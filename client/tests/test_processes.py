@@ -78,6 +78,7 @@ def test_a_producer_used_before_a_fork_raises_in_the_child_and_goes_on_in_the_pa
 ) -> None:
     program = """
         import os, sys
+        os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # else gRPC itself may crash the child as it forks
         from opservice_client import Producer
 
         producer = Producer(sys.argv[1])
