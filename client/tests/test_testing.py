@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -285,6 +286,18 @@ def test_closing_ends_calls_in_progress_and_leaves_nothing_behind(
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+def test_the_programs_random_numbers_are_left_to_it(
+    server: OperationServer, producer: Producer
+) -> None:
+    before = random.getstate()
+    work = producer.start(timeout=timedelta(milliseconds=1))
+    work.run(until_cancelled)
+
+    server.wait(work.id, PATIENT)  # for the next sweep, and a pause before it
+
+    assert random.getstate() == before
+
+
 def test_each_server_has_operations_of_its_own(server: OperationServer) -> None:
     with Producer(server.target) as producer:
         producer.start()
@@ -320,6 +333,12 @@ def test_a_package_of_the_same_name_is_not_taken_for_the_server(
 def test_an_unknown_backend_is_refused() -> None:
     with pytest.raises(ValueError, match="'redis', must be"):
         OperationServer(backend="redis")  # type: ignore[arg-type] # that is the point
+
+
+@pytest.mark.parametrize("grace", [timedelta(seconds=-1), timedelta.max])
+def test_a_grace_that_cannot_be_is_refused(grace: timedelta) -> None:
+    with pytest.raises(ValueError, match="cancel_grace is"):
+        OperationServer(cancel_grace=grace)
 
 
 def test_it_is_started_once_and_closed_as_often_as_one_likes() -> None:

@@ -15,7 +15,6 @@ import asyncio
 import inspect
 import json
 import logging
-import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ from opservice_client._proto.opservice.v1.operation_record_pb2 import OperationR
 from opservice_client._proto.opservice.v1.operation_record_service_pb2 import (
     WatchOperationRecordRequest,
 )
-from opservice_client.retries import is_transient, retry_delay
+from opservice_client.retries import is_transient, jitter, retry_delay
 from opservice_client.stubs import Stubs, Unary
 from opservice_client.targets import is_loopback
 
@@ -147,7 +146,7 @@ class Connection:
                     left = within.total_seconds() - tried
                     if is_last or left <= 0:
                         raise GaveUp(error, attempts, tried) from error
-                    next_try = max(retry_delay(error), pause * random.uniform(0.5, 1))
+                    next_try = max(retry_delay(error), pause * jitter.uniform(0.5, 1))
                     is_last = next_try >= left
                 await asyncio.sleep(left / 2 if is_last else next_try)
                 left = within.total_seconds() - (time.monotonic() - began)

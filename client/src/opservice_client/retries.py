@@ -8,6 +8,7 @@ such as a connection that was reset, a proxy, or our own deadline: there its cod
 from __future__ import annotations
 
 from contextlib import suppress
+from random import Random
 
 import grpc
 import grpc.aio
@@ -16,6 +17,10 @@ from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 ERROR_DOMAIN = "opservice"
+
+jitter = Random()
+"""For pauses. Not of the module `random`, whose numbers are the service's: it may have seeded them."""
+
 _STATUS_DETAILS = "grpc-status-details-bin"
 _LONGEST_DELAY_SECONDS = 60.0
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
 from datetime import timedelta
@@ -48,6 +47,7 @@ from opservice_client.retries import (
     is_malformed,
     is_transient_for_results,
     is_transient_for_work,
+    jitter,
     retry_delay,
 )
 
@@ -403,7 +403,7 @@ class Work:
                 if not is_transient_for_work(error):
                     return
                 asked = retry_delay(error)
-            await asyncio.sleep(max(asked, _WATCH_AGAIN_SECONDS * random.uniform(0.5, 1)))
+            await asyncio.sleep(max(asked, _WATCH_AGAIN_SECONDS * jitter.uniform(0.5, 1)))
 
     async def _renew_until_ended(self) -> None:
         interval = self._lease.total_seconds() / _RENEWALS_PER_LEASE

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from typing import Any
 import jwt
 
 from opservice.auth.fetching import FetchFailed, fetch
+from opservice.common.jitter import jitter
 from opservice.common.loggers import get_logger
 from opservice.common.threads import OneThread
 from opservice.domain.errors import KeysUnavailable, StartupError
@@ -203,7 +203,7 @@ class KeySource:
         backoff = _FIRST_BACKOFF_SECONDS
         while True:
             await asyncio.sleep(MIN_PAUSE_SECONDS)
-            until_next = backoff if self._failed else self._interval * random.uniform(0.9, 1)
+            until_next = backoff if self._failed else self._interval * jitter.uniform(0.9, 1)
             with suppress(TimeoutError):
                 async with asyncio.timeout(until_next):
                     await self._wanted.wait()

@@ -7,10 +7,10 @@ from the database's clock before, and skips rows that another replica is changin
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable, Sequence
 
 from opservice.background.grace import Grace
+from opservice.common.jitter import jitter
 from opservice.common.loggers import AUDIT_LOGGER, get_logger
 from opservice.domain.errors import StoreError
 from opservice.domain.operation import SECOND, DeleteExpired, Sweep
@@ -102,13 +102,13 @@ async def _sweep_all(
                 grace.gap(loop.time())
         if not more_is_due:
             # Replicas that started together should not sweep together forever.
-            await asyncio.sleep(interval * random.uniform(0.75, 1))
+            await asyncio.sleep(interval * jitter.uniform(0.75, 1))
 
 
 async def keep_checkpointing(store: OperationStore, seconds: float) -> None:
     """Moves SQLite's log (-wal) into the database file every `seconds`, until cancelled."""
     while True:
-        await asyncio.sleep(seconds * random.uniform(0.75, 1))
+        await asyncio.sleep(seconds * jitter.uniform(0.75, 1))
         try:
             await store.checkpoint()
         except StoreError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from opservice._proto.opservice.v1.operation_record_service_pb2 import (
     WatchOperationRecordRequest,
 )
 from opservice.cli.connection import Connection
+from opservice.common.jitter import jitter
 from opservice_client.retries import is_transient, retry_delay
 
 _WAIT_SECONDS = 50.0
@@ -101,7 +101,7 @@ class Follower:
                 late = Update(operation_id, record, error if record is None else None, ended=True)
                 self._updates.put(late)
                 return
-            next_try = max(asked, pause * random.uniform(0.5, 1))
+            next_try = max(asked, pause * jitter.uniform(0.5, 1))
             if self._stopped.wait(
                 next_try if (left := self._left()) is None else min(next_try, left)
             ):

@@ -9,7 +9,6 @@ and what subscribers are told is always what was read after the commit.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import (
     Awaitable,
     Callable,
@@ -20,6 +19,7 @@ from collections.abc import (
 )
 from contextlib import aclosing, contextmanager, suppress
 
+from opservice.common.jitter import jitter
 from opservice.common.loggers import get_logger
 from opservice.domain.errors import OperationNotFound, OpserviceError, ServerStopping, StoreError
 from opservice.domain.operation import SECOND, Record
@@ -197,7 +197,7 @@ class Changes:
                 lost = True
             except Exception:  # whatever it is, notifications should come back
                 log.exception("notifications failed, polls go on")
-            await asyncio.sleep(_RETRY_SECONDS * random.uniform(0.5, 1))
+            await asyncio.sleep(_RETRY_SECONDS * jitter.uniform(0.5, 1))
 
     async def _poll(self) -> None:
         """Polls every interval, and sooner when anything may have changed; ends without subscriptions."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from opservice.common.jitter import jitter
 from opservice.domain.errors import StartupError, StoreError, StoreUnavailable
 from opservice.store.drivers import Driver, open_driver
 from opservice.store.drivers.protocol import Retry
@@ -131,7 +131,7 @@ class Database:
             except DBAPIError as error:
                 match self.driver.retry(error):
                     case Retry.CONFLICT if conflicts < _CONFLICT_RETRIES:
-                        time.sleep(_FIRST_BACKOFF_SECONDS * 2**conflicts * random.uniform(0.5, 1))
+                        time.sleep(_FIRST_BACKOFF_SECONDS * 2**conflicts * jitter.uniform(0.5, 1))
                         conflicts += 1
                     case Retry.PREPARATION if not unprepared:
                         unprepared = True

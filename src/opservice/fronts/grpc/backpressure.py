@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from opservice.common.jitter import jitter
 from opservice.domain.errors import ServerBusy
 
 _SMALL = 32 << 10
@@ -42,7 +42,7 @@ class UnreadResponses:
             self._held_up += 1
             try:
                 most = min(_MOST_SECONDS, _SECONDS_PER_CALL * self._held_up)
-                await asyncio.sleep(random.uniform(most / 2, most))
+                await asyncio.sleep(jitter.uniform(most / 2, most))
             finally:
                 self._held_up -= 1
 
