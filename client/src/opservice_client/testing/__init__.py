@@ -12,6 +12,7 @@ with OperationServer() as server:  # or: async with
 from __future__ import annotations
 
 import asyncio
+import atexit
 import importlib
 import importlib.util
 import re
@@ -43,7 +44,7 @@ __all__ = ["OperationServer"]
 _SERVER = "opservice.main.embedded"
 _PATIENCE = timedelta(seconds=10)
 _CANCEL_GRACE = timedelta(minutes=1)
-_LONGEST_ADVANCE = timedelta(days=3650)
+_LONGEST = timedelta(days=3650)
 _TO_STOP_SECONDS = 30.0
 _SOCKET_DIRECTORY = re.compile(r"[\w./+@,=~-]{1,90}", re.ASCII)
 """Of a Unix socket: the kernel takes 107 bytes, and gRPC and opservice not all characters."""
@@ -81,7 +82,12 @@ class OperationServer:
         backend: Literal["auto", "server", "memory"] = "auto",
         cancel_grace: timedelta = _CANCEL_GRACE,
     ) -> None:
-        """Raises ValueError for another backend, RuntimeError for the server when it is not installed."""
+        """Raises ValueError for another backend, and for a `cancel_grace` below 0 or above ten years.
+
+        Raises RuntimeError for the server when it is not installed.
+        """
+        if not timedelta(0) <= cancel_grace <= _LONGEST:
+            raise ValueError(f"cancel_grace is {cancel_grace}, allowed is 0 to {_LONGEST}")
         if backend not in ("auto", "server", "memory"):
             raise ValueError(f"backend is {backend!r}, must be 'auto', 'server' or 'memory'")
         if backend == "server" and not _is_server_installed():
@@ -172,8 +178,8 @@ class OperationServer:
 
         Raises ValueError when `by` is negative, or longer than ten years.
         """
-        if not timedelta(0) <= by <= _LONGEST_ADVANCE:
-            raise ValueError(f"cannot advance by {by}: allowed is 0 to {_LONGEST_ADVANCE}")
+        if not timedelta(0) <= by <= _LONGEST:
+            raise ValueError(f"cannot advance by {by}: allowed is 0 to {_LONGEST}")
         self._in_use().backend.advance(by)
 
     def __enter__(self) -> Self:
@@ -307,12 +313,15 @@ _open: weakref.WeakSet[OperationServer] = weakref.WeakSet()
 
 def _close_all() -> None:
     """Closes those that nobody has closed. Their producers first, which say how their operations ended."""
-    if _open:
-        sync.close_all()
-    for server in list(_open):
-        server.close()
+    try:
+        if _open:
+            sync.close_all()
+    finally:
+        for server in list(_open):
+            server.close()
 
 
-# Where the interpreter ends the pools of threads, which the real server needs to end: before them, for
-# concurrent.futures, which was imported before, has registered that in the same way. atexit comes later.
-threading._register_atexit(_close_all)  # type: ignore[attr-defined] # noqa: SLF001 - there is no other
+# The real server needs its pools of threads to end. When the interpreter ends, concurrent.futures ends them
+# by the same function; of those that are registered the last is called first, and it was imported before.
+# atexit comes later: with a Python without this function, a server that nobody has closed is left to it.
+getattr(threading, "_register_atexit", atexit.register)(_close_all)

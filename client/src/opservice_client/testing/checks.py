@@ -1,6 +1,6 @@
 """What requests must be like, for the server in memory: the rules of the real one, in the same words.
 
-client/tests/test_testing_same.py compares the two.
+client/tests/test_testing_same.py and test_testing_wire.py compare the two.
 """
 
 from __future__ import annotations
