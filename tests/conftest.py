@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -56,8 +57,24 @@ def own_postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture(scope="session")
-def migrated_databases(postgres: PostgresServer) -> list[str]:
-    """URLs of databases with the schema and no operations, to be borrowed: making one takes long."""
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with the schema and no operations, to be copied: migrating takes longer."""
+    path = tmp_path_factory.mktemp("migrated") / "operations.db"
+    _migrate(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres: PostgresServer) -> str:
+    """The name of a PostgreSQL database with the schema and no operations, to make others from."""
+    url = postgres.create_database()
+    _migrate(url)
+    return url.rpartition("/")[2]
+
+
+@pytest.fixture(scope="session")
+def spare_databases() -> list[str]:
+    """URLs of PostgreSQL databases that a test has used, and that have been emptied since."""
     return []
 
 
@@ -71,11 +88,13 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 def database_url(backend: Backend, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The URL of a database with the schema in it and nothing else."""
     if backend == "sqlite":
-        yield _migrated(f"sqlite:///{tmp_path}/operations.db")
+        copy = shutil.copyfile(request.getfixturevalue("migrated_file"), tmp_path / "operations.db")
+        yield f"sqlite:///{copy}"
         return
     postgres: PostgresServer = request.getfixturevalue("postgres")
-    spare: list[str] = request.getfixturevalue("migrated_databases")
-    url = spare.pop() if spare else _migrated(postgres.create_database())
+    template: str = request.getfixturevalue("migrated_template")
+    spare: list[str] = request.getfixturevalue("spare_databases")
+    url = spare.pop() if spare else postgres.create_database(template)
     name = url.rpartition("/")[2]
     made = postgres.execute(_SCHEMA, name)
     yield url
@@ -92,11 +111,16 @@ _SCHEMA = """
 """
 
 
-def _migrated(url: str) -> str:
+def _migrate(url: str) -> None:
     database = open_database(url)
     migrate(database)
     database.close()
-    return url
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """For tests whose claim does not depend on the database, which is made by who opens it."""
+    return f"sqlite:///{tmp_path}/operations.db"
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ CLIENT = Path(__file__).parents[1]
 INSTALL_SECONDS = 600
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     directory = tmp_path_factory.mktemp("server")
     with serving(directory, f"sqlite:///{directory}/operations.db", **SETTINGS) as running:

@@ -178,11 +178,6 @@ def test_a_lease_that_is_not_renewed_lapses_once_the_server_has_been_there_for_l
         assert operation.error.code == Code.ABORTED
 
 
-@pytest.fixture
-def sqlite_url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/operations.db"
-
-
 async def test_checkpoints_go_on_whatever_one_of_them_raises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

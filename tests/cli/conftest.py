@@ -15,7 +15,7 @@ class Run(Protocol):
     def __call__(self, *arguments: str, **environment: str) -> Result: ...
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     directory = tmp_path_factory.mktemp("server")
     settings: dict[str, Any] = {"housekeeping_interval": "500ms", "cancel_grace": "1h"}

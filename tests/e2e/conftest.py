@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 
 from support.certificates import Authority
@@ -11,8 +9,3 @@ __all__ = ["client", "server"]
 @pytest.fixture(scope="session")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("certificates"))
-
-
-@pytest.fixture
-def sqlite_url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/operations.db"

@@ -33,6 +33,8 @@ from support.server import PATIENCE, ServerProcess
 from support.tools import require_tool
 
 PAGE = (Path(__file__).parents[2] / "docs" / "google-longrunning.md").read_text()
+pytestmark = pytest.mark.parametrize("server", ["sqlite"], indirect=True, scope="package")
+
 METADATA = CreateRegistryMetadata(registry_id="crp1")
 REGISTRY = Registry(id="crp1", name="images", labels={"team": "a"})
 PARENT = "folders/b1g"

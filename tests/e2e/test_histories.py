@@ -134,7 +134,8 @@ def assert_eventful(chaos: Chaos, least: int = 5) -> None:
 @pytest.mark.parametrize(
     ("backend", "seconds", "kills"),
     [
-        ("sqlite", 10, 1),
+        ("sqlite", 6, 1),
+        pytest.param("sqlite", 10, 1, marks=pytest.mark.slow),
         pytest.param("postgresql", 10, 1, marks=pytest.mark.slow),
         pytest.param("sqlite", 30, 6, marks=pytest.mark.slow),
         pytest.param("postgresql", 30, 6, marks=pytest.mark.slow),

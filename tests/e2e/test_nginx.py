@@ -75,6 +75,7 @@ def follow(
     assert server.client.get(work.id).error.code == Code.CANCELLED
 
 
+@pytest.mark.slow
 def test_resets_end_nothing(server: ServerProcess, tmp_path: Path) -> None:
     with nginx(tmp_path, server.address, "grpc_read_timeout 1s") as proxy:
 
@@ -85,6 +86,7 @@ def test_resets_end_nothing(server: ServerProcess, tmp_path: Path) -> None:
         follow(server, proxy, meanwhile=lambda: eventually(were_reset), reconnect="2s")
 
 
+@pytest.mark.slow
 def test_a_quiet_watch_is_not_cut(tmp_path: Path) -> None:
     """Also that of a client that does not go on after it."""
     database = f"sqlite:///{tmp_path}/operations.db"

@@ -108,7 +108,7 @@ def refused_in_all(server: ServerProcess) -> int:
     return sum(line.get("calls", 1) for line in lines)
 
 
-@pytest.mark.parametrize("path", [GET, WATCH])
+@pytest.mark.parametrize("path", [GET, pytest.param(WATCH, marks=pytest.mark.slow)])
 def test_nothing_is_kept_of_answers_that_were_refused(
     sqlite_url: str, tmp_path: Path, path: str
 ) -> None:

@@ -212,14 +212,14 @@ def set_up(directory: Path, **options: Any) -> Iterator[Setup]:
             setup.example.kill()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def brisk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
     """An example whose work takes no time, shared by the tests."""
     with set_up(tmp_path_factory.mktemp("brisk"), pace=0.01) as setup:
         yield setup
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
     """An example whose scan takes half a minute, shared by the tests: so they come in its middle."""
     with set_up(tmp_path_factory.mktemp("slow"), pace=0.3) as setup:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,7 +27,6 @@ from opservice.domain.operation import (
 from opservice.store.drivers.postgresql.connections import Connections
 from opservice.store.drivers.postgresql.driver import PostgresqlDriver
 from opservice.store.engine import Database, open_database
-from opservice.store.migrations import migrate
 from opservice.store.repository import Repository
 from opservice.store.schema import operations
 from opservice.store.sql import clock_that_says
@@ -134,16 +134,16 @@ def repository_on(clock: Clock) -> Repository:
 @contextmanager
 def migrated_database(request: pytest.FixtureRequest, directory: Path) -> Iterator[Database]:
     """A new database with the schema, of the kind that is the fixture's parameter."""
-    url = f"sqlite:///{directory}/operations.db"
     if request.param == "postgresql":
         postgres: PostgresServer = request.getfixturevalue("postgres")
-        url = postgres.create_database()
-    opened = open_database(url)
-    try:
-        migrate(opened)
+        url = postgres.create_database(request.getfixturevalue("migrated_template"))
+    else:
+        copy = shutil.copyfile(
+            request.getfixturevalue("migrated_file"), directory / "operations.db"
+        )
+        url = f"sqlite:///{copy}"
+    with closing(open_database(url)) as opened:
         yield opened
-    finally:
-        opened.close()
 
 
 @pytest.fixture(scope="session", params=["sqlite", "postgresql"])

@@ -316,7 +316,7 @@ async def test_no_waiter_hangs_while_the_listening_connection_is_killed_again_an
     )
     killed = 0
     async with opened(database_url, SOON) as store, opened(database_url, SOON) as other:
-        while killed < 4:
+        while killed < 2:
             ids = await asyncio.gather(*[started(other) for _ in range(10)])
             ended = await waiting(store, *ids)
             ((count,),) = await asyncio.to_thread(postgres.execute, kill)

@@ -21,7 +21,7 @@ from support.postgres import PostgresServer
 
 PATIENCE = 60.0
 
-KILLS = pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+KILLS = pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
 
 
 class Writer:

@@ -338,11 +338,6 @@ def test_an_end_that_comes_too_late_is_told_of(site: Site) -> None:
 # Other servers
 
 
-@pytest.fixture
-def sqlite_url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/operations.db"
-
-
 def audited(server: ServerProcess, **wanted: Any) -> list[Line]:
     return server.log(logger=AUDIT, **wanted)
 

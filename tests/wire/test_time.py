@@ -1,6 +1,7 @@
 """What time does to an operation: leases, timeouts, the cancel grace period, retention.
 
-Waiting takes long, so each fixture starts all that its tests look at, and waits once.
+Waiting takes long, so each fixture starts all that its tests look at, and waits once. What differs between
+databases is in store/contract/test_sweeps.py.
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,6 @@ from grpc import RpcError, StatusCode
 from opservice._proto.opservice.v1.operation_record_pb2 import CancelPolicy
 from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
 from support.client import TOKEN, Client, refusal_from, refused, unpacked
-from support.fixtures import empty_database
 from support.server import ServerProcess, eventually, serving
 
 SHORT = Duration(nanos=200_000_000)
@@ -68,6 +68,14 @@ class Aged:
     """Its retention has passed, but counts from the end that it has not come to."""
     expired: str
     expired_key: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    directory = tmp_path_factory.mktemp("server")
+    settings: dict[str, Any] = {"housekeeping_interval": "500ms", "cancel_grace": "1h"}
+    with serving(directory, f"sqlite:///{directory}/o.db", **settings) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -187,10 +195,8 @@ class Overruled:
     kept_for_long: str
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def overruled(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Overruled]:
+@pytest.fixture(scope="module")
+def overruled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Overruled]:
     """On a server that gives a cancelled producer little time, and keeps nothing for long."""
     directory = tmp_path_factory.mktemp("impatient")
     settings: dict[str, Any] = {
@@ -199,7 +205,7 @@ def overruled(
         "retention": "1s",
     }
     cooperative = {"cancel_policy": CancelPolicy.COOPERATIVE, "retention": HOUR}
-    with serving(directory, empty_database(request, directory), **settings) as server:
+    with serving(directory, f"sqlite:///{directory}/o.db", **settings) as server:
         client = server.client
         kept_by_default = client.complete(client.started()).id
         kept_for_long = client.complete(client.started(retention=HOUR)).id

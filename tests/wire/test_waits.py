@@ -51,6 +51,7 @@ def two_servers(
 ) -> Iterator[tuple[Client, Client]]:
     """On one database."""
     settings: dict[str, Any] = {"no_notify": not request.param, "poll_interval": "100ms"}
+    settings["housekeeping_interval"] = "100ms"  # which ends what has timed out
     with (
         serving(tmp_path, database_url, **settings) as one,
         serving(tmp_path, database_url, **settings) as other,
@@ -103,8 +104,8 @@ def test_a_wait_returns_before_the_deadline_of_its_call(client: Client) -> None:
 
 
 @pytest.mark.parametrize("timeout", [{}, {"timeout": HOUR}], ids=["unset", "longer"])
-def test_no_wait_takes_longer_than_the_cap(database_url: str, tmp_path: Path, timeout: Any) -> None:
-    with serving(tmp_path, database_url, max_wait="100ms") as server:
+def test_no_wait_takes_longer_than_the_cap(sqlite_url: str, tmp_path: Path, timeout: Any) -> None:
+    with serving(tmp_path, sqlite_url, max_wait="100ms") as server:
         id_ = server.client.started()
 
         assert not wait(server.client, id_, **timeout).operation.done
@@ -164,9 +165,9 @@ def test_what_another_server_ends_wakes_who_waits(two_servers: tuple[Client, Cli
 
 
 def test_a_server_that_drains_ends_waits_with_the_record_as_it_is_and_watches_with_unavailable(
-    database_url: str, tmp_path: Path
+    sqlite_url: str, tmp_path: Path
 ) -> None:
-    with serving(tmp_path, database_url) as server:
+    with serving(tmp_path, sqlite_url) as server:
         id_ = server.client.started()
         watch = server.client.records.Watch(WatchOperationRecordRequest(operation_id=id_))
         next(watch)
@@ -182,8 +183,8 @@ def test_a_server_that_drains_ends_waits_with_the_record_as_it_is_and_watches_wi
         assert server.wait() == 0
 
 
-def test_the_wait_of_a_client_that_is_gone_ends(database_url: str, tmp_path: Path) -> None:
-    with serving(tmp_path, database_url, log_level="debug") as server:
+def test_the_wait_of_a_client_that_is_gone_ends(sqlite_url: str, tmp_path: Path) -> None:
+    with serving(tmp_path, sqlite_url, log_level="debug") as server:
         id_ = server.client.started()
         leaving = server.channel()
         stub = OperationRecordServiceStub(leaving)
@@ -199,10 +200,10 @@ def test_the_wait_of_a_client_that_is_gone_ends(database_url: str, tmp_path: Pat
 
 
 @pytest.fixture
-def roomy(database_url: str, tmp_path: Path) -> Iterator[ServerProcess]:
+def roomy(sqlite_url: str, tmp_path: Path) -> Iterator[ServerProcess]:
     """A server that lets a connection, and a caller, wait for as much as they like."""
     limits = {"max_concurrent_streams": 10_000, "max_waits_per_caller": 20_000}
-    with serving(tmp_path, database_url, **limits) as server:
+    with serving(tmp_path, sqlite_url, **limits) as server:
         yield server
 
 

@@ -92,7 +92,7 @@ async def test_headers_and_the_response_of_a_call_arrive() -> None:
 
 async def test_a_call_knows_its_deadline_and_its_peer() -> None:
     async def answer(_request: Any, call: Any) -> OperationRecord:
-        assert 0 < call.seconds_left() <= 60
+        assert 0 < call.seconds_left() < 70  # gRPC rounds up
         assert call.certificate() is None
         return OperationRecord(method=call.peer)
 
