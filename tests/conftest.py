@@ -39,7 +39,8 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
-    server = PostgresServer()
+    """Without fsync, which only a crash of the machine would need: no test of durability uses it."""
+    server = PostgresServer(fsync=False)
     try:
         yield server
     finally:

@@ -23,6 +23,12 @@ from support.server import PATIENCE, ServerProcess, eventually, serving
 NOBODY = "127.0.0.1:1"
 
 
+EITHER_IN_SLOW = pytest.mark.parametrize(
+    "command", ["watch", pytest.param("wait", marks=pytest.mark.slow)]
+)
+"""Both reconnect by the same code."""
+
+
 def ended(client: Client, how: str) -> str:
     """The id of an operation in this state."""
     if how == "cancelling":
@@ -183,7 +189,7 @@ def test_watch_prints_each_state_as_a_document(run: Run, client: Client, format_
     assert documents[-1]["operation"]["done"]
 
 
-@pytest.mark.parametrize("command", ["wait", "watch"])
+@EITHER_IN_SLOW
 def test_it_outlives_a_restart_of_the_server(tmp_path: Path, command: str) -> None:
     with serving(tmp_path, f"sqlite:///{tmp_path}/a.db") as server:
         id_ = server.client.started(description="Build")
@@ -216,7 +222,7 @@ def test_a_server_that_stays_away_is_given_up(tmp_path: Path) -> None:
     assert ": UNAVAILABLE: " in stderr
 
 
-@pytest.mark.parametrize("command", ["wait", "watch"])
+@EITHER_IN_SLOW
 def test_it_tries_again_what_the_server_says_may_be_tried_again(
     tmp_path: Path, command: str
 ) -> None:

@@ -26,6 +26,9 @@ COMPLETE = "/opservice.v1.ProducerService/Complete"
 PAYLOAD = AnyPb(type_url="type.googleapis.com/google.protobuf.Empty", value=bytes(900_000))
 
 
+EACH_KIND = pytest.mark.parametrize("path", [GET, pytest.param(WATCH, marks=pytest.mark.slow)])
+
+
 def ask_without_reading(
     server: ServerProcess,
     path: str,
@@ -53,7 +56,7 @@ def ask_without_reading(
     return connection
 
 
-@pytest.mark.parametrize("path", [GET, WATCH])
+@EACH_KIND
 def test_one_connection_is_refused_what_it_does_not_read(
     sqlite_url: str, tmp_path: Path, path: str
 ) -> None:
@@ -108,7 +111,7 @@ def refused_in_all(server: ServerProcess) -> int:
     return sum(line.get("calls", 1) for line in lines)
 
 
-@pytest.mark.parametrize("path", [GET, pytest.param(WATCH, marks=pytest.mark.slow)])
+@EACH_KIND
 def test_nothing_is_kept_of_answers_that_were_refused(
     sqlite_url: str, tmp_path: Path, path: str
 ) -> None:

@@ -105,6 +105,7 @@ def test_refused_calls_of_reflection_have_fewer_lines(site: Site) -> None:
     all_are_told(site.server, before, LINES_A_SECOND)
 
 
+@pytest.mark.slow
 def test_tokens_that_cannot_be_checked_for_want_of_keys_are_summed_up(
     tmp_path: Path, site: Site
 ) -> None:

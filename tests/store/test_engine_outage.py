@@ -25,7 +25,9 @@ def database(own_postgres: PostgresServer) -> Iterator[Database]:
 
 
 ENDINGS = pytest.mark.parametrize(
-    "end", [PostgresServer.stop, PostgresServer.kill], ids=["stopped", "killed"]
+    "end",
+    [pytest.param(PostgresServer.stop, marks=pytest.mark.slow), PostgresServer.kill],
+    ids=["stopped", "killed"],
 )
 
 

@@ -88,7 +88,7 @@ async def test_what_hangs_on_a_frozen_connection_goes_on_over_a_new_one(
     monkeypatch: pytest.MonkeyPatch,
     use: Use,
 ) -> None:
-    monkeypatch.setattr(batching, "HANG_SECONDS", 1)
+    monkeypatch.setattr(batching, "HANG_SECONDS", 0.5)
     id_ = apply_one(database, Start(new_id(), DAY)).record.id
     async with opened(database_url, relay, postgres) as store:
         for each in (store.get(id_), store.apply(Start(new_id(), DAY))):

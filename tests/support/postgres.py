@@ -28,9 +28,10 @@ WITH_PASSWORD = "suspect"
 
 
 class PostgresServer:
-    """A cluster in a temporary directory, on a free port of 127.0.0.1, with fsync on."""
+    """A cluster in a temporary directory, on a free port of 127.0.0.1."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, fsync: bool = True) -> None:
+        self._fsync = "on" if fsync else "off"
         self._bin = _binaries()
         # PostgreSQL refuses to run as root.
         self._user = pwd.getpwnam("postgres" if os.geteuid() == 0 else _own_name())
@@ -58,7 +59,7 @@ class PostgresServer:
             "listen_addresses": "127.0.0.1",
             "port": self.port,
             "unix_socket_directories": self._directory,
-            "fsync": "on",
+            "fsync": self._fsync,
             "max_connections": 200,
         }
         arguments = [f"--{name}={value}" for name, value in options.items()]
