@@ -432,6 +432,7 @@ server = OperationServer(backend=sys.argv[1]).start()
 producer = Producer(server.target)
 work = producer.start()
 work.run(lambda work: "done")
+OperationServer(backend=sys.argv[1]).start()  # to which nobody has a reference
 """
 
 

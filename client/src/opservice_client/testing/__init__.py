@@ -20,7 +20,6 @@ import shutil
 import tempfile
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -98,7 +97,6 @@ class OperationServer:
         self._cancel_grace = cancel_grace
         self._was_started = False
         self._running: _Running | None = None
-        processes.tell_after_fork(self, OperationServer._forget)
 
     @property
     def target(self) -> str:
@@ -111,7 +109,6 @@ class OperationServer:
             raise RuntimeError("an OperationServer is started once: make another one")
         self._was_started = True
         self._running = _Running(self.backend, self._cancel_grace)
-        _open.add(self)
         return self
 
     def close(self) -> None:
@@ -120,8 +117,7 @@ class OperationServer:
         Close producers first: what they have to say is not heard any more.
         """
         running, self._running = self._running, None
-        _open.discard(self)
-        if running is not None:
+        if running is not None and not running.is_the_parents:
             running.close()
 
     def get(self, operation_id: str) -> Operation:
@@ -195,18 +191,12 @@ class OperationServer:
         self.close()
 
     def _in_use(self) -> _Running:
-        if self._running is None:
+        if self._running is None or self._running.is_the_parents:
             raise RuntimeError(
                 "the OperationServer does not run: use it in a with block, or call start; a forked process"
                 " cannot use that of its parent"
             )
         return self._running
-
-    def _forget(self) -> None:
-        """Called in the child after a fork: the thread, the channel and the directory are the parent's."""
-        _open.discard(self)
-        processes.keep(self._running)
-        self._running = None
 
 
 class _Running:
@@ -216,6 +206,8 @@ class _Running:
 
     def __init__(self, backend: str, cancel_grace: timedelta) -> None:
         """Returns once it serves. Raises what it fails with."""
+        self.is_the_parents: bool = False
+        processes.tell_after_fork(self, _Running._forget)
         self._directory = _temporary_directory()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_stopping = False
@@ -232,9 +224,11 @@ class _Running:
         except BaseException:
             self._end()
             raise
+        _open.add(self)
 
     def close(self) -> None:
         """Raises what the backend has failed with, and RuntimeError when it does not stop."""
+        _open.discard(self)
         self.channel.close()
         self._end()
         self._raise_failure()
@@ -252,6 +246,12 @@ class _Running:
             self._failure = error
         finally:
             self._ready.set()
+
+    def _forget(self) -> None:
+        """Called in the child after a fork: the thread, the channel and the directory are the parent's."""
+        self.is_the_parents = True
+        _open.discard(self)
+        processes.keep(self)
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
@@ -308,7 +308,8 @@ def _not_done(record: OperationRecord, timeout: timedelta) -> TimeoutError:
     return TimeoutError(text)
 
 
-_open: weakref.WeakSet[OperationServer] = weakref.WeakSet()
+_open: set[_Running] = set()
+"""Those that serve, also when nobody has a reference to them any more."""
 
 
 def _close_all() -> None:
@@ -317,8 +318,8 @@ def _close_all() -> None:
         if _open:
             sync.close_all()
     finally:
-        for server in list(_open):
-            server.close()
+        for running in list(_open):
+            running.close()
 
 
 # The real server needs its pools of threads to end. When the interpreter ends, concurrent.futures ends them
