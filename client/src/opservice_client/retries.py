@@ -18,7 +18,7 @@ from google.rpc.status_pb2 import Status
 
 ERROR_DOMAIN = "opservice"
 
-jitter = Random()
+jitter: Random = Random()
 """For pauses. Not of the module `random`, whose numbers are the service's: it may have seeded them."""
 
 _STATUS_DETAILS = "grpc-status-details-bin"
