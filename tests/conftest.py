@@ -39,8 +39,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
-    """Without fsync, which only a crash of the machine would need: no test of durability uses it."""
-    server = PostgresServer(fsync=False)
+    server = PostgresServer()
     try:
         yield server
     finally:

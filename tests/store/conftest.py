@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -122,11 +123,17 @@ def connections_of(database: Database) -> Connections:
     return database.driver.connections
 
 
+_CLOCK = Clock()
+
+
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    """One for all tests, and so is the repository on it: to make its statements takes as long as a test."""
+    _CLOCK.now = EPOCH
+    return _CLOCK
 
 
+@cache
 def repository_on(clock: Clock) -> Repository:
     return Repository(clock_that_says(lambda: clock.now))
 
