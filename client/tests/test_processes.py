@@ -73,6 +73,24 @@ def test_a_producer_made_before_a_fork_works_in_the_child_and_in_the_parent(
 
 
 @pytest.mark.slow
+def test_forked_processes_do_not_pause_in_step(server: ServerProcess) -> None:
+    program = """
+        import os
+        from opservice_client.retries import jitter
+
+        for _ in range(2):
+            child = os.fork()
+            if not child:
+                print(jitter.random(), flush=True)
+                os._exit(0)
+            os.waitpid(child, 0)
+    """
+    first, second = printed(program, server)
+
+    assert first != second
+
+
+@pytest.mark.slow
 def test_a_producer_used_before_a_fork_raises_in_the_child_and_goes_on_in_the_parent(
     server: ServerProcess,
 ) -> None:

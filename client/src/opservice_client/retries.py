@@ -8,7 +8,7 @@ such as a connection that was reset, a proxy, or our own deadline: there its cod
 from __future__ import annotations
 
 from contextlib import suppress
-from random import Random
+from random import SystemRandom
 
 import grpc
 import grpc.aio
@@ -18,8 +18,10 @@ from google.rpc.status_pb2 import Status
 
 ERROR_DOMAIN = "opservice"
 
-jitter: Random = Random()
-"""For pauses. Not of the module `random`, whose numbers are the service's: it may have seeded them."""
+jitter: SystemRandom = SystemRandom()
+"""For pauses. Not of the module `random`, whose numbers are the service's: it may have seeded them. And not
+with a state, which processes that were forked from one would share, and so pause in step.
+"""
 
 _STATUS_DETAILS = "grpc-status-details-bin"
 _LONGEST_DELAY_SECONDS = 60.0
