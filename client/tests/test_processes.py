@@ -284,11 +284,18 @@ def test_the_results_of_threads_are_sent_when_the_interpreter_ends(server: Serve
             time.sleep(0.5)
             return "done"
 
-        producer = Producer(sys.argv[1], token=lambda: "x", max_workers=1)
-        for _ in range(2):
-            work = producer.start()
-            work.run(slow)
-            print(work.id)
+        def token():
+            time.sleep(0.2)
+            return "x"
+
+        def begin():
+            producer = Producer(sys.argv[1], token=token, max_workers=1)
+            for _ in range(2):
+                work = producer.start()
+                work.run(slow)
+                print(work.id)
+
+        begin()  # after which nothing here refers to the producer
     """
     all_done(server, printed(program, server))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import threading
-import weakref
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from datetime import timedelta
@@ -393,7 +392,8 @@ class _Threads:
         await self._stop.wait()
 
 
-_open: weakref.WeakSet[Producer] = weakref.WeakSet()
+_open: set[Producer] = set()
+"""Kept here, for work may run of which nobody else has the producer any more."""
 
 
 @atexit.register
