@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 
 import pytest
 from google.rpc.code_pb2 import Code
 
-from opservice_client import Producer, Progress, Work
+from opservice_client import Producer, Progress, Work, sync
+from opservice_client.testing import OperationServer
 from support.server import ServerProcess, eventually
 
 from .conftest import ended
@@ -53,6 +54,33 @@ def test_work_that_closes_its_own_producer_raises_and_the_producer_goes_on(
 
     assert ended(server, work.id).HasField("response")
     producer.start()
+
+
+def test_closing_that_is_interrupted_ends_soon_when_the_server_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sync, "_STOP_SECONDS", 0.1)
+    go_on = threading.Event()
+    with OperationServer(backend="memory") as server:
+        producer = Producer(server.target)
+        producer.start().run(lambda _work: go_on.wait())
+
+    def interrupted(coroutine: Coroutine[object, object, None]) -> None:
+        coroutine.close()
+        raise KeyboardInterrupt
+
+    def close() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            producer.close()
+
+    assert producer._threads is not None
+    monkeypatch.setattr(producer._threads, "wait", interrupted)
+    closing = threading.Thread(target=close, daemon=True)
+    closing.start()
+    closing.join(60)
+    go_on.set()
+
+    assert not closing.is_alive()
 
 
 def test_work_that_outlives_its_producer_is_told_and_may_go_on_reporting(

@@ -37,6 +37,8 @@ T = TypeVar("T")
 
 _EXIT_GRACE = timedelta(seconds=5)
 """At the interpreter's end all functions in threads have returned; this is for sending their results."""
+_STOP_SECONDS = 5.0
+"""How long what closing has left, for it was interrupted, may take to say how its operations ended."""
 
 
 class Producer:
@@ -390,6 +392,11 @@ class _Threads:
         self._stop = asyncio.Event()
         ready.set()
         await self._stop.wait()
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        if left:  # what goes on after that is cancelled once more, by asyncio.run
+            await asyncio.wait(left, timeout=_STOP_SECONDS)
 
 
 _open: set[Producer] = set()
