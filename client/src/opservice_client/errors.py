@@ -11,7 +11,8 @@ Other exceptions that it raises, such as TypeError, mean that it is used wrongly
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -24,6 +25,10 @@ from opservice_client.connection import GaveUp
 
 class ProducerError(Exception):
     """Something about an operation went wrong."""
+
+    def __reduce__(self) -> tuple[Callable[..., ProducerError], tuple[Any, ...]]:
+        """Out of another process, such as one of a pool, it comes as it was raised there."""
+        return _made_again, (type(self), self.args, self.__dict__)
 
 
 class Failed(ProducerError):
@@ -67,3 +72,11 @@ class CallFailed(ProducerError):
 
 class StartFailed(CallFailed):
     """The same of `start`: the operation could not be started."""
+
+
+def _made_again(
+    kind: type[ProducerError], args: tuple[Any, ...], state: dict[str, Any]
+) -> ProducerError:
+    error = kind.__new__(kind, *args)  # and not by __init__, which takes other arguments
+    error.__dict__.update(state)
+    return error
