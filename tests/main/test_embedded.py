@@ -86,6 +86,17 @@ async def test_more_operations_than_a_page_and_a_sweep_take_lapse_together(tmp_p
         assert all(operation.done for operation in found)
 
 
+async def test_the_times_by_which_several_threads_move_the_clock_add_up(tmp_path: Path) -> None:
+    async with embedded(tmp_path) as (server, channel):
+        before = (await get(channel, await start(channel, lease=86_400, lasts=86_400))).created_at
+        hour = timedelta(hours=1)
+
+        await asyncio.gather(*(asyncio.to_thread(server.advance, hour) for _ in range(8)))
+
+        after = (await get(channel, await start(channel, lease=86_400, lasts=86_400))).created_at
+        assert after.ToDatetime() - before.ToDatetime() >= 8 * hour
+
+
 async def test_it_leaves_the_processs_logging_and_garbage_collector_as_they_were(
     tmp_path: Path,
 ) -> None:

@@ -7,6 +7,7 @@ file and a Unix socket, but for one thing: its clock can be moved.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -54,6 +55,7 @@ class EmbeddedServer:
             drain=SECOND,
         )
         self._clock = _Clock()
+        self._advancing = threading.Lock()
         self._repository = Repository(clock_that_says(self._clock.now))
         self._sweeps = sweeps_of(self._settings.operations.cancel_grace)
         self._database: Database | None = None
@@ -84,8 +86,12 @@ class EmbeddedServer:
         To be called while it serves, from any thread but the server's. Nothing else is written meanwhile.
         """
         assert self._database is not None
+        with self._advancing:
+            self._advance(self._database, by // _MICROSECOND)
+
+    def _advance(self, database: Database, by: int) -> None:
         start = self._clock.ahead
-        end = start + by // _MICROSECOND
+        end = start + by
 
         def work(connection: Any) -> None:
             until = self._clock.real() + end
@@ -96,7 +102,7 @@ class EmbeddedServer:
             self._sweep(connection)
 
         try:
-            self._database.write(work)
+            database.write(work)
         finally:
             self._clock.ahead = end
 
