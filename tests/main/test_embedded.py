@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -97,15 +98,18 @@ async def test_the_times_by_which_several_threads_move_the_clock_add_up(tmp_path
         assert after.ToDatetime() - before.ToDatetime() >= 8 * hour
 
 
-async def test_it_leaves_the_processs_logging_and_garbage_collector_as_they_were(
-    tmp_path: Path,
+async def test_it_leaves_the_processs_umask_logging_and_garbage_collector_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    masks: list[int] = []
+    monkeypatch.setattr(os, "umask", masks.append)
     before = logging.root.handlers[:], logging.root.level, gc.get_freeze_count()
 
     async with embedded(tmp_path):
         during = logging.root.handlers[:], logging.root.level, gc.get_freeze_count()
 
     assert during == before
+    assert not masks  # not even for a moment: other threads make files
     assert not structlog.is_configured()
 
 

@@ -40,7 +40,7 @@ class EmbeddedServer:
     """
 
     def __init__(self, directory: Path, *, cancel_grace: timedelta) -> None:
-        """`directory` takes the database's files and the socket: it should be private and empty.
+        """`directory` takes the database's files and the socket: it has to be private, and should be empty.
 
         Raises StartupError when the directory's path is too long for a socket, or has characters that
         a socket's address cannot have.

@@ -77,7 +77,8 @@ async def run(
 
     With `share_port`, other processes of this user may listen on the same port. `store` is another one on the
     database than the settings ask for. A server that does not own its process leaves the garbage collector
-    as it is, and does not end the process when the database hangs at its end.
+    and the umask as they are, and does not end the process when the database hangs at its end. The directory
+    of its Unix socket has to be private.
 
     Raises StartupError when it cannot listen, and ComponentFailed, after it has drained, when a part of the
     server has failed.
@@ -101,7 +102,7 @@ async def run(
             server,
             settings.listening.listen,
             credentials,
-            lambda path, bind: bound(path, mode, bind),
+            lambda path, bind: bound(path, mode, bind, owns_process=owns_process),
             listening,
         )
         admission = _admission(settings, security.authenticator)

@@ -16,15 +16,19 @@ _ONLY_OWNER = 0o177
 
 
 @contextmanager
-def bound(path: Path, mode: int, bind: Callable[[], object]) -> Iterator[None]:
+def bound(
+    path: Path, mode: int, bind: Callable[[], object], *, owns_process: bool = True
+) -> Iterator[None]:
     """Calls `bind`, which makes the socket, and removes the socket when the block ends.
+
+    Nobody else can connect before the socket has its mode. For this the umask is changed, which is that of
+    the whole process: without `owns_process` it is left, and the directory has to be private.
 
     Replaces a socket that a killed server has left there. Raises StartupError when the socket belongs to a
     running server, when another file is there, or when the socket cannot be made.
     """
     _make_room(path)
-    # Nobody else may connect before the mode is set.
-    umask = os.umask(_ONLY_OWNER)
+    umask = os.umask(_ONLY_OWNER) if owns_process else None
     try:
         bind()
     except RuntimeError as error:
@@ -32,7 +36,8 @@ def bound(path: Path, mode: int, bind: Callable[[], object]) -> Iterator[None]:
             f"cannot listen on unix:{path}: the directory must exist and be writable"
         ) from error
     finally:
-        os.umask(umask)
+        if umask is not None:
+            os.umask(umask)
     try:
         path.chmod(mode)
         made = path.lstat()
