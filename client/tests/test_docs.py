@@ -39,6 +39,19 @@ def _ended(channel, operation):
 
 DRIVERS = {
     "threads": """
+import logging as _logging
+
+class _Aborted(Exception):
+    pass
+
+class _Context:
+    def invocation_metadata(self):
+        return ()
+
+    def abort(self, *said):
+        self.said = said
+        raise _Aborted
+
 from yandex.cloud.containerregistry.v1.registry_service_pb2 import CreateRegistryRequest
 from yandex.cloud.containerregistry.v1.registry_service_pb2_grpc import RegistryServiceStub
 
@@ -58,6 +71,15 @@ with _grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         raise AssertionError("taken")
     except _grpc.RpcError as error:
         assert error.code() == _grpc.StatusCode.INVALID_ARGUMENT
+    _logging.disable()
+    context = _Context()
+    lost = Producer("127.0.0.1:1", start_timeout=timedelta(seconds=0.1))
+    try:
+        RegistryService(lost).Create(request, context)
+        raise AssertionError("started")
+    except _Aborted:
+        assert context.said == (_grpc.StatusCode.UNAVAILABLE, "Operations cannot be started now")
+    lost.close()
 stop()
 """,
     "asyncio": """
