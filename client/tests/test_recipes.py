@@ -143,6 +143,14 @@ def test_fastapi(install: Install, server: ServerProcess, tmp_path: Path) -> Non
         assert registry["id"] == operation["metadata"]["value"]["registry_id"]
         assert re.match(r"\d{4}-\d\d-\d\dT", registry["created_at"])  # as pydantic has it in JSON
 
+        # Nobody gets the id of another's registry by the choice of a key.
+        ids = set()
+        for user, key in (("bob/1", "2"), ("bob", "1/2")):
+            headers = {"X_User": user, "Idempotency_Key": key}
+            operation = api.call("POST", "/registries", {"name": "n"}, **headers)[2]
+            ids.add(operation["metadata"]["value"]["registry_id"])
+        assert len(ids) == 2
+
         # It fails with what the work says.
         taken = api.call("POST", "/registries", {"name": "taken"}, **ann)[2]
         assert "registry of this name" in api.end_of(taken["id"], **ann)["error"]["message"]
