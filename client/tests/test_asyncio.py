@@ -43,6 +43,24 @@ async def cancel(server: ServerProcess, work: Work) -> None:
     await asyncio.to_thread(server.client.cancel, work.id)
 
 
+async def test_no_work_is_begun_once_its_producer_is_closed(producer: Producer) -> None:
+    entered, begun = await producer.start(), await producer.start()
+    ran: list[Work] = []
+
+    async def body(work: Work) -> None:
+        ran.append(work)
+
+    await producer.close()
+    with pytest.raises(RuntimeError, match="the producer is closed"):
+        async with entered:
+            ran.append(entered)
+    begun.run(body)
+    await asyncio.sleep(0.1)
+
+    assert begun.cancelled.is_set()
+    assert not ran
+
+
 Body = Callable[[Work], Awaitable[object]]
 
 

@@ -54,7 +54,7 @@ from opservice_client.errors import CallFailed, StartFailed
 from opservice_client.payloads import Encoder, encode
 from opservice_client.requests import StartOptions, idempotency_key, start_request
 from opservice_client.targets import is_loopback
-from opservice_client.work import Work
+from opservice_client.work import CLOSED, Work
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -206,6 +206,7 @@ class Producer:
         del self._sessions[asyncio.get_running_loop()]
         if session.unended:
             await asyncio.wait(session.unended.values(), timeout=grace.total_seconds())
+        session.connection.is_closing = True
         # The newest first: what waits for a thread must not get that of another which is stopped.
         await asyncio.gather(*(work.stop() for work in reversed(session.unended)))
         await session.connection.close()
@@ -256,7 +257,7 @@ class Producer:
 
     def _session(self) -> _Session:
         if self._closed:
-            raise RuntimeError("the producer is closed")
+            raise RuntimeError(CLOSED)
         processes.check_usable()
         loop = asyncio.get_running_loop()
         if loop not in self._sessions:

@@ -88,6 +88,8 @@ class Connection:
         call_metadata: CallMetadata,
         tls_server_name: str | None = None,
     ) -> None:
+        self.is_closing: bool = False
+        """No work is begun any more."""
         self._target = target
         self._credentials = credentials
         self._token = token

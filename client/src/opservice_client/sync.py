@@ -25,7 +25,7 @@ from opservice_client.connection import CallMetadata, Token
 from opservice_client.errors import Failed, OperationCancelled
 from opservice_client.payloads import Encoder, encode, pack
 from opservice_client.requests import StartOptions, copied
-from opservice_client.work import CLOSED_BY_ITSELF
+from opservice_client.work import CLOSED, CLOSED_BY_ITSELF
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -163,7 +163,7 @@ class Producer:
     def _threads_started(self) -> _Threads:
         with self._lock:
             if self._closed:
-                raise RuntimeError("the producer is closed")
+                raise RuntimeError(CLOSED)
             processes.check_usable()
             if self._threads is None:
                 self._threads = _Threads(self._max_workers)
@@ -210,8 +210,8 @@ class Work:
     ) -> None:
         """Runs `function(work, ...)` in a thread; what it returns is the response.
 
-        Does nothing unless `owned`, nor when it is cancelled before its turn. Raises RuntimeError when it
-        is run or entered already.
+        Does nothing unless `owned`, nor when it is cancelled before its turn, nor when the producer is
+        closed. Raises RuntimeError when it is run or entered already.
         """
 
         def call() -> AnyPayload:
@@ -309,7 +309,7 @@ class _Threads:
             max_workers, thread_name_prefix="opservice-work"
         )
         self.stopped: bool = False
-        self._closed_message = "the producer is closed"
+        self._closed_message = CLOSED
         self._running = threading.local()
         """Its `id` is that of the operation whose function runs in this thread."""
         self._lock = threading.Lock()

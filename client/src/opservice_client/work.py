@@ -74,6 +74,7 @@ _CANCELLED.details.add().Pack(ErrorInfo(reason="OPERATION_CANCELLED", domain=ERR
 _UNEXPECTED = Status(code=Code.INTERNAL, message="The operation failed unexpectedly")
 _NO_RESULT = Status(code=Code.INTERNAL, message="The work ended without a result")
 _REFUSED = Status(code=Code.INTERNAL, message="The result cannot be stored")
+CLOSED = "the producer is closed"
 CLOSED_BY_ITSELF = (
     "the work of operation {} closes its own producer, which would wait for it: close it elsewhere"
 )
@@ -169,10 +170,12 @@ class Work:
     ) -> None:
         """Runs `function(work, ...)` in the background; what it returns is the response.
 
-        Does nothing unless `owned`, nor when it is cancelled before its turn. Raises RuntimeError when it
-        is run or entered already.
+        Does nothing unless `owned`, nor when it is cancelled before its turn, nor when the producer is
+        closed. Raises RuntimeError when it is run or entered already.
         """
-        if self.owned:
+        if self.owned and self._connection.is_closing:
+            self._set_cancelled(interrupt=False)  # for a thread that has begun with it
+        elif self.owned:
             self._claim()
             # Before the task has its turn: who closes must know of it.
             self._unended[self] = self._loop.create_future()
@@ -268,7 +271,7 @@ class Work:
 
     def abandon(self, error: BaseException | None = None) -> None:
         """Ends the operation without waiting, from any thread: for who cannot await any more."""
-        if not self._loop.is_closed():
+        if not (self._loop.is_closed() or self._connection.is_closing):
             outcome = _STOPPED if error is None else self._status_of(error)
             with suppress(RuntimeError):  # the loop was closed meanwhile
                 self._loop.call_soon_threadsafe(self.end, outcome)
@@ -276,6 +279,8 @@ class Work:
     async def __aenter__(self) -> Self:
         task = asyncio.current_task()
         if task is not self._task:
+            if self._connection.is_closing:
+                raise RuntimeError(CLOSED)
             self._claim()
         try:
             self._begin()
