@@ -130,6 +130,24 @@ def test_a_worker_that_is_killed_is_replaced_while_the_other_serves(
 
 
 @pytest.mark.slow
+def test_the_log_says_why_a_worker_cannot_replace_another(tmp_path: Path, sqlite_url: str) -> None:
+    """And the worker leaves no traceback."""
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    with serving(tmp_path, sqlite_url, workers=2, audit_log=logs / "audit.log") as server:
+        logs.rename(tmp_path / "moved")
+        os.kill(pid_of(server, 1), signal.SIGKILL)
+
+        _, line = eventually(
+            lambda: found if len(found := server.log(event="a worker ended")) > 1 else None
+        )[:2]
+        assert line["reason"] == (
+            f"cannot write the audit log {logs}/audit.log: No such file or directory"
+        )
+        assert "Traceback" not in server.stderr
+
+
+@pytest.mark.slow
 def test_a_worker_that_dies_again_and_again_is_replaced_ever_more_slowly(
     tmp_path: Path, sqlite_url: str
 ) -> None:

@@ -65,8 +65,8 @@ async def _work(connection: socket.socket) -> int:
     except EOFError:
         return 1
     settings = assignment.settings
-    configure_logging(settings.logging, settings.storage.file_group, worker=assignment.number)
     try:
+        configure_logging(settings.logging, settings.storage.file_group, worker=assignment.number)
         await _serve(assignment, supervisor)
     except OpserviceError as error:
         await supervisor.send(Failure(error.message))
