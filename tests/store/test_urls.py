@@ -47,6 +47,7 @@ UNDERSTOOD: dict[str, tuple[str, dict[str, Any]]] = {
         "postgresql://a:1,b:1/d",
         {"host": "a,b", "port": "1", "dbname": "d"},
     ),
+    "postgresql://:5432/d": ("postgresql://:5432/d", {"port": "5432", "dbname": "d"}),
     "postgresql:///d?host=,": ("postgresql://,/d", {"host": ",", "dbname": "d"}),
     "postgresql://,/d": ("postgresql://,/d", {"host": ",", "dbname": "d"}),
     "postgresql://%2Fvar%2Frun/d": (
