@@ -59,12 +59,13 @@ async def test_callers_take_turns() -> None:
     assert "".join(site.let_in) == "aabcaba"
 
 
-async def test_who_gives_up_is_passed_over_wherever_he_stands() -> None:
+@pytest.mark.parametrize("who_first", [0, 1], ids=["in turn", "waiting"])
+async def test_who_gives_up_is_passed_over_wherever_they_stand(who_first: int) -> None:
     site = Site()
-    first, waiting, next_, last = await site.wait("a", "b", "c", "d")
+    *leaving, next_, last = await site.wait("a", "b", "c", "d")
 
-    waiting.cancel()
-    first.cancel()
+    leaving[who_first].cancel()
+    leaving[not who_first].cancel()
     await site.settle()
     assert site.let_in == ["a", "c"]
     next_.cancel()
