@@ -330,10 +330,15 @@ async def test_only_so_many_wait_for_unknown_keys_at_a_time(
 async def test_a_process_that_replaces_another_starts_also_without_keys(
     hasty: None, file: File
 ) -> None:
-    """What came of the file later must not keep it from serving those whom it can."""
+    """It serves those whom it can meanwhile, and reads them soon."""
     file.write("{")
-    source = KeySource(str(file), QUICK, lambda: None)
+    source = KeySource(str(file), RARELY, lambda: None)
 
     await source.start(strict=False)
 
     assert source.find("a") is None
+    task = asyncio.create_task(source.keep_fresh())
+    file.write(jwks(A))
+    await until(lambda: source.find("a"))
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
