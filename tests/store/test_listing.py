@@ -12,13 +12,16 @@ from hypothesis import strategies as st
 from sqlalchemy import BigInteger, bindparam, delete, event, insert
 
 from opservice.domain.filters import (
+    Anchor,
     Comparison,
     Condition,
     Field,
     ListQuery,
+    Match,
     Not,
     Operator,
     Position,
+    Present,
 )
 from opservice.domain.operation import SECOND, CancelPolicy, Complete, Record
 from opservice.methods.filtering import parse_filter
@@ -205,6 +208,27 @@ def test_a_condition_and_its_negation_split_the_operations_in_two(
 
     both = sorted(yes + no, key=lambda record: (record.created_at, record.id), reverse=True)
     assert both == expected(records, None, None)
+
+
+def test_each_kind_of_condition_and_its_negation_find_what_python_finds(ops: Ops) -> None:
+    """At the places where one that is nearly right would differ."""
+    descriptions = ["", "ab", "abx", "xab", "xabx", "aB", "b", "ac"]
+    records = [
+        replace(TEMPLATE, id=f"{n}{code}", description=text, error_code=code, created_at=n)
+        for n, text in enumerate(descriptions)
+        for code in (None, 1, 2, 3)
+    ]
+    fill(ops.database, records)
+    matches: list[Condition] = [Match(Field.DESCRIPTION, "ab", anchor) for anchor in Anchor]
+    comparisons: list[Condition] = [
+        Comparison(field, operator, value)
+        for field, value in ((Field.ERROR_CODE, 2), (Field.DESCRIPTION, "ab"))
+        for operator in Operator
+    ]
+    alone = [*matches, *comparisons, Present(Field.ERROR_CODE)]
+    for condition in [*alone, *map(Not, alone)]:
+        (found,) = walk(ops, None, condition, limit=100)
+        assert [*found] == expected(records, None, condition), condition
 
 
 @examples
