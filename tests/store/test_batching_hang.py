@@ -68,3 +68,17 @@ async def test_once_it_hangs_no_longer_callers_are_served_again(
 
     assert await asyncio.wait_for(served(), PATIENCE) == 3
     await batcher.close()
+
+
+async def test_a_run_that_has_ended_is_not_taken_for_one_that_hangs_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batching, "HANG_SECONDS", 0.05)
+    hung: list[float] = []
+    batcher: Batcher[int, int] = Batcher("test", lambda items: items, on_hang=hung.append)
+    await batcher.submit(1)
+
+    await asyncio.sleep(0.2)
+
+    assert hung == []
+    await batcher.close()
