@@ -43,7 +43,7 @@ def check_usable() -> None:
     if _is_unusable:
         raise RuntimeError(
             "this process was forked while its parent ran gRPC with asyncio, and gRPC does not work here."
-            " Call start() only after the fork, in the child (making the Producer before is fine),"
+            " Use a Producer only after the fork, in the child (making it before is fine),"
             ' or start processes anew: multiprocessing.set_start_method("spawn")'
         )
 
