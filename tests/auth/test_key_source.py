@@ -342,3 +342,16 @@ async def test_a_process_that_replaces_another_starts_also_without_keys(
     await until(lambda: source.find("a"))
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_reading_that_changes_nothing_is_told_of_only_when_somebody_asked_for_it(
+    hasty: None,
+) -> None:
+    told = "the keys were reloaded, and nothing has changed"
+    with serving_keys(A) as server, capture_logs() as lines:
+        async with kept_fresh(server.url, QUICK) as source:
+            await until(lambda: server.asked > 3)
+            assert [line for line in lines if line["event"] == told] == []
+
+            source.refresh(tell=True)
+            await until(lambda: [line for line in lines if line["event"] == told])
