@@ -34,12 +34,15 @@ opservice is under Apache-2.0. The table lists what is deployed with it: the pac
 |---|---|---|
 {rows}
 
-All of them may be distributed with a program under Apache-2.0. All but two ask only that you keep their notices. These are in the
+All of them may be distributed with a program under Apache-2.0. All but three ask only that you keep their notices. These are in the
 `*.dist-info` of each package, and stay in the image.
 
 **psycopg and psycopg-binary are under LGPL-3.0.** opservice imports them unchanged, and stays under Apache-2.0. If you pass on
 an image that contains them, pass on their licence too, say where their source is (the package index has it, under the version
 above), and let people replace them (in a Python environment, with pip).
+
+**certifi is under MPL-2.0.** It is a list of certificate authorities, which opservice does not change. Only changes to its own files
+would have to be passed on under MPL-2.0.
 
 Wheels contain libraries of others. psycopg-binary: libpq (PostgreSQL), OpenSSL (Apache-2.0), MIT Kerberos (MIT),
 OpenLDAP (OLDAP-2.8), Cyrus SASL (BSD), and as shared libraries libkeyutils and libcrypt (LGPL-2.1). grpcio:

@@ -8,9 +8,9 @@ lock() {
         --no-emit-package opservice-client "$@"
 }
 # dev first: what is deployed is then exactly what was tested.
-lock pyproject.toml --group build --group dev --output-file requirements/dev.txt
-lock pyproject.toml --group build --constraint requirements/dev.txt --output-file requirements/runtime.txt
+lock pyproject.toml --extra otel --group build --group dev --output-file requirements/dev.txt
+lock pyproject.toml --extra otel --group build --constraint requirements/dev.txt --output-file requirements/runtime.txt
 # What only some use, apart from the rest.
-for group in coverage fuzz sbom release; do lock --group "pyproject.toml:$group" --output-file "requirements/$group.txt"; done
+for group in coverage fuzz openapi release sbom; do lock --group "pyproject.toml:$group" --output-file "requirements/$group.txt"; done
 # What scripts/docs.sh adds to the development environment, where it may change no version.
 lock --group "pyproject.toml:docs" --constraint requirements/dev.txt --output-file requirements/docs.txt

@@ -28,7 +28,7 @@ from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from opservice._proto.opservice.v1 import operation_record_pb2 as opservice_dot_v1_dot_operation__record__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+opservice/v1/operation_record_service.proto\x12\x0copservice.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a#opservice/v1/operation_record.proto\"1\n\x19GetOperationRecordRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\"d\n\x1bListOperationRecordsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x04 \x01(\t\"q\n\x1cListOperationRecordsResponse\x12\x38\n\x11operation_records\x18\x01 \x03(\x0b\x32\x1d.opservice.v1.OperationRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"^\n\x1aWaitOperationRecordRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"3\n\x1bWatchOperationRecordRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\"4\n\x1c\x44\x65leteOperationRecordRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t2\xce\x05\n\x16OperationRecordService\x12\x84\x01\n\x03Get\x12\'.opservice.v1.GetOperationRecordRequest\x1a\x1d.opservice.v1.OperationRecord\"5\x82\xd3\xe4\x93\x02/\x12-/opservice/v1/operationRecords/{operation_id}\x12\x85\x01\n\x04List\x12).opservice.v1.ListOperationRecordsRequest\x1a*.opservice.v1.ListOperationRecordsResponse\"&\x82\xd3\xe4\x93\x02 \x12\x1e/opservice/v1/operationRecords\x12\x8b\x01\n\x04Wait\x12(.opservice.v1.WaitOperationRecordRequest\x1a\x1d.opservice.v1.OperationRecord\":\x82\xd3\xe4\x93\x02\x34\x12\x32/opservice/v1/operationRecords/{operation_id}:wait\x12\x90\x01\n\x05Watch\x12).opservice.v1.WatchOperationRecordRequest\x1a\x1d.opservice.v1.OperationRecord\";\x82\xd3\xe4\x93\x02\x35\x12\x33/opservice/v1/operationRecords/{operation_id}:watch0\x01\x12\x83\x01\n\x06\x44\x65lete\x12*.opservice.v1.DeleteOperationRecordRequest\x1a\x16.google.protobuf.Empty\"5\x82\xd3\xe4\x93\x02/*-/opservice/v1/operationRecords/{operation_id}b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+opservice/v1/operation_record_service.proto\x12\x0copservice.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a#opservice/v1/operation_record.proto\"1\n\x19GetOperationRecordRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\"d\n\x1bListOperationRecordsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x04 \x01(\t\"q\n\x1cListOperationRecordsResponse\x12\x38\n\x11operation_records\x18\x01 \x03(\x0b\x32\x1d.opservice.v1.OperationRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"^\n\x1aWaitOperationRecordRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"3\n\x1bWatchOperationRecordRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\"4\n\x1c\x44\x65leteOperationRecordRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t2\x99\x05\n\x16OperationRecordService\x12z\n\x03Get\x12\'.opservice.v1.GetOperationRecordRequest\x1a\x1d.opservice.v1.OperationRecord\"+\x82\xd3\xe4\x93\x02%\x12#/v1/operationRecords/{operation_id}\x12{\n\x04List\x12).opservice.v1.ListOperationRecordsRequest\x1a*.opservice.v1.ListOperationRecordsResponse\"\x1c\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/operationRecords\x12\x81\x01\n\x04Wait\x12(.opservice.v1.WaitOperationRecordRequest\x1a\x1d.opservice.v1.OperationRecord\"0\x82\xd3\xe4\x93\x02*\x12(/v1/operationRecords/{operation_id}:wait\x12\x86\x01\n\x05Watch\x12).opservice.v1.WatchOperationRecordRequest\x1a\x1d.opservice.v1.OperationRecord\"1\x82\xd3\xe4\x93\x02+\x12)/v1/operationRecords/{operation_id}:watch0\x01\x12y\n\x06\x44\x65lete\x12*.opservice.v1.DeleteOperationRecordRequest\x1a\x16.google.protobuf.Empty\"+\x82\xd3\xe4\x93\x02%*#/v1/operationRecords/{operation_id}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,15 +36,15 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'opservice._proto.opservice.
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_OPERATIONRECORDSERVICE'].methods_by_name['Get']._loaded_options = None
-  _globals['_OPERATIONRECORDSERVICE'].methods_by_name['Get']._serialized_options = b'\202\323\344\223\002/\022-/opservice/v1/operationRecords/{operation_id}'
+  _globals['_OPERATIONRECORDSERVICE'].methods_by_name['Get']._serialized_options = b'\202\323\344\223\002%\022#/v1/operationRecords/{operation_id}'
   _globals['_OPERATIONRECORDSERVICE'].methods_by_name['List']._loaded_options = None
-  _globals['_OPERATIONRECORDSERVICE'].methods_by_name['List']._serialized_options = b'\202\323\344\223\002 \022\036/opservice/v1/operationRecords'
+  _globals['_OPERATIONRECORDSERVICE'].methods_by_name['List']._serialized_options = b'\202\323\344\223\002\026\022\024/v1/operationRecords'
   _globals['_OPERATIONRECORDSERVICE'].methods_by_name['Wait']._loaded_options = None
-  _globals['_OPERATIONRECORDSERVICE'].methods_by_name['Wait']._serialized_options = b'\202\323\344\223\0024\0222/opservice/v1/operationRecords/{operation_id}:wait'
+  _globals['_OPERATIONRECORDSERVICE'].methods_by_name['Wait']._serialized_options = b'\202\323\344\223\002*\022(/v1/operationRecords/{operation_id}:wait'
   _globals['_OPERATIONRECORDSERVICE'].methods_by_name['Watch']._loaded_options = None
-  _globals['_OPERATIONRECORDSERVICE'].methods_by_name['Watch']._serialized_options = b'\202\323\344\223\0025\0223/opservice/v1/operationRecords/{operation_id}:watch'
+  _globals['_OPERATIONRECORDSERVICE'].methods_by_name['Watch']._serialized_options = b'\202\323\344\223\002+\022)/v1/operationRecords/{operation_id}:watch'
   _globals['_OPERATIONRECORDSERVICE'].methods_by_name['Delete']._loaded_options = None
-  _globals['_OPERATIONRECORDSERVICE'].methods_by_name['Delete']._serialized_options = b'\202\323\344\223\002/*-/opservice/v1/operationRecords/{operation_id}'
+  _globals['_OPERATIONRECORDSERVICE'].methods_by_name['Delete']._serialized_options = b'\202\323\344\223\002%*#/v1/operationRecords/{operation_id}'
   _globals['_GETOPERATIONRECORDREQUEST']._serialized_start=189
   _globals['_GETOPERATIONRECORDREQUEST']._serialized_end=238
   _globals['_LISTOPERATIONRECORDSREQUEST']._serialized_start=240
@@ -58,5 +58,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETEOPERATIONRECORDREQUEST']._serialized_start=606
   _globals['_DELETEOPERATIONRECORDREQUEST']._serialized_end=658
   _globals['_OPERATIONRECORDSERVICE']._serialized_start=661
-  _globals['_OPERATIONRECORDSERVICE']._serialized_end=1379
+  _globals['_OPERATIONRECORDSERVICE']._serialized_end=1326
 # @@protoc_insertion_point(module_scope)
