@@ -15,6 +15,7 @@ import pytest
 from opservice_client.testing import OperationServer
 from support.client import Client, open_channel
 from wire import (
+    test_batch_get,
     test_idempotency,
     test_listing,
     test_operations,
@@ -62,6 +63,7 @@ def _tests(module: ModuleType) -> dict[str, Callable[..., Any]]:
 
 
 for _module in (
+    test_batch_get,
     test_idempotency,
     test_listing,
     test_operations,

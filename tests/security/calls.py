@@ -51,6 +51,12 @@ BY_ID: dict[str, Callable[[str], Message]] = {
         operation_id=id_, lease_token=TOKEN, error=Status(code=13)
     ),
 }
+OF_IDS: dict[str, Callable[[str], Message]] = {
+    f"{RECORDS}/BatchGet": lambda id_: record_pb.BatchGetOperationRecordsRequest(
+        operation_ids=[id_]
+    ),
+}
+"""Which tell of an operation that may not be seen that it is not found, and are not refused."""
 BY_NAME: dict[str, Callable[[str], Message]] = {
     f"{GOOGLE}/GetOperation": lambda name: longrunning_pb.GetOperationRequest(name=name),
     f"{GOOGLE}/WaitOperation": lambda name: longrunning_pb.WaitOperationRequest(
@@ -72,7 +78,7 @@ OF_NOTHING: dict[str, Message] = {
     **dict.fromkeys(REFLECTION, ServerReflectionRequest(list_services="")),
 }
 OF_OPERATION = (*BY_ID, *BY_NAME)
-EVERY_METHOD = (*OF_OPERATION, *OF_PARENT, *OF_NOTHING)
+EVERY_METHOD = (*OF_OPERATION, *OF_IDS, *OF_PARENT, *OF_NOTHING)
 _STREAMS = {f"{RECORDS}/Watch", f"{HEALTH}/Watch"}
 
 
@@ -83,6 +89,8 @@ def full_name(parent: str, operation_id: str) -> str:
 def request_for(method: str, operation_id: str, parent: str) -> Message:
     if method in BY_ID:
         return BY_ID[method](operation_id)
+    if method in OF_IDS:
+        return OF_IDS[method](operation_id)
     if method in BY_NAME:
         return BY_NAME[method](full_name(parent, operation_id))
     if method in OF_PARENT:

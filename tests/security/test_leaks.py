@@ -31,6 +31,7 @@ from opservice.domain.operation import new_id
 from security.calls import (
     BY_NAME,
     GOOGLE,
+    OF_IDS,
     OF_NOTHING,
     OF_OPERATION,
     PRODUCER,
@@ -155,6 +156,23 @@ def test_what_may_not_be_seen_answers_like_what_does_not_exist(
 
         assert hidden[0] == grpc.StatusCode.NOT_FOUND
         assert renamed(hidden, id_) == repr(missing)
+
+
+@STATES
+@pytest.mark.parametrize("method", OF_IDS)
+def test_of_several_what_may_not_be_seen_is_told_like_what_does_not_exist(
+    site: Site, method: str, made: Made
+) -> None:
+    id_ = made(site.bob, THEIRS)
+    channel, metadata = site.channel_of("ann")
+
+    def told(of: str) -> bytes:
+        return PendingCall(channel, method, request_for(method, of, ""), metadata).answer()
+
+    assert told(id_).replace(id_.encode(), MISSING.encode()) == told(MISSING)
+    for payload in ("metadata", "response"):  # nor is it read
+        with without_column(site.server.database, payload):
+            assert told(id_).replace(id_.encode(), MISSING.encode()) == told(MISSING)
 
 
 @STATES

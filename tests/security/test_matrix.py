@@ -31,6 +31,7 @@ from opservice.methods.pipeline import Pipeline
 from opservice.methods.registry import Method
 from security.calls import (
     EVERY_METHOD,
+    OF_IDS,
     OF_NOTHING,
     OF_OPERATION,
     OF_PARENT,
@@ -55,13 +56,15 @@ from support.identities import (
 from support.postgres import PostgresServer
 from support.server import ServerProcess, serving
 
-# What the caller is for the operation, or for the parent. NOTHING is OK with an empty list.
+# What the caller is for the operation, or for the parent. NOTHING is OK with an empty list,
+# MISSING is OK, saying that the operation was not found.
 TABLE = """
                                                unknown  stranger  viewer  editor  producer creator admin
 
 yandex.cloud.operation.OperationService/Get    UNAUTH   NOT_FOUND OK      OK      OK       OK      OK
 yandex.cloud.operation.OperationService/Cancel UNAUTH   NOT_FOUND DENIED  OK      DENIED   OK      OK
 opservice.v1.OperationRecordService/Get        UNAUTH   NOT_FOUND OK      OK      OK       OK      OK
+opservice.v1.OperationRecordService/BatchGet   UNAUTH   MISSING   OK      OK      OK       OK      OK
 opservice.v1.OperationRecordService/List       UNAUTH   NOTHING   OK      OK      OK       OK      OK
 opservice.v1.OperationRecordService/Wait       UNAUTH   NOT_FOUND OK      OK      OK       OK      OK
 opservice.v1.OperationRecordService/Watch      UNAUTH   NOT_FOUND OK      OK      OK       OK      OK
@@ -116,6 +119,8 @@ LISTS = [
     "/opservice.v1.OperationRecordService/List",
     "/google.longrunning.Operations/ListOperations",
 ]
+_ID_ALONE = 30
+"""More bytes than an id and what is around it; a record has more."""
 Target = tuple[str, str]
 """A method and a parent."""
 
@@ -243,7 +248,7 @@ class Site:
             if "Delete" in method:  # only what is done can be deleted
                 self.admin.complete(id_, lease_token=TOKEN)
         for parent, call in common.items():
-            for method in OF_OPERATION:
+            for method in (*OF_OPERATION, *OF_IDS):
                 ids.setdefault((method, parent), call.result().operation.id)
             for method in OF_PARENT:
                 ids[method, parent] = ""
@@ -420,6 +425,8 @@ def outcome(method: str, call: PendingCall) -> str:
     except grpc.RpcError as error:
         code = refusal_from(error).code
         return CODES.get(code, code.name)
+    if method in OF_IDS and len(answer) < _ID_ALONE:
+        return "MISSING"
     return "NOTHING" if method in LISTS and not answer else "OK"
 
 

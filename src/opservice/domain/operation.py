@@ -96,6 +96,11 @@ class Record:
     request_hash: bytes | None
 
     @property
+    def payload_bytes(self) -> int:
+        """Of metadata, response and error together."""
+        return sum(len(each) for each in (self.metadata, self.response, self.error) if each)
+
+    @property
     def progress(self) -> Progress | None:
         """What the producer reported last; None when it reported nothing."""
         if self.progress_done is None:

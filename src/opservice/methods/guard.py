@@ -9,28 +9,38 @@ again, as another operation. So what is read is checked as well.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
+from functools import partial
 
 from opservice.auth.authenticator import Authenticator, Caller
 from opservice.domain.errors import (
+    InvalidArgument,
     OperationNotFound,
     PermissionDenied,
     ServerStopping,
     TooManyLists,
     Unauthenticated,
+    Violation,
 )
 from opservice.domain.filters import ListQuery
 from opservice.domain.identity import ANYBODY
 from opservice.domain.operation import SECOND, Command, Outcome, Record, Start
 from opservice.methods.lasting import LastingCalls
 from opservice.methods.slots import Slots
-from opservice.store.listing import Listed
+from opservice.store.listing import PAGE_BYTES, Listed
 from opservice.store.service import MAX_LISTS, OperationStore
 
 MAX_LISTS_PER_CALLER = MAX_LISTS // 8
-"""Lists of one caller at a time. Lists are read one by one, and each may take long."""
+"""Lists of one caller at a time, and batches. Lists are read one by one, and each may take long."""
+
+_AT_ONCE = 20
+"""Operations of a batch that are read together: each may have payloads of megabytes."""
+_TOO_LARGE = Violation(
+    "operation_ids",
+    f"have records of more than {PAGE_BYTES} bytes together, ask for fewer at a time",
+)
 
 
 class GuardedStore:
@@ -48,7 +58,8 @@ class GuardedStore:
         """Without an authenticator ANYBODY may do everything; with one, only who was authenticated may."""
         self._store = store
         self._authenticator = authenticator
-        self._lists = Slots(MAX_LISTS_PER_CALLER, _too_many_lists)
+        self._lists = Slots(MAX_LISTS_PER_CALLER, partial(_too_many, "lists"))
+        self._batches = Slots(MAX_LISTS_PER_CALLER, partial(_too_many, "batches"))
         self._lasting = LastingCalls(authenticator)
 
     async def get(self, caller: Caller, operation_id: str) -> Record:
@@ -59,6 +70,41 @@ class GuardedStore:
             await self._admit(caller, operation_id)
         record = await self._store.get(operation_id)
         caller.admit(record)
+        return record
+
+    async def get_each(
+        self, caller: Caller, operation_ids: Sequence[str], name: str
+    ) -> list[Record | None]:
+        """The operations as they are now, None for each that is not there; `name` as for `page`.
+
+        Raises InvalidArgument when they are too large for one answer, and TooManyLists as `page` does.
+        """
+        trusted = self._may_do_everything(caller) or caller.identity.sees_everything
+        found: list[Record | None] = []
+        size = 0
+        with self._batches.held(name):
+            for start in range(0, len(operation_ids), _AT_ONCE):
+                for record in await asyncio.gather(
+                    *(
+                        self._find(caller, operation_id, trusted)
+                        for operation_id in operation_ids[start : start + _AT_ONCE]
+                    )
+                ):
+                    size += 0 if record is None else record.payload_bytes
+                    if size > PAGE_BYTES and len(operation_ids) > 1:
+                        raise InvalidArgument([_TOO_LARGE])
+                    found.append(record)
+                await asyncio.sleep(0)  # what is in memory is found without a pause
+        return found
+
+    async def _find(self, caller: Caller, operation_id: str, trusted: bool) -> Record | None:
+        try:
+            if not trusted:
+                await self._admit(caller, operation_id)
+            record = await self._store.get(operation_id)
+            caller.admit(record)
+        except OperationNotFound:
+            return None
         return record
 
     async def page(self, caller: Caller, query: ListQuery, name: str) -> Listed:
@@ -146,6 +192,6 @@ class GuardedStore:
             raise
 
 
-def _too_many_lists(name: str | None) -> TooManyLists:
-    message = f"{MAX_LISTS_PER_CALLER} of your lists are being read, which is the limit"
+def _too_many(what: str, name: str | None) -> TooManyLists:
+    message = f"{MAX_LISTS_PER_CALLER} of your {what} are being read, which is the limit"
     return TooManyLists(message, name or "")

@@ -50,6 +50,9 @@ MAX_FIELDS = 1_000
 
 _SEE = MethodPolicy(Right.SEE)
 _LIST = MethodPolicy(Right.SEE, pages=True, max_bytes=16 << 10)
+_BATCH_BYTES = 512 << 10
+"""1,000 ids of 128 characters, of which each may take 4 bytes."""
+_BATCH = MethodPolicy(Right.SEE, pages=True, max_bytes=_BATCH_BYTES)
 _WAIT = MethodPolicy(Right.SEE, waits=True)
 _CANCEL = MethodPolicy(Right.CANCEL, audited=True)
 _DELETE = MethodPolicy(Right.DELETE, audited=True)
@@ -62,6 +65,7 @@ _SERVICES: dict[str, dict[str, MethodPolicy]] = {
     "yandex.cloud.operation.OperationService": {"Get": _SEE, "Cancel": _CANCEL},
     "opservice.v1.OperationRecordService": {
         "Get": _SEE,
+        "BatchGet": _BATCH,
         "List": _LIST,
         "Wait": _WAIT,
         "Watch": _WAIT,

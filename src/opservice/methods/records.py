@@ -11,6 +11,8 @@ from google.protobuf.empty_pb2 import Empty
 from opservice._proto.opservice.v1.operation_record_pb2 import OperationRecord
 from opservice._proto.opservice.v1.operation_record_service_pb2 import (
     DESCRIPTOR,
+    BatchGetOperationRecordsRequest,
+    BatchGetOperationRecordsResponse,
     DeleteOperationRecordRequest,
     GetOperationRecordRequest,
     ListOperationRecordsRequest,
@@ -19,13 +21,13 @@ from opservice._proto.opservice.v1.operation_record_service_pb2 import (
     WatchOperationRecordRequest,
 )
 from opservice.domain.operation import SECOND, Delete
-from opservice.methods.call import Call
+from opservice.methods.call import Call, name_of
 from opservice.methods.convert import record_to_pb
 from opservice.methods.guard import GuardedStore
 from opservice.methods.listing import list_page
 from opservice.methods.pages import fill
 from opservice.methods.registry import Method, methods_of
-from opservice.methods.validation import valid_id, wait_time
+from opservice.methods.validation import valid_id, valid_ids, wait_time
 
 
 class OperationRecordService:
@@ -50,6 +52,16 @@ class OperationRecordService:
 
     async def Get(self, request: GetOperationRecordRequest, call: Call) -> OperationRecord:
         return self._to_pb(await self._store.get(call.caller, valid_id(request.operation_id)))
+
+    async def BatchGet(
+        self, request: BatchGetOperationRecordsRequest, call: Call
+    ) -> BatchGetOperationRecordsResponse:
+        ids = valid_ids(request.operation_ids)
+        found = await self._store.get_each(call.caller, ids, name_of(call.caller, call.peer))
+        missing = [id_ for id_, record in zip(ids, found, strict=True) if record is None]
+        response = BatchGetOperationRecordsResponse(not_found_ids=missing)
+        await fill(response.operation_records, [*filter(None, found)], self._to_pb)
+        return response
 
     async def Watch(
         self, request: WatchOperationRecordRequest, call: Call

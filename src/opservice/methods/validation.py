@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from google.protobuf.any_pb2 import Any
@@ -15,6 +16,8 @@ from opservice.domain.errors import InvalidArgument, Violation
 from opservice.domain.operation import SECOND
 
 MAX_ID = 128
+MAX_IDS = 1000
+"""Of operations that one call is about."""
 MAX_DESCRIPTION = 256
 MAX_CREATED_BY = 64
 MAX_NAME = 256
@@ -56,6 +59,20 @@ def valid_id(operation_id: str, field: str = "operation_id") -> str:
     check.id(field, operation_id)
     check.finish()
     return operation_id
+
+
+def valid_ids(operation_ids: Sequence[str], field: str = "operation_ids") -> list[str]:
+    """The ids, each once. Raises InvalidArgument when there are none, too many, or one that is not valid."""
+    check = Check()
+    if not operation_ids:
+        check.wrong(field, "must not be empty")
+    elif len(operation_ids) > MAX_IDS:
+        check.wrong(field, f"has {len(operation_ids)} ids, at most {MAX_IDS} are allowed")
+    else:
+        for index, operation_id in enumerate(operation_ids):
+            check.id(f"{field}[{index}]", operation_id)
+    check.finish()
+    return list(dict.fromkeys(operation_ids))
 
 
 def wait_time(timeout: Duration | None, most: int, remaining: float | None) -> int:

@@ -6,13 +6,18 @@ client/tests/test_testing_same.py and test_testing_wire.py compare the two.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from google.protobuf.any_pb2 import Any as AnyPayload
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.code_pb2 import Code
 from google.rpc.status_pb2 import Status
 
-from opservice_client._proto.opservice.v1.operation_record_pb2 import CancelPolicy, Progress
+from opservice_client._proto.opservice.v1.operation_record_pb2 import (
+    CancelPolicy,
+    OperationRecord,
+    Progress,
+)
 from opservice_client._proto.opservice.v1.producer_service_pb2 import StartRequest
 from opservice_client.testing.refusals import invalid
 
@@ -22,6 +27,9 @@ DAY = 86_400 * SECOND
 MAX_PAYLOAD_BYTES = 1 << 20
 _MAX_NAME = 256
 _MAX_ID = 128
+_MAX_IDS = 1000
+LARGEST_BATCH = 3 << 20
+"""Bytes of payloads in one answer."""
 _MAX_DETAILS = 100
 _MAX_VIOLATIONS = 32
 _MAX_DURATION_SECONDS = 315_576_000_000  # google/protobuf/duration.proto
@@ -46,10 +54,10 @@ class Check:
     def wrong(self, field: str, description: str) -> None:
         self._violations.append((field, description))
 
-    def id(self, value: str) -> None:
+    def id(self, value: str, field: str = "operation_id") -> None:
         if not value:
-            self.wrong("operation_id", "must not be empty")
-        self.name("operation_id", value, _MAX_ID)
+            self.wrong(field, "must not be empty")
+        self.name(field, value, _MAX_ID)
 
     def text(self, field: str, value: str, limit: int) -> None:
         if len(value) > limit:
@@ -156,6 +164,33 @@ def check_id(operation_id: str) -> None:
     check = Check()
     check.id(operation_id)
     check.finish()
+
+
+def check_ids(operation_ids: Sequence[str]) -> None:
+    """Raises a Refusal unless a batch may have these ids."""
+    check, field = Check(), "operation_ids"
+    if not operation_ids:
+        check.wrong(field, "must not be empty")
+    elif len(operation_ids) > _MAX_IDS:
+        check.wrong(field, f"has {len(operation_ids)} ids, at most {_MAX_IDS} are allowed")
+    else:
+        for index, operation_id in enumerate(operation_ids):
+            check.id(operation_id, f"{field}[{index}]")
+    check.finish()
+
+
+def batch_too_large() -> Exception:
+    """Of records that together are too large for one answer."""
+    wrong = f"have records of more than {LARGEST_BATCH} bytes together, ask for fewer at a time"
+    return invalid([("operation_ids", wrong)])
+
+
+def payload_bytes(record: OperationRecord) -> int:
+    """Of metadata, and of the response or the error, as far as the operation has them."""
+    operation = record.operation
+    return sum(
+        each.ByteSize() for each in (operation.metadata, operation.response, operation.error)
+    )
 
 
 def wait_seconds(timeout: Duration | None, remaining: float | None) -> float:

@@ -24,6 +24,8 @@ from google.rpc.code_pb2 import Code
 
 from opservice_client._proto.opservice.v1.operation_record_pb2 import OperationRecord
 from opservice_client._proto.opservice.v1.operation_record_service_pb2 import (
+    BatchGetOperationRecordsRequest,
+    BatchGetOperationRecordsResponse,
     DeleteOperationRecordRequest,
     GetOperationRecordRequest,
     ListOperationRecordsRequest,
@@ -42,7 +44,16 @@ from opservice_client._proto.yandex.cloud.operation.operation_service_pb2 import
     CancelOperationRequest,
     GetOperationRequest,
 )
-from opservice_client.testing.checks import SECOND, Check, check_id, wait_seconds
+from opservice_client.testing.checks import (
+    LARGEST_BATCH,
+    SECOND,
+    Check,
+    batch_too_large,
+    check_id,
+    check_ids,
+    payload_bytes,
+    wait_seconds,
+)
 from opservice_client.testing.operations import Entry, Operations
 from opservice_client.testing.refusals import Refusal, stopping, unimplemented
 
@@ -120,6 +131,7 @@ class _Methods(grpc.GenericRpcHandler):
             yandex + "Get": _unary(GetOperationRequest, self._get),
             yandex + "Cancel": _at_once(CancelOperationRequest, self._cancel),
             records + "Get": _at_once(GetOperationRecordRequest, self._get_record),
+            records + "BatchGet": _at_once(BatchGetOperationRecordsRequest, self._batch_get),
             records + "List": _at_once(ListOperationRecordsRequest, self._list),
             records + "Delete": _at_once(DeleteOperationRecordRequest, self._delete),
             records + "Wait": _unary(WaitOperationRecordRequest, self._wait),
@@ -145,6 +157,25 @@ class _Methods(grpc.GenericRpcHandler):
 
     def _get_record(self, request: GetOperationRecordRequest) -> OperationRecord:
         return self._find(request).record
+
+    def _batch_get(
+        self, request: BatchGetOperationRecordsRequest
+    ) -> BatchGetOperationRecordsResponse:
+        check_ids(request.operation_ids)
+        answer = BatchGetOperationRecordsResponse()
+        ids = list(dict.fromkeys(request.operation_ids))
+        size = 0
+        for id_ in ids:
+            try:
+                record = self._operations.find(id_).record
+            except Refusal:
+                answer.not_found_ids.append(id_)
+                continue
+            size += payload_bytes(record)
+            if size > LARGEST_BATCH and len(ids) > 1:
+                raise batch_too_large()
+            answer.operation_records.append(record)
+        return answer
 
     def _delete(self, request: DeleteOperationRecordRequest) -> Empty:
         check_id(request.operation_id)

@@ -48,6 +48,11 @@ class OperationRecordServiceStub(object):
                 request_serializer=opservice_dot_v1_dot_operation__record__service__pb2.GetOperationRecordRequest.SerializeToString,
                 response_deserializer=opservice_dot_v1_dot_operation__record__pb2.OperationRecord.FromString,
                 _registered_method=True)
+        self.BatchGet = channel.unary_unary(
+                '/opservice.v1.OperationRecordService/BatchGet',
+                request_serializer=opservice_dot_v1_dot_operation__record__service__pb2.BatchGetOperationRecordsRequest.SerializeToString,
+                response_deserializer=opservice_dot_v1_dot_operation__record__service__pb2.BatchGetOperationRecordsResponse.FromString,
+                _registered_method=True)
         self.List = channel.unary_unary(
                 '/opservice.v1.OperationRecordService/List',
                 request_serializer=opservice_dot_v1_dot_operation__record__service__pb2.ListOperationRecordsRequest.SerializeToString,
@@ -82,6 +87,19 @@ class OperationRecordServiceServicer(object):
 
     def Get(self, request, context):
         """Returns the record as it is now. It includes every acknowledged change, through any replica.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchGet(self, request, context):
+        """Returns the records of up to 1000 operations, as they are now, in the order of the request. An id that is given
+        several times is answered once, in its first place. Each record is as Get would return it during the call, but not
+        all of the same moment.
+
+        Of an operation that is unknown, expired or hidden from the caller, the id is in `not_found_ids`: the call does not
+        fail because of it. When the records are too large for one answer (more than 3 MiB), it is INVALID_ARGUMENT: ask for
+        fewer at a time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,6 +146,11 @@ def add_OperationRecordServiceServicer_to_server(servicer, server):
                     servicer.Get,
                     request_deserializer=opservice_dot_v1_dot_operation__record__service__pb2.GetOperationRecordRequest.FromString,
                     response_serializer=opservice_dot_v1_dot_operation__record__pb2.OperationRecord.SerializeToString,
+            ),
+            'BatchGet': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchGet,
+                    request_deserializer=opservice_dot_v1_dot_operation__record__service__pb2.BatchGetOperationRecordsRequest.FromString,
+                    response_serializer=opservice_dot_v1_dot_operation__record__service__pb2.BatchGetOperationRecordsResponse.SerializeToString,
             ),
             'List': grpc.unary_unary_rpc_method_handler(
                     servicer.List,
@@ -184,6 +207,33 @@ class OperationRecordService(object):
             '/opservice.v1.OperationRecordService/Get',
             opservice_dot_v1_dot_operation__record__service__pb2.GetOperationRecordRequest.SerializeToString,
             opservice_dot_v1_dot_operation__record__pb2.OperationRecord.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchGet(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/opservice.v1.OperationRecordService/BatchGet',
+            opservice_dot_v1_dot_operation__record__service__pb2.BatchGetOperationRecordsRequest.SerializeToString,
+            opservice_dot_v1_dot_operation__record__service__pb2.BatchGetOperationRecordsResponse.FromString,
             options,
             channel_credentials,
             insecure,

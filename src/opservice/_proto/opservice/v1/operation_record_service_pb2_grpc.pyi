@@ -44,6 +44,15 @@ class OperationRecordServiceStub:
     def __new__(cls, channel: _aio.Channel) -> OperationRecordServiceAsyncStub: ...
     Get: _grpc.UnaryUnaryMultiCallable[_operation_record_service_pb2.GetOperationRecordRequest, _operation_record_pb2.OperationRecord]
     """Returns the record as it is now. It includes every acknowledged change, through any replica."""
+    BatchGet: _grpc.UnaryUnaryMultiCallable[_operation_record_service_pb2.BatchGetOperationRecordsRequest, _operation_record_service_pb2.BatchGetOperationRecordsResponse]
+    """Returns the records of up to 1000 operations, as they are now, in the order of the request. An id that is given
+    several times is answered once, in its first place. Each record is as Get would return it during the call, but not
+    all of the same moment.
+
+    Of an operation that is unknown, expired or hidden from the caller, the id is in `not_found_ids`: the call does not
+    fail because of it. When the records are too large for one answer (more than 3 MiB), it is INVALID_ARGUMENT: ask for
+    fewer at a time.
+    """
     List: _grpc.UnaryUnaryMultiCallable[_operation_record_service_pb2.ListOperationRecordsRequest, _operation_record_service_pb2.ListOperationRecordsResponse]
     """Returns the records of one parent that the caller may see, page by page, newest first. If operations are added between
     two pages, the pages neither skip nor repeat those that were there before.
@@ -77,6 +86,15 @@ class OperationRecordServiceAsyncStub(OperationRecordServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Get: _aio.UnaryUnaryMultiCallable[_operation_record_service_pb2.GetOperationRecordRequest, _operation_record_pb2.OperationRecord]  # type: ignore[assignment]
     """Returns the record as it is now. It includes every acknowledged change, through any replica."""
+    BatchGet: _aio.UnaryUnaryMultiCallable[_operation_record_service_pb2.BatchGetOperationRecordsRequest, _operation_record_service_pb2.BatchGetOperationRecordsResponse]  # type: ignore[assignment]
+    """Returns the records of up to 1000 operations, as they are now, in the order of the request. An id that is given
+    several times is answered once, in its first place. Each record is as Get would return it during the call, but not
+    all of the same moment.
+
+    Of an operation that is unknown, expired or hidden from the caller, the id is in `not_found_ids`: the call does not
+    fail because of it. When the records are too large for one answer (more than 3 MiB), it is INVALID_ARGUMENT: ask for
+    fewer at a time.
+    """
     List: _aio.UnaryUnaryMultiCallable[_operation_record_service_pb2.ListOperationRecordsRequest, _operation_record_service_pb2.ListOperationRecordsResponse]  # type: ignore[assignment]
     """Returns the records of one parent that the caller may see, page by page, newest first. If operations are added between
     two pages, the pages neither skip nor repeat those that were there before.
@@ -113,6 +131,21 @@ class OperationRecordServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operation_record_pb2.OperationRecord, _abc.Awaitable[_operation_record_pb2.OperationRecord]]:
         """Returns the record as it is now. It includes every acknowledged change, through any replica."""
+
+    @_abc_1.abstractmethod
+    def BatchGet(
+        self,
+        request: _operation_record_service_pb2.BatchGetOperationRecordsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operation_record_service_pb2.BatchGetOperationRecordsResponse, _abc.Awaitable[_operation_record_service_pb2.BatchGetOperationRecordsResponse]]:
+        """Returns the records of up to 1000 operations, as they are now, in the order of the request. An id that is given
+        several times is answered once, in its first place. Each record is as Get would return it during the call, but not
+        all of the same moment.
+
+        Of an operation that is unknown, expired or hidden from the caller, the id is in `not_found_ids`: the call does not
+        fail because of it. When the records are too large for one answer (more than 3 MiB), it is INVALID_ARGUMENT: ask for
+        fewer at a time.
+        """
 
     @_abc_1.abstractmethod
     def List(

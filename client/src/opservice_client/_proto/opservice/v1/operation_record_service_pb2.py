@@ -19,7 +19,7 @@ from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from opservice_client._proto.opservice.v1 import operation_record_pb2 as opservice_dot_v1_dot_operation__record__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+opservice/v1/operation_record_service.proto\x12\x0copservice.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a#opservice/v1/operation_record.proto\"1\n\x19GetOperationRecordRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\"d\n\x1bListOperationRecordsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x04 \x01(\t\"q\n\x1cListOperationRecordsResponse\x12\x38\n\x11operation_records\x18\x01 \x03(\x0b\x32\x1d.opservice.v1.OperationRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"^\n\x1aWaitOperationRecordRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"3\n\x1bWatchOperationRecordRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\"4\n\x1c\x44\x65leteOperationRecordRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t2\x99\x05\n\x16OperationRecordService\x12z\n\x03Get\x12\'.opservice.v1.GetOperationRecordRequest\x1a\x1d.opservice.v1.OperationRecord\"+\x82\xd3\xe4\x93\x02%\x12#/v1/operationRecords/{operation_id}\x12{\n\x04List\x12).opservice.v1.ListOperationRecordsRequest\x1a*.opservice.v1.ListOperationRecordsResponse\"\x1c\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/operationRecords\x12\x81\x01\n\x04Wait\x12(.opservice.v1.WaitOperationRecordRequest\x1a\x1d.opservice.v1.OperationRecord\"0\x82\xd3\xe4\x93\x02*\x12(/v1/operationRecords/{operation_id}:wait\x12\x86\x01\n\x05Watch\x12).opservice.v1.WatchOperationRecordRequest\x1a\x1d.opservice.v1.OperationRecord\"1\x82\xd3\xe4\x93\x02+\x12)/v1/operationRecords/{operation_id}:watch0\x01\x12y\n\x06\x44\x65lete\x12*.opservice.v1.DeleteOperationRecordRequest\x1a\x16.google.protobuf.Empty\"+\x82\xd3\xe4\x93\x02%*#/v1/operationRecords/{operation_id}b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+opservice/v1/operation_record_service.proto\x12\x0copservice.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a#opservice/v1/operation_record.proto\"1\n\x19GetOperationRecordRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\"8\n\x1f\x42\x61tchGetOperationRecordsRequest\x12\x15\n\roperation_ids\x18\x01 \x03(\t\"s\n BatchGetOperationRecordsResponse\x12\x38\n\x11operation_records\x18\x01 \x03(\x0b\x32\x1d.opservice.v1.OperationRecord\x12\x15\n\rnot_found_ids\x18\x02 \x03(\t\"d\n\x1bListOperationRecordsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x04 \x01(\t\"q\n\x1cListOperationRecordsResponse\x12\x38\n\x11operation_records\x18\x01 \x03(\x0b\x32\x1d.opservice.v1.OperationRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"^\n\x1aWaitOperationRecordRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"3\n\x1bWatchOperationRecordRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\"4\n\x1c\x44\x65leteOperationRecordRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t2\xd0\x06\n\x16OperationRecordService\x12z\n\x03Get\x12\'.opservice.v1.GetOperationRecordRequest\x1a\x1d.opservice.v1.OperationRecord\"+\x82\xd3\xe4\x93\x02%\x12#/v1/operationRecords/{operation_id}\x12\xb4\x01\n\x08\x42\x61tchGet\x12-.opservice.v1.BatchGetOperationRecordsRequest\x1a..opservice.v1.BatchGetOperationRecordsResponse\"I\x82\xd3\xe4\x93\x02\x43\x12\x1d/v1/operationRecords:batchGetZ\"\"\x1d/v1/operationRecords:batchGet:\x01*\x12{\n\x04List\x12).opservice.v1.ListOperationRecordsRequest\x1a*.opservice.v1.ListOperationRecordsResponse\"\x1c\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/operationRecords\x12\x81\x01\n\x04Wait\x12(.opservice.v1.WaitOperationRecordRequest\x1a\x1d.opservice.v1.OperationRecord\"0\x82\xd3\xe4\x93\x02*\x12(/v1/operationRecords/{operation_id}:wait\x12\x86\x01\n\x05Watch\x12).opservice.v1.WatchOperationRecordRequest\x1a\x1d.opservice.v1.OperationRecord\"1\x82\xd3\xe4\x93\x02+\x12)/v1/operationRecords/{operation_id}:watch0\x01\x12y\n\x06\x44\x65lete\x12*.opservice.v1.DeleteOperationRecordRequest\x1a\x16.google.protobuf.Empty\"+\x82\xd3\xe4\x93\x02%*#/v1/operationRecords/{operation_id}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -28,6 +28,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_OPERATIONRECORDSERVICE'].methods_by_name['Get']._loaded_options = None
   _globals['_OPERATIONRECORDSERVICE'].methods_by_name['Get']._serialized_options = b'\202\323\344\223\002%\022#/v1/operationRecords/{operation_id}'
+  _globals['_OPERATIONRECORDSERVICE'].methods_by_name['BatchGet']._loaded_options = None
+  _globals['_OPERATIONRECORDSERVICE'].methods_by_name['BatchGet']._serialized_options = b'\202\323\344\223\002C\022\035/v1/operationRecords:batchGetZ\"\"\035/v1/operationRecords:batchGet:\001*'
   _globals['_OPERATIONRECORDSERVICE'].methods_by_name['List']._loaded_options = None
   _globals['_OPERATIONRECORDSERVICE'].methods_by_name['List']._serialized_options = b'\202\323\344\223\002\026\022\024/v1/operationRecords'
   _globals['_OPERATIONRECORDSERVICE'].methods_by_name['Wait']._loaded_options = None
@@ -38,16 +40,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPERATIONRECORDSERVICE'].methods_by_name['Delete']._serialized_options = b'\202\323\344\223\002%*#/v1/operationRecords/{operation_id}'
   _globals['_GETOPERATIONRECORDREQUEST']._serialized_start=189
   _globals['_GETOPERATIONRECORDREQUEST']._serialized_end=238
-  _globals['_LISTOPERATIONRECORDSREQUEST']._serialized_start=240
-  _globals['_LISTOPERATIONRECORDSREQUEST']._serialized_end=340
-  _globals['_LISTOPERATIONRECORDSRESPONSE']._serialized_start=342
-  _globals['_LISTOPERATIONRECORDSRESPONSE']._serialized_end=455
-  _globals['_WAITOPERATIONRECORDREQUEST']._serialized_start=457
-  _globals['_WAITOPERATIONRECORDREQUEST']._serialized_end=551
-  _globals['_WATCHOPERATIONRECORDREQUEST']._serialized_start=553
-  _globals['_WATCHOPERATIONRECORDREQUEST']._serialized_end=604
-  _globals['_DELETEOPERATIONRECORDREQUEST']._serialized_start=606
-  _globals['_DELETEOPERATIONRECORDREQUEST']._serialized_end=658
-  _globals['_OPERATIONRECORDSERVICE']._serialized_start=661
-  _globals['_OPERATIONRECORDSERVICE']._serialized_end=1326
+  _globals['_BATCHGETOPERATIONRECORDSREQUEST']._serialized_start=240
+  _globals['_BATCHGETOPERATIONRECORDSREQUEST']._serialized_end=296
+  _globals['_BATCHGETOPERATIONRECORDSRESPONSE']._serialized_start=298
+  _globals['_BATCHGETOPERATIONRECORDSRESPONSE']._serialized_end=413
+  _globals['_LISTOPERATIONRECORDSREQUEST']._serialized_start=415
+  _globals['_LISTOPERATIONRECORDSREQUEST']._serialized_end=515
+  _globals['_LISTOPERATIONRECORDSRESPONSE']._serialized_start=517
+  _globals['_LISTOPERATIONRECORDSRESPONSE']._serialized_end=630
+  _globals['_WAITOPERATIONRECORDREQUEST']._serialized_start=632
+  _globals['_WAITOPERATIONRECORDREQUEST']._serialized_end=726
+  _globals['_WATCHOPERATIONRECORDREQUEST']._serialized_start=728
+  _globals['_WATCHOPERATIONRECORDREQUEST']._serialized_end=779
+  _globals['_DELETEOPERATIONRECORDREQUEST']._serialized_start=781
+  _globals['_DELETEOPERATIONRECORDREQUEST']._serialized_end=833
+  _globals['_OPERATIONRECORDSERVICE']._serialized_start=836
+  _globals['_OPERATIONRECORDSERVICE']._serialized_end=1684
 # @@protoc_insertion_point(module_scope)

@@ -43,6 +43,60 @@ class GetOperationRecordRequest(_message.Message):
 Global___GetOperationRecordRequest: _TypeAlias = GetOperationRecordRequest  # noqa: Y015
 
 @_typing.final
+class BatchGetOperationRecordsRequest(_message.Message):
+    """Names the records to return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def operation_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """1 to 1000 ids, each of 1 to 128 characters, none of them control characters."""
+
+    def __init__(
+        self,
+        *,
+        operation_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation_ids", b"operation_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetOperationRecordsRequest: _TypeAlias = BatchGetOperationRecordsRequest  # noqa: Y015
+
+@_typing.final
+class BatchGetOperationRecordsResponse(_message.Message):
+    """The records that there are, and the ids of those that there are not."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_RECORDS_FIELD_NUMBER: _builtins.int
+    NOT_FOUND_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def operation_records(self) -> _containers.RepeatedCompositeFieldContainer[_operation_record_pb2.OperationRecord]:
+        """In the order of the request."""
+
+    @_builtins.property
+    def not_found_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The ids of operations that are unknown, expired or hidden from the caller, in the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        operation_records: _abc.Iterable[_operation_record_pb2.OperationRecord] | None = ...,
+        not_found_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["not_found_ids", b"not_found_ids", "operation_records", b"operation_records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetOperationRecordsResponse: _TypeAlias = BatchGetOperationRecordsResponse  # noqa: Y015
+
+@_typing.final
 class ListOperationRecordsRequest(_message.Message):
     """Says which records to list."""
 
