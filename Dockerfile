@@ -44,13 +44,14 @@ ENV PATH=/opt/opservice/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONSAFEPATH=1 \
     PYTHONUNBUFFERED=1 \
     OPSERVICE_LISTEN=0.0.0.0:50051 \
+    OPSERVICE_HTTP_LISTEN=0.0.0.0:50080 \
     OPSERVICE_DATABASE=sqlite:////data/opservice.db
 # A number, so that Kubernetes can see that it is not root.
 USER 10001:10001
 # The one place that is written to, temporary files of SQLite included when the rest is read-only.
 VOLUME /data
 WORKDIR /data
-EXPOSE 50051
+EXPOSE 50051 50080
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --retries=3 \
     CMD ["opservice", "health"]

@@ -90,7 +90,16 @@ def left(database: Database) -> int:
 @contextmanager
 def serve(url: str, *more: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """A server's address, and its process."""
-    command = [sys.executable, "-m", "opservice", "serve", "--listen", "127.0.0.1:0"]
+    command = [
+        sys.executable,
+        "-m",
+        "opservice",
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--http-listen",
+        "off",
+    ]
     settings = ["--database", url, "--log-level", "error", *more]
     with subprocess.Popen([*command, *settings], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

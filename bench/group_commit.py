@@ -157,7 +157,17 @@ def main() -> None:
                 "Complete": (complete(ids) for _ in itertools.count()),
             }
             fsyncs = Fsyncs(Path(made))
-            serve = ("-m", "opservice", "serve", "--listen", "127.0.0.1:0", "--log-level", "error")
+            serve = (
+                "-m",
+                "opservice",
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--http-listen",
+                "off",
+                "--log-level",
+                "error",
+            )
             with fsyncs.slower_by(float(each)), run(*serve, "--database", url) as server:
                 asyncio.run(measure(server, fsyncs, kinds, float(each)))
 

@@ -210,7 +210,17 @@ def main() -> None:
     database = open_database(url)
     migrate(database)
     oldest = time.time_ns() // 1000 - most * APART
-    serve = ("-m", "opservice", "serve", "--listen", "127.0.0.1:0", "--log-level", "warning")
+    serve = (
+        "-m",
+        "opservice",
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--http-listen",
+        "off",
+        "--log-level",
+        "warning",
+    )
     first: tuple[Cost, Cost] | None = None
     print(HEAD, flush=True)
     existing, rows = 0, SMALLEST

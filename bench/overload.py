@@ -66,7 +66,17 @@ class Bench:
     def ask(self, *options: str, pending: int) -> Answers:
         """What a new server answers to Gets that ghz makes with these options."""
         for_so_long = ("-z", f"{SECONDS}s", "--duration-stop", "wait")
-        serve = ("-m", "opservice", "serve", "--listen", "127.0.0.1:0", "--log-level", "error")
+        serve = (
+            "-m",
+            "opservice",
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--http-listen",
+            "off",
+            "--log-level",
+            "error",
+        )
         limit = ("--max-pending-requests", str(pending))
         with run(*serve, "--database", self._url, *limit) as server:
             with grpc.insecure_channel(server.address) as channel:

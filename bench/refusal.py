@@ -24,6 +24,7 @@ from opservice._proto.yandex.cloud.operation.operation_service_pb2 import (
     DESCRIPTOR,
     GetOperationRequest,
 )
+from opservice.fronts.backpressure import UnreadResponses
 from opservice.fronts.grpc.adapter import Methods
 from opservice.fronts.grpc.server import server_options
 from opservice.main.server import grpc_options
@@ -66,7 +67,8 @@ async def serve(kind: str) -> None:
         settings = Settings()
         configure_logging(settings.logging)
         methods = Methods(
-            Pipeline(Admission(AdmissionLimits(), None), 0), settings.limits.max_unsent_bytes
+            Pipeline(Admission(AdmissionLimits(), None), 0),
+            UnreadResponses(settings.limits.max_unsent_bytes),
         )
         handler = SimpleNamespace(Get=handle, Cancel=handle)
         methods.add(methods_of(DESCRIPTOR.services_by_name["OperationService"], handler))

@@ -405,7 +405,17 @@ def main() -> None:
     ids = Ids(filled[:ROWS], filled[ROWS:])
     versions = describe_versions(database)
     database.close()
-    serve = ("-m", "opservice", "serve", "--listen", "127.0.0.1:0", "--log-level", "warning")
+    serve = (
+        "-m",
+        "opservice",
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--http-listen",
+        "off",
+        "--log-level",
+        "warning",
+    )
     with run(*serve, "--database", arguments.database) as server:
         streams = [int(each) for each in arguments.streams.split(",")]
         compared = compare(server, ids, streams, arguments.only, arguments.rounds)

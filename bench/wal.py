@@ -26,7 +26,17 @@ def main(url: str) -> None:
     database = open_database(url)
     migrate(database)
     filled = fill(database, 2 * ROWS)
-    serve = ("-m", "opservice", "serve", "--listen", "127.0.0.1:0", "--log-level", "error")
+    serve = (
+        "-m",
+        "opservice",
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--http-listen",
+        "off",
+        "--log-level",
+        "error",
+    )
     with run(*serve, "--housekeeping-interval", "1h", "--database", url) as server:
 
         async def measure() -> None:

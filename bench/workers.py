@@ -89,7 +89,17 @@ def main(url: str) -> None:
     measured: dict[Setting, list[Load]] = {ONE: [], TWO: [], ONE_ON_TWO: []}
     for _ in range(ROUNDS):
         for setting, loads in measured.items():
-            serve = ("-m", "opservice", "serve", "--listen", "127.0.0.1:0", "--log-level", "error")
+            serve = (
+                "-m",
+                "opservice",
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--http-listen",
+                "off",
+                "--log-level",
+                "error",
+            )
             workers = ("--workers", str(setting.workers))
             with confined(setting.cores):
                 server = run(*serve, "--database", url, *workers)

@@ -29,7 +29,7 @@ call() { timeout 20 grpcurl -plaintext -d "$2" "127.0.0.1:$port" "$1"; }
 try() { # PYTHON [OPTION OF serve]…
     local python=$1 id
     echo "$("$python" --version): opservice serve ${*:2}"
-    (cd "$made" && exec env/bin/opservice serve --listen 127.0.0.1:0 --database "sqlite:///$made/try.db" "${@:2}") >"$made/out" 2>"$made/log" &
+    (cd "$made" && exec env/bin/opservice serve --listen 127.0.0.1:0 --http-listen 127.0.0.1:0 --database "sqlite:///$made/try.db" "${@:2}") >"$made/out" 2>"$made/log" &
     server=$!
     for _ in {1..300}; do
         port=$(sed -n 's/^opservice .* serving on 127\.0\.0\.1:\([0-9]*\) .*/\1/p' "$made/out")

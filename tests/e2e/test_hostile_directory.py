@@ -60,7 +60,7 @@ def test_the_command_and_its_workers_run_nothing_of_it(sqlite_url: str, traces: 
         pytest.skip("opservice is not installed beside this Python: pip install -e .")
     address = f"127.0.0.1:{stable_port()}"
     process = subprocess.Popen(
-        [command, "serve", "--workers", "2", "--listen", address],
+        [command, "serve", "--workers", "2", "--listen", address, "--http-listen", "off"],
         env=clean_environment(OPSERVICE_DATABASE=sqlite_url),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -27,7 +27,7 @@ FORBIDDEN = [
     ("opservice.auth.keys", "opservice.store.schema"),
     ("opservice.store.turns", "opservice.auth.authenticator"),
     ("opservice.fronts.grpc.health", "opservice.runtime.settings"),
-    ("opservice.fronts.grpc.backpressure", "opservice.background.grace"),
+    ("opservice.fronts.backpressure", "opservice.background.grace"),
     ("opservice.background.housekeeping", "opservice.runtime.tls"),
     # down, past the room that is between
     ("opservice.runtime.logs", "opservice.store.engine"),

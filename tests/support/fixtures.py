@@ -66,6 +66,7 @@ def server(
         "housekeeping_interval": "500ms",
         "restart_grace": "0s",
         "cancel_grace": "1h",
+        "http_listen": "127.0.0.1:0",
     }
     with serving(directory, database, **settings) as running:
         yield running

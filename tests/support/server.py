@@ -87,6 +87,7 @@ class ServerProcess:
         """With `cold` Python is started anew, as by an operator: its command line is then the server's."""
         self.settings: dict[str, Any] = {
             "listen": f"127.0.0.1:{stable_port()}",
+            "http_listen": "off",  # unless a test asks for it
             "migrate": True,
             "restart_grace": "0s",
             **settings,
@@ -102,6 +103,8 @@ class ServerProcess:
         self._channels: list[grpc.Channel] = []
         self._client: Client | None = None
         self.address = ""
+        self.http_url = ""
+        """Where it serves HTTP, if it does: http://127.0.0.1:50080."""
 
     def start(self) -> Self:
         """Returns once the server says that it is ready. After the first time, on the same port."""
@@ -113,10 +116,17 @@ class ServerProcess:
             ended = self._process is None or self._process.poll() is not None
             assert not ended, f"the server did not start: {self.stderr[-_TOLD:]}"
             printed = self._stdout.read_bytes()[started_at:].decode()
-            return re.search(r"^opservice \S+ serving on (\S+) .*\n", printed, re.MULTILINE)
+            return re.search(
+                r"^opservice \S+ serving on (\S+) .*?\)(?:, (https?://\S+))?\n",
+                printed,
+                re.MULTILINE,
+            )
 
-        self.address = eventually(ready)[1]
+        line = eventually(ready)
+        self.address, self.http_url = line[1], line[2] or ""
         self.settings["listen"] = self.address
+        if self.http_url:
+            self.settings["http_listen"] = self.http_url.partition("//")[2]
         return self
 
     def expect_refusal(self) -> int:

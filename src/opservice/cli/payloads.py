@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import warnings
 from collections.abc import Callable, Iterable
@@ -12,7 +11,7 @@ from typing import Any
 
 import click
 import grpc
-from google.protobuf import descriptor_pool, json_format
+from google.protobuf import descriptor_pool
 from google.protobuf.any_pb2 import Any as AnyPayload
 from google.protobuf.descriptor_database import DescriptorDatabase
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
@@ -23,20 +22,11 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 from opservice.cli.connection import Connection
 from opservice.common.plain import plain_lines
 from opservice.methods.descriptor_sets import read_descriptor_set
+from opservice.methods.protojson import NotJson, ProtoJson
 
 _REFLECTION_SECONDS = 5.0
 _MOST_FILES = 1_000
 """That a pool may need for the types of one command: it calls itself for each that a file imports."""
-_NOT_JSON = (
-    OSError,
-    TypeError,
-    ValueError,
-    KeyError,
-    OverflowError,
-    RecursionError,
-    json_format.Error,
-)
-"""What is raised for text that is not the JSON of a message."""
 
 
 class Payloads:
@@ -48,14 +38,11 @@ class Payloads:
         for path in descriptor_sets:
             for file in _read_descriptor_set(path):
                 database.add(file)
-        self._pool = descriptor_pool.DescriptorPool(database)
+        self._json = ProtoJson(descriptor_pool.DescriptorPool(database))
 
     def to_json(self, payload: AnyPayload) -> Any:
-        """Its protobuf JSON, or its type URL and base64 when the type, or one within, is unknown."""
-        # RecursionError: an Any may be inside an Any, and so on.
-        with suppress(TypeError, ValueError, DecodeError, json_format.Error, RecursionError):
-            return json.loads(json_format.MessageToJson(payload, descriptor_pool=self._pool))
-        return {"@type": payload.type_url, "value": base64.b64encode(payload.value).decode()}
+        """Its protobuf JSON, or its type URL and base64 when the type is unknown."""
+        return json.loads(self._json.to_json(payload))
 
     def from_json(self, option: str, text: str | None) -> AnyPayload | None:
         """From JSON with an "@type", or from `@FILE` with that. Raises UsageError."""
@@ -73,11 +60,12 @@ class Payloads:
                 )
             # Half a surrogate pair is a UnicodeEncodeError here, and a SystemError for what comes next.
             json.dumps(value, ensure_ascii=False).encode()
-            json_format.ParseDict(value, payload, descriptor_pool=self._pool)
-        except _NOT_JSON as error:
-            # A KeyError: what a well-known type holds, such as a Duration, is its "value".
-            said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            self._json.fill(payload, value)
+        except NotJson as error:
+            said = f"{error.field} {error}" if error.field else str(error)
             raise click.BadParameter(plain_lines(said), param_hint=f"'{option}'") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise click.BadParameter(plain_lines(str(error)), param_hint=f"'{option}'") from error
         return payload
 
 

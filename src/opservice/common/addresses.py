@@ -34,10 +34,11 @@ def socket_path(address: str) -> Path | None:
     return Path(path)
 
 
-def cannot_listen(address: str) -> StartupError:
-    """The error of a server whose address cannot be bound."""
+def cannot_listen(address: str, flag: str = "--listen") -> StartupError:
+    """The error of a server that cannot bind the address that the flag gives."""
     return StartupError(
-        f"cannot listen on {address}: the port is taken, or the address is not this machine's"
+        f"cannot listen on {address}: the port is taken, or the address is not this machine's; {flag} takes"
+        " another"
     )
 
 

@@ -48,6 +48,7 @@ class EmbeddedServer:
         self.target = f"unix:{directory}/socket"
         self._settings = Settings.of(
             listen=self.target,
+            http_listen="off",
             database=f"sqlite:///{directory}/operations.db",
             cancel_grace=cancel_grace // _MICROSECOND,
             restart_grace=0,

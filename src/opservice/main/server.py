@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 
@@ -26,10 +27,12 @@ from opservice.domain.operation import (
     ReachTimeouts,
     Sweep,
 )
+from opservice.fronts.backpressure import UnreadResponses
 from opservice.fronts.grpc.adapter import Methods
 from opservice.fronts.grpc.server import GrpcOptions, listen, new_server
 from opservice.fronts.grpc.services import KnownTypes, known_types, own_methods
 from opservice.main import demo
+from opservice.main.http import HttpFront
 from opservice.methods.admission import Admission, AdmissionLimits
 from opservice.methods.convert import LEASE_EXPIRED, TIMED_OUT
 from opservice.methods.endpoints import OWN_ENDPOINTS
@@ -40,6 +43,7 @@ from opservice.methods.services import api_methods
 from opservice.methods.serving import ServingState
 from opservice.methods.validation import Limits
 from opservice.runtime.components import Components
+from opservice.runtime.ports import listening_sockets
 from opservice.runtime.security import Security
 from opservice.runtime.settings import Settings
 from opservice.runtime.settings.groups import (
@@ -107,12 +111,25 @@ async def run(
         )
         admission = _admission(settings, security.authenticator)
         guarded = GuardedStore(store, security.authenticator)
-        served = Methods(
-            Pipeline(admission, settings.limits.max_calls), settings.limits.max_unsent_bytes
-        )
-        served.add(_api_methods(settings, guarded, address))
+        pipeline = Pipeline(admission, settings.limits.max_calls)
+        unread = UnreadResponses(settings.limits.max_unsent_bytes)
+        served = Methods(pipeline, unread)
+        methods = _api_methods(settings, guarded, address)
+        served.add(methods)
         served.add(own_methods(state, types))
         server.add_generic_rpc_handlers((served,))
+
+        async def not_ready() -> list[str]:
+            return [] if state.serving else ["the server is being stopped"]
+
+        http: HttpFront | None = None
+        sockets: list[socket.socket] = []
+        http_address: str | None = None
+        if settings.listening.serves_http:
+            sockets, http_address = listening.enter_context(
+                listening_sockets(settings.listening.http_listen, "--http-listen", share=share_port)
+            )
+            http = HttpFront(settings, security, pipeline, methods, types, unread, not_ready)
         if owns_process:
             # What there is now stays until the end: looking for garbage in it would stop all calls for 50 ms.
             gc.collect()
@@ -133,7 +150,9 @@ async def run(
                 components.start("checkpoints", keep_checkpointing(store, CHECKPOINT_SECONDS))
             if security.keys is not None:
                 components.start("the reading of keys", security.keys.keep_fresh())
-            _announce(settings, security, database, address, announce)
+            if http is not None:
+                await http.start(sockets, components)
+            _announce(settings, security, database, address, http_address, announce)
             if settings.processes.demo and not stop.is_set():
                 shown = demo.run_demo(store, announce, _grpcurl(settings, address))
                 components.start("the demo", shown, may_end=True)
@@ -143,7 +162,11 @@ async def run(
             store.stop_following()
             admission.stop()
             components.cancel()
-            await server.stop(settings.processes.drain / SECOND)
+            drain = settings.processes.drain / SECOND
+            stopping = [server.stop(drain)]
+            if http is not None:
+                stopping.append(http.stop(drain))
+            await asyncio.gather(*stopping)
         log.info("stopped")
     finally:
         await server.stop(None)
@@ -156,6 +179,7 @@ def _announce(
     security: Security,
     database: Database,
     address: str,
+    http_address: str | None,
     announce: Callable[[str], None],
 ) -> None:
     """Says that the server is ready, and what the operator should know about it."""
@@ -168,8 +192,13 @@ def _announce(
         log.warning(warning)
     transport = "plaintext" if security.tls is None else "TLS"
     shown = database.url.shown
-    announce(f"opservice {__version__} serving on {address} ({transport}, {shown})")
-    log.info("serving", address=address, security=transport, database=shown)
+    line = f"opservice {__version__} serving on {address} ({transport}, {shown})"
+    if http_address is not None:
+        line += f", {'http' if security.tls is None else 'https'}://{http_address}"
+    announce(line)
+    log.info(
+        "serving", address=address, http_address=http_address, security=transport, database=shown
+    )
 
 
 async def _close(store: OperationStore, *, owns_process: bool) -> None:

@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 
 from opservice.auth.authenticator import Caller
 from opservice.domain.errors import Unauthenticated
+from opservice.domain.operation import Record
 
 Headers: TypeAlias = Sequence[tuple[str, Any]]
 """Names in lower case, each with its text, or with its bytes when the name ends with `-bin`."""
@@ -35,7 +36,7 @@ class Call(ABC):
     A front passes it when the call is made: later there may be nobody to ask.
     """
 
-    __slots__ = ("_request_id", "headers", "known_caller", "peer", "request", "started")
+    __slots__ = ("_request_id", "found", "headers", "known_caller", "peer", "request", "started")
 
     def __init__(self, peer: str, headers: Headers) -> None:
         self.started = time.perf_counter()
@@ -45,6 +46,8 @@ class Call(ABC):
         """Who makes the call, once that is known."""
         self.request: Any = None
         """The request, once it was read; None for a stream of requests."""
+        self.found: Record | None = None
+        """The operation that a method which reads one has found."""
         self._request_id = _given_request_id(headers)
 
     @property
@@ -71,7 +74,7 @@ class Call(ABC):
 
         An error waits to be read by the client, who may read nothing.
         """
-        self.request = None
+        self.request = self.found = None
         if self.known_caller is not None:
             self.known_caller.command = self.known_caller.outcome = None
 
@@ -84,6 +87,10 @@ class Call(ABC):
     @abstractmethod
     def seconds_left(self) -> float | None:
         """Until the caller's deadline; None when they have none."""
+
+    def seconds_to_wait(self) -> float:
+        """How long a method that reads an operation may wait for the operation's end; 0 is not at all."""
+        return 0
 
     @abstractmethod
     def wait_for_turn(self) -> Awaitable[None]:

@@ -30,6 +30,7 @@ from opservice.methods.convert import (
 from opservice.methods.guard import GuardedStore
 from opservice.methods.listing import list_page
 from opservice.methods.pages import fill
+from opservice.methods.read import read
 from opservice.methods.registry import Method, methods_of
 from opservice.methods.validation import wait_time
 
@@ -49,7 +50,10 @@ class LongrunningService:
     async def GetOperation(self, request: GetOperationRequest, call: Call) -> Operation:
         parent, id_ = name_from_pb(request.name)
         with _not_found_as(request.name):
-            record = await self._get(call.caller, parent, id_)
+            if parent and call.seconds_to_wait():
+                await self._get(call.caller, parent, id_)
+            record = await read(self._store, call, id_, self._max_wait)
+            _check_parent(record, parent)
         return operation_to_longrunning_pb(record)
 
     async def ListOperations(
@@ -84,10 +88,9 @@ class LongrunningService:
         timeout = request.timeout if request.HasField("timeout") else None
         at_most = wait_time(timeout, self._max_wait, call.seconds_left())
         with _not_found_as(request.name):
-            record = await self._store.wait(
-                call.caller, await self._id(call.caller, request.name), at_most
-            )
-        return operation_to_longrunning_pb(record)
+            id_ = await self._id(call.caller, request.name)
+            call.found = await self._store.wait(call.caller, id_, at_most)
+        return operation_to_longrunning_pb(call.found)
 
     async def _id(self, caller: Caller, name: str) -> str:
         """The id in the name, once its parent, if it tells one, is known to be the operation's.
@@ -103,9 +106,14 @@ class LongrunningService:
     async def _get(self, caller: Caller, parent: str, id_: str) -> Record:
         """Raises OperationNotFound also when the name tells another parent than the operation's."""
         record = await self._store.get(caller, id_)
-        if parent not in ("", record.parent):
-            raise OperationNotFound(id_)
+        _check_parent(record, parent)
         return record
+
+
+def _check_parent(record: Record, parent: str) -> None:
+    """Raises OperationNotFound for an operation of another parent; an empty one is not asked for."""
+    if parent not in ("", record.parent):
+        raise OperationNotFound(record.id)
 
 
 @contextmanager

@@ -12,28 +12,34 @@ from opservice._proto.yandex.cloud.operation.operation_service_pb2 import (
     CancelOperationRequest,
     GetOperationRequest,
 )
-from opservice.domain.operation import SECOND, Cancel, Record
+from opservice.domain.operation import Cancel
 from opservice.methods.call import Call
 from opservice.methods.convert import CANCELLED, operation_to_pb
 from opservice.methods.guard import GuardedStore
+from opservice.methods.read import poll_seconds, read
 from opservice.methods.registry import Method, methods_of
 from opservice.methods.validation import valid_id
 
 POLL_INTERVAL = "x-operation-poll-interval"
-_AGE_PER_POLL_SECOND = 20
-_MAX_POLL_SECONDS = 10
+"""The header in which Yandex's Go SDKs are told when to ask again."""
 
 
 class OperationService:
     """Operations as the clients of Yandex Cloud know them."""
 
     def __init__(
-        self, store: GuardedStore, *, hide_error: bool, clock: Callable[[], float] = time.time
+        self,
+        store: GuardedStore,
+        *,
+        max_wait: int,
+        hide_error: bool,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        """`clock` returns seconds since the epoch. With `hide_error` an operation shows no error until it is
-        done.
+        """`max_wait` is microseconds; `clock` returns seconds since the epoch. With
+        `hide_error` an operation shows no error until it is done.
         """
         self._store = store
+        self._max_wait = max_wait
         self._to_pb = partial(operation_to_pb, hide_error=hide_error)
         self._clock = clock
 
@@ -42,9 +48,10 @@ class OperationService:
         return methods_of(DESCRIPTOR.services_by_name["OperationService"], self)
 
     async def Get(self, request: GetOperationRequest, call: Call) -> Operation:
-        record = await self._store.get(call.caller, valid_id(request.operation_id))
+        record = await read(self._store, call, valid_id(request.operation_id), self._max_wait)
         if not record.done:
-            await call.send_headers(((POLL_INTERVAL, self._poll_seconds(record)),))
+            seconds = poll_seconds(record, self._clock())
+            await call.send_headers(((POLL_INTERVAL, str(seconds)),))
         return self._to_pb(record)
 
     async def Cancel(self, request: CancelOperationRequest, call: Call) -> Operation:
@@ -52,8 +59,3 @@ class OperationService:
             call.caller, Cancel(valid_id(request.operation_id), CANCELLED)
         )
         return self._to_pb(outcome.record)
-
-    def _poll_seconds(self, record: Record) -> str:
-        """The older an operation, the less is lost by asking seldom. Yandex Go SDKs obey this."""
-        age = self._clock() - record.created_at / SECOND
-        return str(max(1, min(_MAX_POLL_SECONDS, int(age / _AGE_PER_POLL_SECOND))))

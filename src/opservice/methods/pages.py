@@ -20,7 +20,7 @@ Source = TypeVar("Source")
 
 async def fill(page: Any, records: Sequence[Source], to_pb: Callable[[Source], Message]) -> None:
     """Converts the records and adds them to `page`, a repeated field."""
-    for index, slice_ in enumerate(_slices(records)):
+    for index, slice_ in enumerate(slices(records)):
         if index:
             await asyncio.sleep(0)
         page.extend(map(to_pb, slice_))
@@ -34,12 +34,13 @@ async def encode(response: Message) -> bytes:
     """
     parts: list[bytes] = []
     for field, value in response.ListFields():
-        for slice_ in [value] if isinstance(value, str) else _slices(value):
+        for slice_ in [value] if isinstance(value, str) else slices(value):
             if parts:
                 await asyncio.sleep(0)
             parts.append(type(response)(**{field.name: slice_}).SerializeToString())
     return b"".join(parts)
 
 
-def _slices(records: Sequence[Source]) -> Iterator[Sequence[Source]]:
+def slices(records: Sequence[Source]) -> Iterator[Sequence[Source]]:
+    """The records, a few at a time."""
     return (records[start : start + _SLICE] for start in range(0, len(records), _SLICE))

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing, nullcontext, suppress
+from dataclasses import replace
 from typing import Any
 
 from google.rpc.status_pb2 import Status
@@ -57,9 +58,12 @@ class Pipeline:
         self.no_iam = EarlyRefusal(IamNotServed(), self)
         """For the methods whose paths begin with IAM."""
 
-    def of(self, method: Method) -> MethodPipeline:
-        """Raises KeyError for a method without a policy: who may call it must be said."""
-        return MethodPipeline(self, method)
+    def of(self, method: Method, *, waits: bool = False) -> MethodPipeline:
+        """What calls of a method go through; with `waits`, those whose caller prefers to wait for an end.
+
+        Raises KeyError for a method without a policy: who may call it must be said.
+        """
+        return MethodPipeline(self, method, waits=waits)
 
     def refuse_iam(self, peer: str) -> None:
         """Logs that a call to a method of IAM was refused, with `no_iam`."""
@@ -87,9 +91,10 @@ class EarlyRefusal:
 class MethodPipeline:
     """The pipeline as the calls of one method go through it."""
 
-    def __init__(self, shared: Pipeline, method: Method) -> None:
+    def __init__(self, shared: Pipeline, method: Method, *, waits: bool = False) -> None:
         self.method = method
-        self.policy = policy = METHOD_POLICIES[method.path]
+        policy = METHOD_POLICIES[method.path]
+        self.policy = policy = replace(policy, waits=policy.waits or waits)
         self._handler: Any = method.handler
         self._shared = shared
         self._admission = shared.admission

@@ -26,6 +26,7 @@ from opservice.methods.convert import record_to_pb
 from opservice.methods.guard import GuardedStore
 from opservice.methods.listing import list_page
 from opservice.methods.pages import fill
+from opservice.methods.read import read
 from opservice.methods.registry import Method, methods_of
 from opservice.methods.validation import valid_id, valid_ids, wait_time
 
@@ -51,7 +52,8 @@ class OperationRecordService:
         return methods_of(DESCRIPTOR.services_by_name["OperationRecordService"], self)
 
     async def Get(self, request: GetOperationRecordRequest, call: Call) -> OperationRecord:
-        return self._to_pb(await self._store.get(call.caller, valid_id(request.operation_id)))
+        id_ = valid_id(request.operation_id)
+        return self._to_pb(await read(self._store, call, id_, self._max_wait))
 
     async def BatchGet(
         self, request: BatchGetOperationRecordsRequest, call: Call
@@ -77,7 +79,8 @@ class OperationRecordService:
         id_ = valid_id(request.operation_id)
         timeout = request.timeout if request.HasField("timeout") else None
         at_most = wait_time(timeout, self._max_wait, call.seconds_left())
-        return self._to_pb(await self._store.wait(call.caller, id_, at_most))
+        call.found = await self._store.wait(call.caller, id_, at_most)
+        return self._to_pb(call.found)
 
     async def List(
         self, request: ListOperationRecordsRequest, call: Call

@@ -43,7 +43,7 @@ def api_methods(
     shows no error until it is done. `endpoints` has the addresses that SDKs are told, by their ids.
     """
     return (
-        *OperationService(store, hide_error=hide_error).methods(),
+        *OperationService(store, max_wait=max_wait, hide_error=hide_error).methods(),
         *ProducerService(store, limits, hide_error=hide_error).methods(),
         *OperationRecordService(
             store, max_wait=max_wait, watch_repeat=watch_repeat, hide_error=hide_error

@@ -10,7 +10,7 @@ import asyncio
 import pickle
 import signal
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 
 from opservice.common.loggers import get_logger
@@ -70,8 +70,13 @@ class Supervisor:
         The workers get the files that `use` or `reload` was given last. Raises StartupError when a worker
         cannot start, or the port is taken.
         """
-        with reserved_port(self._settings.listening.listen) as address:
-            listening = replace(self._settings.listening, listen=address)
+        with ExitStack() as reserved:
+            listening = self._settings.listening
+            address = reserved.enter_context(reserved_port(listening.listen))
+            http = listening.http_listen
+            if listening.serves_http:
+                http = reserved.enter_context(reserved_port(http, "--http-listen"))
+            listening = replace(listening, listen=address, http_listen=http)
             self._settings = replace(self._settings, listening=listening)
             numbers = range(1, self._settings.processes.workers + 1)
             async with Components(self._stop) as components:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import ssl
 from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import grpc
 
@@ -45,7 +49,9 @@ class ReloadableTls:
 
     def __init__(self, first: TlsFiles) -> None:
         # gRPC asks on threads of its own; a deque's append and pop are atomic.
-        self._current = first
+        self.files = first
+        self.when_replaced: Callable[[], object] = lambda: None
+        """Called when there are other files for new connections."""
         self._next: deque[grpc.ServerCertificateConfiguration] = deque(maxlen=1)
         self.grpc_credentials = grpc.dynamic_ssl_server_credentials(
             _configuration(first),
@@ -55,10 +61,11 @@ class ReloadableTls:
 
     def replace(self, files: TlsFiles) -> None:
         """Uses these files for new connections. Does nothing when they are the same as before."""
-        if files == self._current:
+        if files == self.files:
             return
-        self._current = files
+        self.files = files
         self._next.append(_configuration(files))
+        self.when_replaced()
         log.info("new connections use the new TLS files", certificate_sha256=files.fingerprint)
 
     def _take_next(self) -> grpc.ServerCertificateConfiguration | None:
@@ -91,6 +98,39 @@ def read_tls_files(settings: SecuritySettings) -> TlsFiles | None:
     if not unchanged:
         raise StartupError(f"the TLS files changed while they were read ({names})")
     return files
+
+
+def ssl_context(files: TlsFiles) -> ssl.SSLContext:
+    """TLS for servers that are not gRPC's, of the same files. May block.
+
+    As with gRPC, clients must show a certificate when there is a CA for these.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    # OpenSSL reads a key from a file only. This one is in memory, and nobody else's.
+    with _file_of(files.certificate) as certificate, _file_of(files.key) as key:
+        context.load_cert_chain(certificate, key)
+    if files.client_ca is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(cadata=files.client_ca.decode())
+    return context
+
+
+@contextmanager
+def _file_of(content: bytes) -> Iterator[str]:
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("tls")
+        try:
+            os.write(descriptor, content)
+            yield f"/proc/self/fd/{descriptor}"
+        finally:
+            os.close(descriptor)
+    else:
+        with NamedTemporaryFile() as file:
+            file.write(content)
+            file.flush()
+            yield file.name
 
 
 def _read(certificate: Path, key: Path, client_ca: Path | None) -> TlsFiles:

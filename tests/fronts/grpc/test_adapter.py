@@ -12,6 +12,7 @@ import pytest
 
 from opservice._proto.opservice.v1 import operation_record_service_pb2 as records_pb
 from opservice._proto.opservice.v1.operation_record_pb2 import OperationRecord
+from opservice.fronts.backpressure import UnreadResponses
 from opservice.fronts.grpc.adapter import Methods
 from opservice.methods.admission import Admission, AdmissionLimits
 from opservice.methods.pipeline import Pipeline
@@ -29,7 +30,7 @@ async def serving(name: str, handler: Handler) -> AsyncIterator[grpc.aio.Channel
     kinds = {"Get": records_pb.GetOperationRecordRequest}
     request = kinds.get(name, records_pb.WatchOperationRecordRequest)
     method = SERVICE.methods_by_name[name]
-    served = Methods(Pipeline(Admission(AdmissionLimits(), None), 100), 64 << 20)
+    served = Methods(Pipeline(Admission(AdmissionLimits(), None), 100), UnreadResponses(64 << 20))
     served.add([Method(SERVICE.full_name, name, request, OperationRecord, handler, method)])
     server = grpc.aio.server()
     server.add_generic_rpc_handlers((served,))

@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from google.rpc.status_pb2 import Status
 from grpc.aio import ServicerContext
 
-from opservice.fronts.grpc.backpressure import UnreadResponses
+from opservice.fronts.backpressure import UnreadResponses
 from opservice.methods import pages
 from opservice.methods.call import REQUEST_ID, Call, ClientGone, Headers
 from opservice.methods.pipeline import IAM, EarlyRefusal, MethodPipeline, Pipeline
@@ -30,9 +30,9 @@ class Methods(grpc.GenericRpcHandler):
     An interceptor would do the same for a fifth more CPU time a call.
     """
 
-    def __init__(self, pipeline: Pipeline, max_unread_bytes: int) -> None:
+    def __init__(self, pipeline: Pipeline, unread: UnreadResponses) -> None:
         self._pipeline = pipeline
-        self._unread = UnreadResponses(max_unread_bytes)
+        self._unread = unread
         self._routes: dict[str, _Route] = {}
         self._no_iam = _refusing(pipeline.no_iam, pipeline.refuse_iam)
 

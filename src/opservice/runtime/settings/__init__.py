@@ -68,10 +68,23 @@ class Settings:
         if not (
             self.security.authenticates or self.security.allow_anonymous or self.listening.is_local
         ):
+            exposed = (
+                f"--http-listen {self.listening.http_listen}"
+                if self.listening.grpc_is_local
+                else f"--listen {self.listening.listen}"
+            )
             raise StartupError(
-                f"--listen {self.listening.listen} can be reached from other machines, and authentication is"
+                f"{exposed} can be reached from other machines, and authentication is"
                 " not configured: give --tokens, --jwks, or --tls-client-ca with --policy; or give"
                 " --allow-anonymous to let everybody who can connect see and change every operation"
+            )
+        if "*" in self.listening.cors_origin and not (
+            self.security.authenticates and self.security.tls_client_ca is None
+        ):
+            raise StartupError(
+                "--cors-origin * lets every web page call this server: it needs authentication by tokens,"
+                " and no --tls-client-ca, since browsers send certificates by themselves; name the origins"
+                " instead"
             )
 
 

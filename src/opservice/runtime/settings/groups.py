@@ -13,6 +13,9 @@ from opservice.domain.errors import StartupError
 from opservice.domain.operation import DAY, SECOND
 from opservice.runtime.settings.setting import check_bounds, setting
 
+OFF = "off"
+"""The address of a listener that there is not."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListeningSettings:
@@ -34,6 +37,23 @@ class ListeningSettings:
         change_when="callers run as another user than the server.",
     )
 
+    http_listen: str = setting(
+        "text",
+        "127.0.0.1:50080",
+        "Address to listen on for HTTP: HOST:PORT, or off for no HTTP. Port 0 picks a free port. REST,"
+        " server-sent events, probes and metrics are served there, with the same TLS files.",
+        change_when="other machines use HTTP, the port is taken, or nobody uses HTTP (off).",
+        essential=True,
+    )
+    cors_origin: tuple[str, ...] = setting(
+        "texts",
+        (),
+        "Origin whose web pages may call this server by HTTP, such as https://ops.example.com; * is every"
+        " origin, which needs authentication by tokens only. May be repeated. The server refuses calls by"
+        " pages of other origins.",
+        change_when="a web page that another server serves uses this one.",
+    )
+
     def __post_init__(self) -> None:
         if not re.fullmatch(r"0?[0-7]{3}", self.unix_socket_mode):
             raise StartupError(
@@ -41,11 +61,33 @@ class ListeningSettings:
             )
         if socket_path(self.listen) is None:
             split_address(self.listen)
+        if self.serves_http:
+            split_address(self.http_listen)
+        for origin in self.cors_origin:
+            if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
+                raise StartupError(
+                    f"--cors-origin {origin}: expected an origin, such as https://ops.example.com, or *"
+                )
+
+    @property
+    def serves_http(self) -> bool:
+        """Whether the server listens for HTTP."""
+        return self.http_listen != OFF
 
     @property
     def is_local(self) -> bool:
         """Whether only this machine can reach the server."""
+        return self.grpc_is_local and self.http_is_local
+
+    @property
+    def grpc_is_local(self) -> bool:
+        """Whether only this machine can reach the server by gRPC."""
         return socket_path(self.listen) is not None or is_loopback(split_address(self.listen)[0])
+
+    @property
+    def http_is_local(self) -> bool:
+        """Whether only this machine can reach the server by HTTP, or nobody."""
+        return not self.serves_http or is_loopback(split_address(self.http_listen)[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

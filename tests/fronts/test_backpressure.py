@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 
 from opservice.domain.errors import ServerBusy
-from opservice.fronts.grpc.backpressure import UnreadResponses
+from opservice.fronts.backpressure import UnreadResponses
 
 MOST = 8 << 20
 OF_CONNECTION = MOST // 8

@@ -1,0 +1,235 @@
+"""One call by HTTP, as the pipeline sees it. A response that is no stream is kept for the end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable
+from contextlib import suppress
+from functools import partial
+from typing import Any, cast
+
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import Message
+
+from opservice.domain.errors import InvalidArgument, Violation
+from opservice.fronts.backpressure import UnreadResponses
+from opservice.fronts.http.conditions import (
+    matches,
+    preferred_wait,
+    server_timeout,
+    wants_events,
+)
+from opservice.fronts.http.exchange import LARGE, Exchange, HttpHeaders
+from opservice.fronts.http.requests import merge_path, parse_body, query_to_json
+from opservice.fronts.http.streams import MessageStream
+from opservice.methods.call import Call, Headers
+from opservice.methods.method_policy import MethodPolicy
+from opservice.methods.pages import slices
+from opservice.methods.protojson import NotJson, ProtoJson
+from opservice.methods.read import poll_seconds
+from opservice.methods.registry import Method
+from opservice.methods.wire import decoder_of
+
+_ROOM_OF_JSON = 16 << 10
+"""What the JSON of a request may have more than twice the bytes of its message: names, spaces, base64."""
+_ENDPOINTS = "yandex.cloud.endpoint.ApiEndpointService"
+
+
+class Codec:
+    """How requests of one method are read, and its responses written, by HTTP."""
+
+    def __init__(
+        self, method: Method, policy: MethodPolicy, converter: ProtoJson, max_message_bytes: int
+    ) -> None:
+        self.method = method
+        self.policy = policy
+        self.json = converter
+        self.max_body = 2 * (policy.max_bytes or max_message_bytes) + _ROOM_OF_JSON
+        self._decode = decoder_of(method.request, policy)
+
+    def request(
+        self, body: bytes, query: bytes, path: dict[str, str], *, takes_body: bool
+    ) -> Message:
+        """The request's message. Raises MalformedRequest, RequestTooLarge or InvalidArgument."""
+        kind = cast("Descriptor", self.method.request.DESCRIPTOR)
+        if takes_body:
+            value = parse_body(body)
+            in_query = query_to_json(query, kind)
+            if in_query:
+                raise InvalidArgument(
+                    [Violation(name, "must be in the body, not in the query") for name in in_query]
+                )
+        else:
+            value = query_to_json(query, kind)
+        merge_path(value, path, kind)
+        message = self.method.request()
+        try:
+            self.json.fill(message, value)
+        except NotJson as error:
+            raise InvalidArgument([Violation(error.field or "request", str(error))]) from error
+        # As bytes it meets the same limits as by gRPC.
+        return self._decode(message.SerializeToString())
+
+    async def response(self, message: Message) -> bytes:
+        """The JSON of a response. Large ones are made on a thread, and pages in slices."""
+        if not self.policy.pages:
+            return await self._one(message)
+        lists: list[bytes] = []
+        page = type(message)()
+        for field, value in message.ListFields():
+            if not field.is_repeated:
+                setattr(page, field.name, value)
+        shown = self.json.to_dict(page, with_defaults=True)
+        for field, value in message.ListFields():
+            if field.is_repeated:
+                records: list[bytes] = []
+                for index, slice_ in enumerate(slices(value)):
+                    if index:
+                        await asyncio.sleep(0)
+                    records += [await self._one(each) for each in slice_]
+                del shown[field.json_name]
+                lists.append(b'"%s":[%s]' % (field.json_name.encode(), b",".join(records)))
+        rest = json.dumps(shown, ensure_ascii=False, separators=(",", ":")).encode()[1:-1]
+        return b"{" + b",".join(part for part in (*lists, rest) if part) + b"}"
+
+    async def _one(self, message: Message) -> bytes:
+        convert = partial(self.json.to_json, message, with_defaults=True)
+        return convert() if message.ByteSize() < LARGE else await asyncio.to_thread(convert)
+
+
+class HttpCall(Call):
+    """A call that came as an HTTP request."""
+
+    __slots__ = (
+        "_codec",
+        "_exchange",
+        "_path",
+        "_takes_body",
+        "_trailers",
+        "_unread",
+        "_watching",
+        "answer",
+        "etag",
+        "gone",
+        "sent_headers",
+        "stream",
+        "wait",
+    )
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        codec: Codec,
+        path: dict[str, str],
+        unread: UnreadResponses,
+        *,
+        takes_body: bool,
+        wait: int,
+    ) -> None:
+        super().__init__(exchange.peer, exchange.headers)
+        self._exchange = exchange
+        self._codec = codec
+        self._path = path
+        self._takes_body = takes_body
+        self._unread = unread
+        self._watching: asyncio.Task[None] | None = None
+        self.wait = wait
+        self.gone = False
+        """Whether the client has left before the end."""
+        self.answer: bytes | None = None
+        """The JSON of the response; None for a client that has this version already."""
+        self.etag: str | None = None
+        self.sent_headers: list[tuple[str, str]] = []
+        self.stream: MessageStream | None = None
+        if codec.method.streams_responses:
+            self.stream = MessageStream(
+                exchange, codec.json, as_events=wants_events(exchange.header("accept"))
+            )
+
+    def certificate(self) -> bytes | None:
+        return self._exchange.certificate
+
+    def seconds_left(self) -> float | None:
+        seconds = server_timeout(self._exchange.header("x-server-timeout"))
+        return None if seconds is None else seconds - (time.perf_counter() - self.started)
+
+    def seconds_to_wait(self) -> float:
+        left = self.seconds_left()
+        return self.wait if left is None else min(self.wait, max(0.0, left / 2))
+
+    def wait_for_turn(self) -> Awaitable[None]:
+        return self._unread.wait_for_turn(self.peer)
+
+    async def receive(self) -> Message:
+        exchange, codec = self._exchange, self._codec
+        body = await exchange.body(codec.max_body if self._takes_body else 0)
+        if self._codec.policy.waits:
+            self._watching = asyncio.create_task(self._watch(asyncio.current_task()))
+        read = partial(codec.request, body, exchange.query, self._path, takes_body=self._takes_body)
+        message = read() if len(body) < LARGE else await asyncio.to_thread(read)
+        if self.stream is not None:
+            self.stream.resume(message, exchange.header("last-event-id"))
+        return message
+
+    async def send(self, response: Message) -> None:
+        if self.stream is not None:
+            await self.stream.send(response, self._headers_of_stream(), self._unread, self.peer)
+            return
+        if self.found is not None:
+            self.etag = f'"{self.found.revision}"'
+            if matches(self._exchange.header("if-none-match"), self.etag):
+                return
+        self.answer = await self._codec.response(response)
+
+    async def send_headers(self, headers: Headers) -> None:
+        self.sent_headers += [(name, str(value)) for name, value in headers]
+
+    def set_trailers(self, trailers: Headers) -> None:
+        """Nothing: what gRPC tells in trailers is in a header here."""
+
+    def forget_payloads(self) -> None:
+        super().forget_payloads()
+        self.answer = None
+
+    def headers_of_answer(self) -> HttpHeaders:
+        """Those of a response that is no stream."""
+        headers = [
+            ("content-type", "application/json"),
+            # Whoever keeps it asks each time whether it is still so, and nobody keeps it for others.
+            ("cache-control", "private, no-cache" if self.etag else "no-store"),
+            *self.sent_headers,
+        ]
+        if self.etag:
+            headers.append(("etag", self.etag))
+        if self.found is not None and not self.found.done:
+            headers.append(("retry-after", str(poll_seconds(self.found, time.time()))))
+        if self.wait:
+            headers.append(("preference-applied", f"wait={self.wait}"))
+        return headers
+
+    def _headers_of_stream(self) -> HttpHeaders:
+        return [*self.sent_headers, ("x-request-id", self.request_id)]
+
+    async def close(self) -> None:
+        """Nothing is watched any more."""
+        if self.stream is not None:
+            self.stream.close()
+        if self._watching is not None:
+            self._watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watching
+
+    async def _watch(self, work: asyncio.Task[Any] | None) -> None:
+        """Ends the call when the client leaves."""
+        await self._exchange.gone()
+        self.gone = True
+        if work is not None:
+            work.cancel()
+
+
+def wait_of(exchange: Exchange, method: Method) -> int:
+    """The seconds that a client prefers to wait for the end of the operation that they read."""
+    is_read = method.name in {"Get", "GetOperation"} and method.service != _ENDPOINTS
+    return preferred_wait(exchange.header("prefer")) if is_read else 0

@@ -1,0 +1,43 @@
+"""What a request may ask for beside its message: conditions, preferences, the form of streams, deadlines."""
+
+from __future__ import annotations
+
+import re
+
+LONGEST_SECONDS = 86_400.0
+
+_WAIT = re.compile(r"(?:^|,)\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?=$|[,;])", re.IGNORECASE)
+_SECONDS = re.compile(r"\d{1,9}(\.\d{1,9})?")
+_TAG = re.compile(r'(?:W/)?("[^"]*")')
+
+
+def preferred_wait(prefer: str | None) -> int:
+    """The seconds of `Prefer: wait=SECONDS` (RFC 7240, section 4.3); 0 when it is not preferred."""
+    found = None if prefer is None else _WAIT.search(prefer)
+    return 0 if found is None else int(found[1])
+
+
+def server_timeout(given: str | None) -> float | None:
+    """The seconds of `X-Server-Timeout`, by which Google's REST clients tell a deadline; None for none."""
+    if given is None or not _SECONDS.fullmatch(given.strip()):
+        return None
+    return min(float(given), LONGEST_SECONDS)
+
+
+def matches(if_none_match: str | None, etag: str) -> bool:
+    """Whether the client has this version already (RFC 9110, section 13.1.2)."""
+    if if_none_match is None:
+        return False
+    return if_none_match.strip() == "*" or etag in _TAG.findall(if_none_match)
+
+
+def wants_events(accept: str | None) -> bool:
+    """Whether a stream is to be server-sent events."""
+    return accept is not None and "text/event-stream" in accept.lower()
+
+
+def is_json(content_type: str | None) -> bool:
+    """Whether a body is said to be JSON in UTF-8."""
+    kind, _, parameters = (content_type or "").lower().partition(";")
+    charset = re.search(r"charset\s*=\s*\"?([\w-]+)", parameters)
+    return kind.strip() == "application/json" and (charset is None or charset[1] == "utf-8")

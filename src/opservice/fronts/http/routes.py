@@ -1,0 +1,114 @@
+"""The REST routes: those of the methods' `google.api.http` annotations, and the few that these lack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from google.api import annotations_pb2
+from google.api.http_pb2 import HttpRule
+from google.protobuf.descriptor import MethodDescriptor
+
+from opservice.fronts.http.templates import Template
+
+_YANDEX = "yandex.cloud."
+_ADDED: Mapping[str, Sequence[HttpRule]] = {
+    # The published annotation says GET, and Yandex's own guide POST.
+    "yandex.cloud.operation.OperationService.Cancel": (
+        HttpRule(post="/operations/{operation_id}:cancel", body="*"),
+    ),
+    # Google's clients know operations by names under parents too. Its annotations have only the others.
+    "google.longrunning.Operations.ListOperations": (HttpRule(get="/v1/{name=**}/operations"),),
+    "google.longrunning.Operations.GetOperation": (HttpRule(get="/v1/{name=**/operations/*}"),),
+    "google.longrunning.Operations.DeleteOperation": (
+        HttpRule(delete="/v1/{name=**/operations/*}"),
+    ),
+    "google.longrunning.Operations.CancelOperation": (
+        HttpRule(post="/v1/{name=**/operations/*}:cancel", body="*"),
+    ),
+    "google.longrunning.Operations.WaitOperation": (
+        HttpRule(post="/v1/{name=operations/**}:wait", body="*"),
+        HttpRule(post="/v1/{name=**/operations/*}:wait", body="*"),
+    ),
+}
+_HTTP_METHODS = ("get", "post", "delete", "put", "patch")
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One way to call a method by HTTP."""
+
+    http_method: str
+    template: Template
+    takes_body: bool
+    """Whether the request message is the body, but for what the path tells. Else it is in the query."""
+    method: str
+    """The method's path, as gRPC names it."""
+
+    @property
+    def is_yandex(self) -> bool:
+        """Whether its callers expect Yandex's form of errors, not Google's."""
+        return is_yandex_path(self.template.text)
+
+
+def is_yandex_path(path: str) -> bool:
+    """Whether what is there is told in Yandex's form. All else is under `/v1`, or not there."""
+    return path.startswith(("/operations", "/endpoints"))
+
+
+def routes_of(descriptor: MethodDescriptor, path: str) -> list[Route]:
+    """The routes of a method, whose path gRPC names so. Raises ValueError for a rule that is not served."""
+    rules: list[HttpRule] = []
+    options = descriptor.GetOptions()
+    extension = cast("Any", annotations_pb2.http)
+    if options.HasExtension(extension):
+        annotated: HttpRule = options.Extensions[extension]
+        rules += [annotated, *annotated.additional_bindings]
+    rules += _ADDED.get(descriptor.full_name, ())
+    return [_route(rule, path) for rule in rules]
+
+
+def _route(rule: HttpRule, path: str) -> Route:
+    verb = rule.WhichOneof("pattern")
+    if verb not in _HTTP_METHODS or rule.body not in {"", "*"} or rule.response_body:
+        raise ValueError(f"{path}: the rule {rule} is not supported")
+    template = Template.of(getattr(rule, verb))
+    return Route(verb.upper(), template, rule.body == "*", path)
+
+
+class Routes:
+    """Finds the route of a request."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        # `{id}:cancel` before `{id}`, which would match it too; a collection before a name that ends like it.
+        ordered = sorted(routes, key=lambda route: (not route.template.verb, _is_open(route)))
+        self.all: Sequence[Route] = ordered
+        self._of_method: dict[str, list[Route]] = {}
+        for route in ordered:
+            self._of_method.setdefault(route.http_method, []).append(route)
+
+    def find(self, http_method: str, raw_path: str) -> tuple[Route, dict[str, str]] | None:
+        """The route, and the values of the path's variables. Raises ValueError when one is not UTF-8."""
+        for route in self._of_method.get(http_method, ()):
+            values = route.template.match(raw_path)
+            if values is not None:
+                return route, values
+        return None
+
+    def methods_at(self, raw_path: str) -> list[str]:
+        """The HTTP methods that a path has, in alphabetical order."""
+        found = {route.http_method for route in self.all if _matches(route.template, raw_path)}
+        return sorted(found)
+
+
+def _is_open(route: Route) -> bool:
+    """Whether a variable ends the path."""
+    return route.template.text.endswith("}")
+
+
+def _matches(template: Template, raw_path: str) -> bool:
+    try:
+        return template.match(raw_path) is not None
+    except ValueError:
+        return True

@@ -1,0 +1,84 @@
+"""Paths as `google.api.http` annotations have them: `/v1/{name=operations/**}:cancel`.
+
+Grammar and decoding: google/api/http.proto. A path is matched as it was sent, before percent-decoding: an
+encoded `/` or `:` is part of a value and not of the path.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
+
+_PART = re.compile(
+    r"\{(?P<field>[\w.]+)(?:=(?P<pattern>[^}]+))?\}|(?P<any>\*\*|\*)|(?P<text>[^{*]+)"
+)
+_WILDCARDS = {"*": "[^/]+", "**": ".+"}
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A path with variables."""
+
+    text: str
+    _pattern: re.Pattern[str]
+    _fields: Mapping[str, tuple[str, bool]]
+    """By the name of the group: the field that the variable sets, and whether it may span segments."""
+
+    @classmethod
+    def of(cls, text: str) -> Template:
+        """Reads an annotation's path. Raises ValueError when it is malformed."""
+        pattern, at = "", 0
+        fields: dict[str, tuple[str, bool]] = {}
+        while at < len(text):
+            part = _PART.match(text, at)
+            if part is None:
+                raise ValueError(f"{text!r} is no path template, at {at}")
+            at = part.end()
+            if part["field"] is not None:
+                inner = part["pattern"] or "*"
+                group = f"v{len(fields)}"
+                fields[group] = part["field"], inner != "*"
+                pattern += f"(?P<{group}>{_literal(inner)})"
+            else:
+                pattern += _WILDCARDS[part["any"]] if part["any"] else re.escape(part["text"])
+        return cls(text, re.compile(pattern, re.DOTALL), fields)
+
+    @property
+    def verb(self) -> str:
+        """What follows the last colon: `cancel`; empty without one."""
+        return self.text.rpartition("/")[2].rpartition("}")[2].partition(":")[2]
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The request's fields that the variables set, in the order of the path."""
+        return tuple(field for field, _ in self._fields.values())
+
+    def match(self, raw_path: str) -> dict[str, str] | None:
+        """The values of the variables by field, None when the path is another one.
+
+        Raises ValueError when a value is not UTF-8.
+        """
+        found = self._pattern.fullmatch(raw_path)
+        if found is None:
+            return None
+        return {
+            field: _decoded(found[group], spans_segments=spans)
+            for group, (field, spans) in self._fields.items()
+        }
+
+
+def _literal(pattern: str) -> str:
+    return "".join(
+        _WILDCARDS.get(part, re.escape(part)) for part in re.split(r"(\*\*|\*)", pattern) if part
+    )
+
+
+def _decoded(value: str, *, spans_segments: bool) -> str:
+    """Percent-decoded, but for an encoded slash in a value of several segments."""
+    if "%" not in value:
+        return value
+    if spans_segments:
+        value = re.sub("%(2f)", r"%25\1", value, flags=re.IGNORECASE)
+    return unquote_to_bytes(value).decode()

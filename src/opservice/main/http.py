@@ -1,0 +1,79 @@
+"""The HTTP front of a server: put together, and kept with the TLS files that are in use."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+from opservice.common.loggers import get_logger
+from opservice.fronts.backpressure import UnreadResponses
+from opservice.fronts.grpc.services import KnownTypes
+from opservice.fronts.http.api import Api
+from opservice.fronts.http.application import alive, application, readiness
+from opservice.fronts.http.origins import Origins
+from opservice.fronts.http.server import HttpOptions, HttpServer
+from opservice.methods.pipeline import Pipeline
+from opservice.methods.protojson import ProtoJson
+from opservice.methods.registry import Method
+from opservice.runtime.components import Components
+from opservice.runtime.security import Security
+from opservice.runtime.settings import Settings
+from opservice.runtime.tls import ReloadableTls, ssl_context
+
+log = get_logger("opservice.server")
+
+
+class HttpFront:
+    """REST, streams and probes on sockets that are bound."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        security: Security,
+        pipeline: Pipeline,
+        methods: Iterable[Method],
+        types: KnownTypes,
+        unread: UnreadResponses,
+        not_ready: Callable[[], Awaitable[Sequence[str]]],
+    ) -> None:
+        """`not_ready` returns why the server cannot serve, nothing when it can."""
+        listening, connections = settings.listening, settings.connections
+        origins = Origins(
+            listening.cors_origin,
+            only_local_names=listening.http_is_local and not settings.security.authenticates,
+        )
+        api = Api(
+            pipeline, methods, ProtoJson(types), unread, origins, connections.max_message_bytes
+        )
+        options = HttpOptions(
+            max_connections=connections.max_connections,
+            handshake_timeout=connections.handshake_timeout,
+        )
+        served = application(api, origins, livez=alive, readyz=readiness(not_ready))
+        self._server = HttpServer(served, options)
+        self._tls = security.tls
+
+    async def start(self, sockets: Sequence[socket.socket], components: Components) -> None:
+        """Takes connections from now on."""
+        if self._tls is None:
+            await self._server.start(sockets, None)
+        else:
+            context = await asyncio.to_thread(ssl_context, self._tls.files)
+            await self._server.start(sockets, context)
+            components.start("TLS of HTTP", self._follow(self._tls, sockets))
+        components.start("the clock of HTTP", self._server.keep_time())
+
+    async def stop(self, seconds: float) -> None:
+        """Lets requests end, at most for so many seconds."""
+        await self._server.stop(seconds)
+
+    async def _follow(self, tls: ReloadableTls, sockets: Sequence[socket.socket]) -> None:
+        """Uses TLS files that were reloaded."""
+        replaced = asyncio.Event()
+        tls.when_replaced = replaced.set
+        while True:
+            await replaced.wait()
+            replaced.clear()
+            context = await asyncio.to_thread(ssl_context, tls.files)
+            await self._server.start(sockets, context)

@@ -1,0 +1,128 @@
+"""What requests ask for in headers, and whose pages may call."""
+
+from __future__ import annotations
+
+import pytest
+
+from opservice.fronts.http import conditions
+from opservice.fronts.http.exchange import accepts_gzip
+from opservice.fronts.http.origins import Origins
+
+
+@pytest.mark.parametrize(
+    ("prefer", "seconds"),
+    [
+        (None, 0),
+        ("wait=30", 30),
+        ("respond-async, WAIT=5", 5),
+        ('wait="7"; foo', 7),
+        ("wait=-1", 0),
+        ("wait=1.5", 0),
+        ("await=3", 0),
+        ("wait=1e3", 0),
+        ("wait=99999999999", 0),
+    ],
+)
+def test_a_preferred_wait(prefer: str | None, seconds: int) -> None:
+    assert conditions.preferred_wait(prefer) == seconds
+
+
+@pytest.mark.parametrize(
+    ("header", "matches"),
+    [
+        (None, False),
+        ('"3"', True),
+        ('W/"3"', True),
+        ('"1", "3"', True),
+        ("*", True),
+        ('"33"', False),
+        ("3", False),
+    ],
+)
+def test_a_version_that_the_client_has(header: str | None, matches: bool) -> None:
+    assert conditions.matches(header, '"3"') is matches
+
+
+@pytest.mark.parametrize(
+    ("header", "takes"),
+    [
+        (None, False),
+        ("gzip", True),
+        ("br, gzip;q=0.5", True),
+        ("gzip;q=0", False),
+        ("*", True),
+        ("*;q=0", False),
+        ("gzip;q=x", False),
+        ("identity", False),
+        ("", False),
+    ],
+)
+def test_gzip_for_those_who_take_it(header: str | None, takes: bool) -> None:
+    assert accepts_gzip(header) is takes
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"), [("1.5", 1.5), ("x", None), (None, None), ("-1", None), ("9" * 9, 86_400)]
+)
+def test_a_deadline(given: str | None, seconds: float | None) -> None:
+    assert conditions.server_timeout(given) == seconds
+
+
+@pytest.mark.parametrize(
+    ("kind", "json"),
+    [
+        ("application/json", True),
+        ("Application/JSON; charset=UTF-8", True),
+        ("application/json; charset=latin-1", False),
+        ("text/plain", False),
+        (None, False),
+    ],
+)
+def test_a_body_is_said_to_be_json(kind: str | None, json: bool) -> None:
+    assert conditions.is_json(kind) is json
+
+
+HOST = {"host": "127.0.0.1:50080"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "refused"),
+    [
+        ({}, False),
+        ({"sec-fetch-site": "same-origin"}, False),
+        ({"sec-fetch-site": "none"}, False),
+        ({"sec-fetch-site": "cross-site"}, True),
+        ({"sec-fetch-site": "same-site"}, True),
+        ({"origin": "http://127.0.0.1:50080"}, False),
+        ({"origin": "http://127.0.0.1:8080"}, True),
+        ({"origin": "https://evil.example"}, True),
+        ({"origin": "null"}, True),
+        ({"origin": "https://ops.example", "sec-fetch-site": "cross-site"}, False),
+        ({"origin": "https://ops.example.evil", "sec-fetch-site": "cross-site"}, True),
+    ],
+    ids=str,
+)
+def test_a_page_of_another_site_is_refused(headers: dict[str, str], refused: bool) -> None:
+    origins = Origins(["https://ops.example"], only_local_names=False)
+    assert origins.refuses_page((HOST | headers).get) is refused
+
+
+@pytest.mark.parametrize(
+    ("host", "refused"),
+    [
+        ("127.0.0.1:50080", False),
+        ("localhost:1", False),
+        ("[::1]:1", False),
+        ("ops.example", False),
+        ("evil.example", True),
+        ("127.0.0.1.evil.example", True),
+        (None, True),
+    ],
+)
+def test_a_made_up_name_is_refused_where_nobody_is_authenticated(
+    host: str | None, refused: bool
+) -> None:
+    headers = {} if host is None else {"host": host}
+    guarded = Origins(["https://ops.example"], only_local_names=True)
+    assert guarded.refuses_host(headers.get) is refused
+    assert not Origins([], only_local_names=False).refuses_host(headers.get)

@@ -1,0 +1,281 @@
+"""REST: what HTTP adds to the methods. That both tell the same is for test_rest.py."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+
+from support.client import TOKEN, Client
+from support.server import ServerProcess, eventually
+
+UNKNOWN_ANY = {"@type": "example.com/a.B", "value": "AAH/"}
+
+
+@pytest.fixture(scope="package")
+def session() -> Iterator[requests.Session]:
+    with requests.Session() as made:
+        made.trust_env = False
+        yield made
+
+
+class Rest:
+    """REST on one server. Paths as in its API; answers as `requests` has them."""
+
+    def __init__(self, session: requests.Session, url: str) -> None:
+        self.url = url
+        self._session = session
+
+    def __call__(self, method: str, path: str, **options: Any) -> requests.Response:
+        return self._session.request(method, self.url + path, timeout=60, **options)
+
+    def get(self, path: str, **headers: str) -> requests.Response:
+        return self("GET", path, headers={k.replace("_", "-"): v for k, v in headers.items()})
+
+    def start(self, **fields: Any) -> str:
+        answer = self("POST", "/v1/producer/operations:start", json=fields)
+        assert answer.status_code == 200, answer.text
+        id_: str = answer.json()["operation"]["id"]
+        return id_
+
+
+@pytest.fixture
+def rest(session: requests.Session, server: ServerProcess) -> Rest:
+    return Rest(session, server.http_url)
+
+
+def test_an_operation_lives_by_rest_alone(rest: Rest) -> None:
+    id_ = rest.start(description="a b", metadata=UNKNOWN_ANY, lease="60s", leaseToken=TOKEN)
+    shown = rest.get(f"/operations/{id_}").json()
+    assert (shown["description"], shown["done"]) == ("a b", False)
+    assert shown["metadata"] == UNKNOWN_ANY
+    report = {"lease_token": TOKEN, "progress": {"done": 1, "total": "3"}}
+    renewed = rest("POST", f"/v1/producer/operations/{id_}:renew", json=report).json()
+    assert renewed["cancelRequested"] is False
+    assert rest.get(f"/v1/operationRecords/{id_}").json()["progress"]["total"] == "3"
+    result = {"leaseToken": TOKEN, "response": UNKNOWN_ANY}
+    done = rest("POST", f"/v1/producer/operations/{id_}:complete", json=result).json()
+    assert (done["done"], done["response"]) == (True, UNKNOWN_ANY)
+    assert rest("DELETE", f"/v1/operationRecords/{id_}").json() == {}
+    assert rest.get(f"/operations/{id_}").status_code == 404
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_cancel_is_a_post_and_as_published_a_get(rest: Rest, method: str) -> None:
+    id_ = rest.start()
+    assert rest(method, f"/operations/{id_}:cancel").json()["error"]["code"] == 1
+
+
+def test_a_list_bears_an_any_of_an_unknown_type(rest: Rest) -> None:
+    parent = "folders/unknown-any"
+    ids = [rest.start(parent=parent, metadata=UNKNOWN_ANY), rest.start(parent=parent)]
+    listed = rest.get(f"/v1/operationRecords?parent={parent}&pageSize=5").json()
+    assert [each["operation"]["id"] for each in listed["operationRecords"]] == ids[::-1]
+    assert listed["operationRecords"][1]["operation"]["metadata"] == UNKNOWN_ANY
+    by_name = rest.get(f"/v1/{parent}/operations").json()
+    assert [each["name"] for each in by_name["operations"]] == [
+        f"{parent}/operations/{id_}" for id_ in ids[::-1]
+    ]
+
+
+def test_errors_have_the_form_of_their_family(rest: Rest) -> None:
+    google = rest.get("/v1/operations/nothing")
+    assert google.status_code == 404
+    assert google.json()["error"]["code"] == 404
+    assert google.json()["error"]["status"] == "NOT_FOUND"
+    yandex = rest.get("/operations/nothing")
+    assert yandex.status_code == 404
+    assert yandex.json()["code"] == 5
+    assert yandex.json()["message"] == "Operation nothing not found"
+    info = yandex.json()["details"][0]
+    assert info["reason"] == "OPERATION_NOT_FOUND"
+
+
+def test_a_wrong_field_is_named(rest: Rest) -> None:
+    answer = rest("POST", "/v1/producer/operations:start", json={"descriptio": "x"})
+    assert answer.status_code == 400
+    details = answer.json()["error"]["details"]
+    violations = [each["fieldViolations"] for each in details if "fieldViolations" in each]
+    assert violations[0][0]["field"] == "descriptio"
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        ({"data": b"{}", "headers": {"content-type": "text/plain"}}, 415),
+        ({"data": b"{}"}, 415),
+        ({"data": gzip.compress(b"{}"), "headers": {"content-encoding": "gzip"}}, 415),
+        ({"data": b"{", "headers": {"content-type": "application/json"}}, 400),
+        ({"json": {"description": "x" * 9_000_000}}, 400),
+        ({"json": {}, "params": {"description": "x"}}, 400),
+    ],
+    ids=["text", "no type", "gzip", "no JSON", "too large", "in the query"],
+)
+def test_a_body_that_cannot_be_read_is_refused(
+    rest: Rest, options: dict[str, Any], status: int
+) -> None:
+    answer = rest("POST", "/v1/producer/operations:start", **options)
+    assert answer.status_code == status
+    assert answer.json()["error"]["status"] == "INVALID_ARGUMENT"
+
+
+def test_a_read_has_a_version_and_says_when_to_ask_again(rest: Rest) -> None:
+    id_ = rest.start()
+    for path in (f"/operations/{id_}", f"/v1/operationRecords/{id_}", f"/v1/operations/{id_}"):
+        first = rest.get(path)
+        assert first.headers["etag"] == '"1"'
+        assert first.headers["retry-after"] == "1"
+        same = rest.get(path, if_none_match='"1"')
+        assert (same.status_code, same.content) == (304, b"")
+        assert same.headers["etag"] == '"1"'
+    rest("POST", f"/operations/{id_}:cancel")
+    changed = rest.get(f"/operations/{id_}", if_none_match='"1"')
+    assert (changed.status_code, changed.headers["etag"]) == (200, '"2"')
+    assert "retry-after" not in changed.headers
+
+
+def test_a_read_waits_for_the_end_when_the_client_prefers(rest: Rest, client: Client) -> None:
+    id_ = rest.start()
+    threading.Timer(0.3, lambda: client.cancel(id_)).start()
+    answer = rest.get(f"/operations/{id_}", prefer="wait=50")
+    assert answer.json()["done"] is True
+    assert answer.headers["preference-applied"] == "wait=50"
+    still = rest.start()
+    assert rest.get(f"/v1/operations/{still}", prefer="wait=1").json()["done"] is False
+
+
+def test_a_request_id_is_given_back(rest: Rest) -> None:
+    assert rest.get("/operations/x", x_request_id="mine").headers["x-request-id"] == "mine"
+    assert rest.get("/endpoints").headers["x-request-id"]
+
+
+def test_a_client_that_takes_gzip_gets_it(rest: Rest) -> None:
+    id_ = rest.start(metadata={"@type": "example.com/a.B", "value": "A" * 4_000})
+    plain = rest.get(f"/operations/{id_}", accept_encoding="identity")
+    assert "content-encoding" not in plain.headers
+    zipped = rest.get(f"/operations/{id_}", accept_encoding="gzip")
+    assert zipped.headers["content-encoding"] == "gzip"
+    assert zipped.headers["vary"] == "accept-encoding"
+    assert zipped.headers["etag"] == 'W/"1"'
+    assert zipped.json() == plain.json()
+
+
+def test_head_has_the_headers_of_get_and_changes_nothing(rest: Rest) -> None:
+    id_ = rest.start()
+    head = rest("HEAD", f"/operations/{id_}", headers={"accept-encoding": "identity"})
+    got = rest.get(f"/operations/{id_}", accept_encoding="identity")
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == got.headers["content-length"]
+    assert rest("HEAD", f"/operations/{id_}:cancel").status_code == 405
+    assert rest.get(f"/operations/{id_}").json()["done"] is False
+
+
+def test_options_tell_what_a_path_takes(rest: Rest) -> None:
+    answer = rest("OPTIONS", "/operations/x")
+    assert (answer.status_code, answer.headers["allow"]) == (204, "GET, HEAD, OPTIONS")
+    refused = rest("PUT", "/v1/operations/x")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "DELETE, GET, HEAD, OPTIONS")
+    assert rest("OPTIONS", "/nothing").status_code == 404
+
+
+def test_a_deadline_is_kept(rest: Rest) -> None:
+    id_ = rest.start()
+    answer = rest.get(f"/v1/operationRecords/{id_}:wait", x_server_timeout="0.5")
+    assert (answer.status_code, answer.json()["operation"]["done"]) == (200, False)
+
+
+def test_a_page_of_another_site_changes_nothing(rest: Rest) -> None:
+    id_ = rest.start()
+    answer = rest.get(f"/operations/{id_}:cancel", sec_fetch_site="cross-site")
+    assert (answer.status_code, answer.json()["code"]) == (403, 7)
+    rebound = rest.get(f"/operations/{id_}:cancel", host="evil.example")
+    assert rebound.status_code == 403
+    assert rest.get(f"/operations/{id_}").json()["done"] is False
+
+
+def events(answer: requests.Response) -> Iterator[dict[str, str]]:
+    """The server-sent events of a response, each with its fields."""
+    event: dict[str, str] = {}
+    for line in answer.iter_lines(chunk_size=1, decode_unicode=True):
+        name, _, value = line.partition(": ")
+        if line and name:
+            event[name] = value
+        elif event:
+            yield event
+            event = {}
+
+
+def test_a_watch_is_server_sent_events(rest: Rest, client: Client) -> None:
+    id_ = rest.start()
+    path = f"/v1/operationRecords/{id_}:watch"
+    with rest("GET", path, headers={"accept": "text/event-stream"}, stream=True) as answer:
+        assert answer.headers["content-type"] == "text/event-stream"
+        assert answer.headers["x-accel-buffering"] == "no"
+        told = events(answer)
+        assert next(told)["id"] == "1"
+        client.cancel(id_)
+        last = next(told)
+        assert (last["id"], json.loads(last["data"])["operation"]["done"]) == ("2", True)
+        assert next(told, None) is None
+    since = {"accept": "text/event-stream", "last-event-id": "1"}
+    with rest("GET", path, headers=since, stream=True) as answer:
+        assert [each["id"] for each in events(answer)] == ["2"]
+    known = rest("GET", path, headers={**since, "last-event-id": "2"})
+    assert (known.status_code, known.content) == (204, b"")
+
+
+def test_a_watch_is_else_a_line_of_json_for_each_change(rest: Rest, client: Client) -> None:
+    id_ = rest.start()
+    with rest("GET", f"/v1/operationRecords/{id_}:watch", stream=True) as answer:
+        assert answer.headers["content-type"] == "application/x-ndjson"
+        lines = answer.iter_lines(chunk_size=1)
+        assert json.loads(next(lines))["revision"] == "1"
+        client.cancel(id_)
+        assert json.loads(next(lines))["revision"] == "2"
+        assert next(lines, None) is None
+
+
+def test_a_watch_of_nothing_is_not_found(rest: Rest) -> None:
+    answer = rest.get("/v1/operationRecords/nothing:watch", accept="text/event-stream")
+    assert (answer.status_code, answer.json()["error"]["status"]) == (404, "NOT_FOUND")
+
+
+def test_a_watch_of_what_is_deleted_ends_with_a_failure(rest: Rest) -> None:
+    id_ = rest.start()
+    path = f"/v1/operationRecords/{id_}:watch"
+    with rest("GET", path, headers={"accept": "text/event-stream"}, stream=True) as answer:
+        told = events(answer)
+        next(told)
+        rest("POST", f"/operations/{id_}:cancel")
+        assert json.loads(next(told)["data"])["operation"]["done"] is True
+
+
+def test_probes_need_no_credentials(rest: Rest) -> None:
+    assert rest.get("/livez").json() == {"alive": True}
+    assert rest.get("/readyz").json() == {"ready": True, "reasons": []}
+
+
+def test_a_server_that_is_stopped_ends_its_streams(tmp_path: Any, sqlite_url: str) -> None:
+    server = ServerProcess(tmp_path, sqlite_url, http_listen="127.0.0.1:0", drain="20s").start()
+    try:
+        with requests.Session() as session:
+            rest = Rest(session, server.http_url)
+            id_ = rest.start()
+            path = f"/v1/operationRecords/{id_}:watch"
+            with rest("GET", path, headers={"accept": "text/event-stream"}, stream=True) as answer:
+                told = events(answer)
+                next(told)
+                server.send_signal(15)
+                failure = next(told)
+                assert failure["event"] == "failure"
+                assert json.loads(failure["data"])["error"]["status"] == "UNAVAILABLE"
+                assert next(told, None) is None
+        assert server.wait() == 0
+        assert eventually(lambda: server.log(event="stopped"))
+    finally:
+        server.close()
