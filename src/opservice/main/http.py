@@ -59,19 +59,21 @@ class HttpFront:
         if self._tls is None:
             await self._server.start(sockets, None)
         else:
+            replaced = asyncio.Event()
+            self._tls.when_replaced = replaced.set
             context = await asyncio.to_thread(ssl_context, self._tls.files)
             await self._server.start(sockets, context)
-            components.start("TLS of HTTP", self._follow(self._tls, sockets))
+            components.start("TLS of HTTP", self._follow(self._tls, replaced, sockets))
         components.start("the clock of HTTP", self._server.keep_time())
 
     async def stop(self, seconds: float) -> None:
         """Lets requests end, at most for so many seconds."""
         await self._server.stop(seconds)
 
-    async def _follow(self, tls: ReloadableTls, sockets: Sequence[socket.socket]) -> None:
+    async def _follow(
+        self, tls: ReloadableTls, replaced: asyncio.Event, sockets: Sequence[socket.socket]
+    ) -> None:
         """Uses TLS files that were reloaded."""
-        replaced = asyncio.Event()
-        tls.when_replaced = replaced.set
         while True:
             await replaced.wait()
             replaced.clear()
