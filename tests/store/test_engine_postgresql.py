@@ -300,3 +300,11 @@ def test_a_connection_to_what_has_become_a_standby_is_not_used_again(
             lambda c: c.execute(text("SHOW transaction_read_only")).scalar_one()
         )
         assert read_only == "off"
+
+
+def test_a_session_that_is_read_only_is_no_proof_of_writing(
+    opened: Callable[[str], Replicas],
+) -> None:
+    replicas = opened("-c default_transaction_read_only=on&target_session_attrs=any")
+    with pytest.raises(StoreUnavailable):
+        replicas[0].prove_write()

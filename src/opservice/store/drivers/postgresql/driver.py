@@ -111,7 +111,11 @@ class PostgresqlDriver:
         connection.execute(text("SET LOCAL lock_timeout = 0"))
 
     def prove_write(self, connection: Connection) -> None:
-        connection.exec_driver_sql("SELECT pg_logical_emit_message(true, 'opservice', '')")
+        # The message alone would be taken in a read-only session, too, and beside a lock on the table.
+        connection.exec_driver_sql(
+            "WITH nothing AS (UPDATE operations SET id = id WHERE false)"
+            " SELECT pg_logical_emit_message(true, 'opservice', '')"
+        )
 
     def checkpoint(self, connection: Connection) -> None:
         """Nothing: PostgreSQL does it by itself."""
