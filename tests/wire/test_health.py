@@ -10,6 +10,7 @@ from support.client import Client, refused
 
 SERVICES = [
     "",
+    "opservice.readiness",
     "yandex.cloud.operation.OperationService",
     "yandex.cloud.endpoint.ApiEndpointService",
     "google.longrunning.Operations",

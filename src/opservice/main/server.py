@@ -6,7 +6,7 @@ import asyncio
 import gc
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from opservice import __version__
@@ -38,9 +38,10 @@ from opservice.methods.convert import LEASE_EXPIRED, TIMED_OUT
 from opservice.methods.endpoints import OWN_ENDPOINTS
 from opservice.methods.guard import GuardedStore
 from opservice.methods.pipeline import Pipeline
+from opservice.methods.readiness import Readiness
 from opservice.methods.registry import Method
 from opservice.methods.services import api_methods
-from opservice.methods.serving import ServingState
+from opservice.methods.serving import FILE_LOST, STOPPING, ServingState
 from opservice.methods.validation import Limits
 from opservice.runtime.components import Components
 from opservice.runtime.ports import listening_sockets
@@ -96,7 +97,8 @@ async def run(
         )
     state = ServingState()
     loop = asyncio.get_running_loop()
-    database.driver.when_lost(lambda: loop.call_soon_threadsafe(state.stop))
+    database.driver.when_lost(lambda: loop.call_soon_threadsafe(state.stop, FILE_LOST))
+    readiness = Readiness(state, store, security.keys)
     server = new_server(grpc_options(settings.connections, share_port=share_port))
     listening = ExitStack()
     try:
@@ -116,11 +118,11 @@ async def run(
         served = Methods(pipeline, unread)
         methods = _api_methods(settings, guarded, address)
         served.add(methods)
-        served.add(own_methods(state, types))
+        served.add(own_methods(state, readiness, types))
         server.add_generic_rpc_handlers((served,))
 
-        async def not_ready() -> list[str]:
-            return [] if state.serving else ["the server is being stopped"]
+        async def not_ready() -> Sequence[str]:
+            return (await readiness.check()).reasons
 
         http: HttpFront | None = None
         sockets: list[socket.socket] = []
@@ -158,7 +160,7 @@ async def run(
                 components.start("the demo", shown, may_end=True)
             await stop.wait()
             log.info("draining", seconds=settings.processes.drain / SECOND)
-            state.stop()
+            state.stop(STOPPING)
             store.stop_following()
             admission.stop()
             components.cancel()

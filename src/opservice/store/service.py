@@ -39,6 +39,7 @@ from opservice.store.changes import Changes, Subscription
 from opservice.store.drivers.protocol import Notifications
 from opservice.store.engine import Database
 from opservice.store.listing import Listed, read_page
+from opservice.store.migrations import schema_fault
 from opservice.store.reading import Reads
 from opservice.store.repository import Repository
 from opservice.store.turns import Turns
@@ -157,6 +158,11 @@ class OperationStore:
         clock: tuple[int, bool] = await self._asides.submit(self._read_clock)
         self._reads.database_clock_read(clock[0], began)
         return clock
+
+    async def schema_fault(self) -> str | None:
+        """What is wrong with the schema, in plain words; else None. Raises a StoreError."""
+        fault: str | None = await self._asides.submit(partial(schema_fault, self._database))
+        return fault
 
     async def sweep(self, sweep: Sweep, cutoff: int | None = None) -> Swept:
         """Applies a sweep, in a transaction of its own, to what was due by `cutoff`.

@@ -13,6 +13,7 @@ from opservice.fronts.grpc import health
 from opservice.fronts.grpc.health import HealthService
 from opservice.fronts.grpc.reflection import build_pool, reflection_methods
 from opservice.methods import services
+from opservice.methods.readiness import Readiness
 from opservice.methods.registry import Method
 from opservice.methods.serving import ServingState
 
@@ -30,9 +31,9 @@ def known_types(others: Iterable[FileDescriptor], descriptor_sets: Iterable[Path
     return build_pool((*_FILES, *others), descriptor_sets)
 
 
-def own_methods(state: ServingState, types: KnownTypes) -> tuple[Method, ...]:
+def own_methods(state: ServingState, readiness: Readiness, types: KnownTypes) -> tuple[Method, ...]:
     """The methods of health and of reflection."""
     return (
-        *HealthService(state, _SERVICES).methods(),
+        *HealthService(state, readiness, _SERVICES).methods(),
         *reflection_methods(_SERVICES, types),
     )

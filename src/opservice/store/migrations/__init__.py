@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from alembic import command
@@ -56,18 +57,37 @@ def check_schema(database: Database) -> None:
         )
 
 
+def schema_fault(database: Database) -> str | None:
+    """What is wrong with the schema for a server that runs already, in plain words; else None.
+
+    One that a newer version has migrated is right: migrations leave what the version before needs, and
+    its servers go on until they are replaced. Raises a StoreError.
+    """
+    revision = database.read(_revision)
+    if revision is None:
+        return "the database has no opservice schema"
+    if revision in _known() and revision != _head():
+        return "the schema of the database is out of date: run 'opservice migrate'"
+    return None
+
+
 def _revision(connection: Connection) -> str | None:
     return MigrationContext.configure(connection).get_current_revision()
 
 
 def _refuse_unknown(revision: str | None) -> None:
-    known = {script.revision for script in _scripts().walk_revisions()}
-    if revision is not None and revision not in known:
+    if revision is not None and revision not in _known():
         raise StartupError(
             f"the database is at schema {revision}, which a newer opservice made: upgrade this one"
         )
 
 
+@cache
+def _known() -> frozenset[str]:
+    return frozenset(script.revision for script in _scripts().walk_revisions())
+
+
+@cache
 def _head() -> str:
     head = _scripts().get_current_head()
     assert head is not None
