@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from ipaddress import ip_address
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 ANY_ORIGIN = "*"
 
@@ -38,14 +38,26 @@ class Origins:
             return False
         if site is not None:  # pages cannot set it
             return site not in {"same-origin", "none"}
-        return origin is not None and urlsplit(origin).netloc != header("host")
+        if origin is None:
+            return False
+        place = _parsed(origin)
+        return place is None or not place.netloc or place.netloc != header("host")
 
     def refuses_host(self, header: Header) -> bool:
         """Whether a request was sent to a name under which this server may not be called."""
         if not self._only_local_names:
             return False
-        host = urlsplit(f"//{header('host') or ''}").hostname
+        place = _parsed(f"//{header('host') or ''}")
+        host = None if place is None else place.hostname
         return not (host == "localhost" or host in self._hosts or _is_address(host))
+
+
+def _parsed(url: str) -> SplitResult | None:
+    """None for what is no URL."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return None
 
 
 def _is_address(host: str | None) -> bool:
