@@ -8,7 +8,7 @@ import pytest
 
 from opservice.domain.errors import StartupError
 from opservice.runtime.settings.security import SecuritySettings
-from opservice.runtime.tls import read_tls_files
+from opservice.runtime.tls import read_tls_files, ssl_context
 from support.certificates import Authority
 
 Files = dict[str, Path]
@@ -27,6 +27,21 @@ def test_a_certificate_and_its_key_are_read(authority: Authority) -> None:
     pair = authority.issue()
 
     assert read_tls_files(SecuritySettings(tls_cert=pair.certificate, tls_key=pair.key)) is not None
+
+
+def test_there_may_be_any_text_beside_the_certificates(
+    authority: Authority, tmp_path: Path
+) -> None:
+    pair = authority.issue("commented")
+    bundle = tmp_path / "bundle.pem"
+    comment = "# Főtanúsítvány\n".encode() + "# Fo\xe9\n".encode("latin-1")
+    bundle.write_bytes(comment + authority.certificate.read_bytes())
+    settings = SecuritySettings(tls_cert=pair.certificate, tls_key=pair.key, tls_client_ca=bundle)
+
+    files = read_tls_files(settings)
+
+    assert files is not None
+    assert len(ssl_context(files).get_ca_certs()) == 1
 
 
 def another_key(authority: Authority, directory: Path) -> Files:

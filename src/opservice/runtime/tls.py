@@ -113,7 +113,8 @@ def ssl_context(files: TlsFiles) -> ssl.SSLContext:
         context.load_cert_chain(certificate, key)
     if files.client_ca is not None:
         context.verify_mode = ssl.CERT_REQUIRED
-        context.load_verify_locations(cadata=files.client_ca.decode())
+        with _file_of(files.client_ca) as authorities:  # as text it may have comments in ASCII only
+            context.load_verify_locations(authorities)
     return context
 
 
