@@ -6,6 +6,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+import requests
 from google.protobuf.any_pb2 import Any as AnyPb
 from grpc import StatusCode
 
@@ -142,3 +143,15 @@ def test_writes_of_a_connection_that_reads_nothing_are_not_held_up(
         (completed,) = server.log(method=COMPLETE, code="OK")
         (*_, last) = server.log(method=GET, error="ServerBusy")
         assert lines.index(completed) < lines.index(last)  # though it came after all of them
+
+
+def test_by_http_too_many_unread_answers_are_a_refusal(tmp_path: Path, sqlite_url: str) -> None:
+    settings = {"max_unsent_bytes": MIB, "http_listen": "127.0.0.1:0"}
+    with serving(tmp_path, sqlite_url, **settings) as server:
+        # As JSON it is more than the eighth of that, which one connection may have.
+        id_ = server.client.started(metadata=AnyPb(type_url="a.com/a.B", value=bytes(110_000)))
+
+        answer = requests.get(f"{server.http_url}/operations/{id_}", timeout=60)
+
+        assert (answer.status_code, answer.json()["code"]) == (429, 8)
+        assert server.log(level="error") == []

@@ -142,6 +142,14 @@ class Api:
         self, exchange: Exchange, pipeline: MethodPipeline, call: HttpCall, *, is_yandex: bool
     ) -> None:
         try:
+            await self._run_and_answer(exchange, pipeline, call, is_yandex=is_yandex)
+        finally:
+            call.was_read()
+
+    async def _run_and_answer(
+        self, exchange: Exchange, pipeline: MethodPipeline, call: HttpCall, *, is_yandex: bool
+    ) -> None:
+        try:
             status = await self._run_in_time(pipeline, call)
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -157,16 +165,14 @@ class Api:
             await stream.end(status, with_id)
         elif status is not None:
             await self._fail(exchange, status, with_id, is_yandex=is_yandex)
-        elif call.answer is None:
-            await exchange.respond(304, [*call.headers_of_answer()[1:], *with_id], b"")
         else:
+            headers = [*call.headers_of_answer(), *with_id]
             answer = call.answer
-            read = self._unread.add(exchange.peer, len(answer))
-            try:
-                await exchange.respond(200, [*call.headers_of_answer(), *with_id], answer)
-            finally:
-                if read is not None:
-                    read()
+            call.forget_payloads()  # which may be large, and the client slow
+            if answer is None:
+                await exchange.respond(304, headers[1:], b"")
+            else:
+                await exchange.respond(200, headers, answer)
 
     @staticmethod
     async def _run_in_time(pipeline: MethodPipeline, call: HttpCall) -> Status | None:

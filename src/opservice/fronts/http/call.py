@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, cast
@@ -106,6 +106,7 @@ class HttpCall(Call):
         "_codec",
         "_exchange",
         "_path",
+        "_read",
         "_takes_body",
         "_trailers",
         "_unread",
@@ -135,6 +136,7 @@ class HttpCall(Call):
         self._takes_body = takes_body
         self._unread = unread
         self._watching: asyncio.Task[None] | None = None
+        self._read: Callable[[], None] | None = None
         self.wait = wait
         self.gone = False
         """Whether the client has left before the end."""
@@ -181,7 +183,15 @@ class HttpCall(Call):
             self.etag = f'"{self.found.revision}"'
             if matches(self._exchange.header("if-none-match"), self.etag):
                 return
-        self.answer = await self._codec.response(response)
+        answer = await self._codec.response(response)
+        self._read = self._unread.add(self.peer, len(answer))
+        self.answer = answer
+
+    def was_read(self) -> None:
+        """The answer, if there was one: it does not count as unread any more."""
+        if self._read is not None:
+            self._read()
+            self._read = None
 
     async def send_headers(self, headers: Headers) -> None:
         self.sent_headers += [(name, str(value)) for name, value in headers]
