@@ -11,8 +11,9 @@ from opservice.fronts.backpressure import UnreadResponses
 from opservice.fronts.grpc.services import KnownTypes
 from opservice.fronts.http.api import Api
 from opservice.fronts.http.application import alive, application, readiness
+from opservice.fronts.http.connection import HttpOptions
 from opservice.fronts.http.origins import Origins
-from opservice.fronts.http.server import HttpOptions, HttpServer
+from opservice.fronts.http.server import HttpServer
 from opservice.methods.pipeline import Pipeline
 from opservice.methods.protojson import ProtoJson
 from opservice.methods.registry import Method

@@ -21,8 +21,6 @@ LARGE = 64 << 10
 
 _BODY_SECONDS = 30.0
 """For a whole body to arrive."""
-_WRITE_SECONDS = 60.0
-"""Without the client reading anything. Then the connection is ended."""
 _PIECE = 64 << 10
 _SKIPPED_BYTES, _SKIP_SECONDS = 256 << 10, 1.0
 """Of a body that is not wanted. A connection that is closed with bytes unread may lose the answer, too."""
@@ -112,14 +110,10 @@ class Exchange:
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
-    def abort(self) -> None:
-        """Ends the connection at once."""
-        self._state["abort"]()
-
     async def respond(
         self, status: int, headers: HttpHeaders, body: bytes, *, compress: bool = True
     ) -> None:
-        """Sends a whole response. Raises ClientGone when the client reads nothing for too long."""
+        """Sends a whole response. Raises ClientGone."""
         extra: list[tuple[str, str]] = []
         if compress and len(body) >= _LEAST_COMPRESSED:
             extra.append(("vary", "accept-encoding"))
@@ -142,7 +136,7 @@ class Exchange:
             # Else the rest of the body would be read, however long it is, to get to the next request.
             sent.append((b"connection", b"close"))
         self.started = True
-        await self._deliver({"type": "http.response.start", "status": status, "headers": sent})
+        await self._send({"type": "http.response.start", "status": status, "headers": sent})
 
     async def _skip_body(self) -> bool:
         """Reads a short body that nobody wants. Returns whether that was all of it."""
@@ -160,19 +154,11 @@ class Exchange:
 
     async def write(self, part: bytes) -> None:
         """Sends a part of the body, once the connection takes more."""
-        await self._deliver({"type": "http.response.body", "body": part, "more_body": True})
+        await self._send({"type": "http.response.body", "body": part, "more_body": True})
 
     async def finish(self) -> None:
         """Ends the response."""
-        await self._deliver({"type": "http.response.body", "body": b""})
-
-    async def _deliver(self, message: MutableMapping[str, Any]) -> None:
-        try:
-            async with asyncio.timeout(_WRITE_SECONDS):
-                await self._send(message)
-        except TimeoutError as error:
-            self.abort()
-            raise ClientGone from error
+        await self._send({"type": "http.response.body", "body": b""})
 
 
 def accepts_gzip(accept_encoding: str | None) -> bool:

@@ -1,0 +1,296 @@
+"""An HTTP/1.1 connection: uvicorn's protocol, bounded in headers, in what waits, and in time.
+
+uvicorn bounds neither headers, nor how many requests wait on a connection, nor the time that any of it may
+take. What it does with a request is as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
+from uvicorn.server import ServerState
+
+from opservice.domain.operation import SECOND
+from opservice.methods.pipeline import MAX_HEADERS
+
+MAX_HEAD_BYTES = 64 << 10
+"""Of a request line and headers."""
+
+_MAX_HEADERS = 2 * MAX_HEADERS
+"""Those beyond it are not kept. Calls may have MAX_HEADERS, and are told so."""
+_MAX_PIPELINED = 16
+"""Requests that wait for the answer to an earlier one, on the same connection."""
+_WRITE_SECONDS = 60.0
+"""Without the client reading anything. Then the connection is ended."""
+_LATE_SECONDS = 1.0
+"""For the request of a connection that comes when the server stops."""
+_TOO_LONG = "The request line and headers are too long."
+
+_quiet = logging.getLogger("opservice.http")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpOptions:
+    """The settings of the same names; `handshake_timeout` in microseconds."""
+
+    max_connections: int
+    handshake_timeout: int
+
+
+@dataclass(slots=True)
+class Room:
+    """For connections."""
+
+    state: ServerState
+    most: int
+    stopping: bool = False
+    """Whether the server stops. Then each connection gets one answer more."""
+
+    def is_full(self) -> bool:
+        return len(self.state.connections) >= self.most
+
+
+class Connection(HttpToolsProtocol):
+    """A connection, with bounds."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        options: HttpOptions,
+        room: Room,
+    ) -> None:
+        super().__init__(config, server_state, {})
+        self.logger = _quiet  # what anybody can cause as often as they like is told at debug only
+        self._seconds = options.handshake_timeout / SECOND
+        self._room = room
+        self._in_head = True
+        self._head_bytes = 0
+        """Of the head of this request, and of its trailers, as far as they were parsed."""
+        self._unparsed_bytes = 0
+        """That have come since the parser last made something of them: of one endless line."""
+        self._is_too_long = False
+        self._running: RequestResponseCycle | None = None
+        """The request that is being answered. `cycle` is the last one, which may wait behind it."""
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        if self._room.is_full():
+            transport.abort()
+            return
+        super().connection_made(transport)
+        _keep_alive(transport.get_extra_info("socket"))
+        encrypted = transport.get_extra_info("ssl_object")
+        der = None if encrypted is None else encrypted.getpeercert(binary_form=True)
+        self.app_state = {
+            "certificate": None if der is None else ssl.DER_cert_to_PEM_cert(der).encode(),
+            "secure": encrypted is not None,
+        }
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.transport is None:
+            return
+        self._forget_head_timer()
+        self._forget_unread_timer()
+        self._unset_keepalive_if_required()
+        self.pipeline.clear()
+        super().connection_lost(exc)
+        running = self._running
+        if running is not None and not running.response_complete:
+            running.disconnected = True
+            running.message_event.set()
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport is None or self.transport.is_closing():
+            return
+        if self._in_head and self._head_timer is None:
+            self._expect_head()
+        self._unset_keepalive_if_required()
+        before = self._unparsed_bytes = self._unparsed_bytes + len(data)
+        try:
+            self._feed(data)
+        except HttpParserError:
+            if self._is_too_long:
+                self._refuse(431, _TOO_LONG)
+            else:
+                self._refuse(400, "The request is not HTTP/1.1.")
+        else:
+            if self._unparsed_bytes == before > MAX_HEAD_BYTES:
+                self._refuse(431, _TOO_LONG)
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except HttpParserUpgrade as upgrade:
+            # No other protocol is spoken here. The parser would now take the body for the next request.
+            target = (
+                self.scope["method"].encode(),
+                self.url,
+                self.parser.get_http_version().encode(),
+            )
+            self.parser = HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+            self._feed(_without_upgrade(b"%s %s HTTP/%s" % target, self.headers))
+            self._feed(data[upgrade.args[0] :])
+
+    # Parser callbacks. What they raise ends the parsing, as an HttpParserError.
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value) + 4)
+        # A trailer is none of the request's headers: whatever is between may not have looked at it.
+        if self._in_head:
+            if len(self.headers) >= _MAX_HEADERS:
+                self._is_too_long = True
+                raise ValueError("too many headers")
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self.scope["method"] = self.parser.get_method().decode("ascii")
+        if self.parser.should_upgrade() and self.scope["method"] != "CONNECT":
+            return
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
+            raise ValueError("RFC 9112, section 3.2")
+        if len(self.pipeline) >= _MAX_PIPELINED:
+            raise ValueError("too many requests on one connection at a time")
+        super().on_headers_complete()
+        self.flow.resume_reading()  # else nobody would notice that the client leaves
+        self._in_head = False
+        self._forget_head_timer()
+        if self._room.stopping:
+            self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        self._unparsed_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._in_head:  # the request is parsed again, without the upgrade that it asks for
+            return
+        self._unparsed_bytes = 0
+        self._in_head = True
+        super().on_message_complete()
+
+    def _count(self, size: int) -> None:
+        self._unparsed_bytes = 0
+        self._head_bytes += size
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._is_too_long = True
+            raise ValueError(_TOO_LONG)
+
+    # What uvicorn does with requests and responses.
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        if not self.pipeline and not self._in_head:
+            self.transport.close()  # nobody wants the rest of the body, however long it is
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._expect_reading()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._expect_reading()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._expect_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self._forget_unread_timer()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self.transport.is_closing():
+            self._expect_reading()
+
+    def _expect_head(self) -> None:
+        """Ends the connection when the headers of a request do not come in time."""
+        seconds = _LATE_SECONDS if self._room.stopping else self._seconds
+        self._head_timer = self.loop.call_later(
+            seconds, self._refuse, 408, "The request did not arrive in time."
+        )
+
+    def _forget_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _expect_reading(self) -> None:
+        """Ends the connection when the client does not read, in time, what was written for them."""
+        if self._unread_timer is None:
+            self._unread_timer = self.loop.call_later(_WRITE_SECONDS, self.transport.abort)
+
+    def _forget_unread_timer(self) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
+
+    def _may_answer(self) -> bool:
+        """Whether an answer now would not be taken for the one to another request, or for a part of it."""
+        running = self._running
+        if running is None or running.response_complete:
+            return True
+        return running is self.cycle and not (self._in_head or running.response_started)
+
+    def _refuse(self, status: int, message: str) -> None:
+        """Ends the connection, with an answer to the request that is being read, if that is its turn."""
+        if self.transport.is_closing():
+            return
+        if not self._may_answer():
+            self.transport.abort()
+            return
+        head = b"content-type: text/plain\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+        self.transport.write(STATUS_LINE[status] + head % len(message) + message.encode())
+        self.transport.close()
+        self._expect_reading()
+
+
+def _without_upgrade(request_line: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """The head of a request that does not ask for another protocol."""
+    lines = [request_line]
+    for name, value in headers:
+        if name == b"connection":
+            kept = (each for each in value.split(b",") if each.strip().lower() != b"upgrade")
+            value = b",".join(kept)
+        if name != b"upgrade":
+            lines.append(b"%s: %s" % (name, value))
+    return b"\r\n".join([*lines, b"", b""])
+
+
+def _keep_alive(connection: Any) -> None:
+    """Has the kernel notice peers that are gone without a word."""
+    with suppress(OSError, AttributeError):  # not each system has each of these
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 20)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
