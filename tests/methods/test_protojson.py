@@ -6,6 +6,7 @@ import pytest
 from google.protobuf import descriptor_pool
 from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.empty_pb2 import Empty
 from google.protobuf.struct_pb2 import Struct
 from google.rpc.status_pb2 import Status
 
@@ -52,6 +53,14 @@ def test_an_unknown_any_within_a_known_one_does_not_hide_the_rest() -> None:
 def test_an_any_in_an_any_in_an_any_comes_back() -> None:
     request = StartRequest(metadata=packed(packed(UNKNOWN)))
     assert there_and_back(request) == request
+
+
+@pytest.mark.parametrize("value", [{}, {"value": {}}], ids=["Python's", "Go's"])
+def test_an_empty_is_read_in_both_forms_that_clients_write(value: dict[str, object]) -> None:
+    request = StartRequest()
+    url = "type.googleapis.com/google.protobuf.Empty"
+    JSON.fill(request, {"metadata": {"@type": url, **value}})
+    assert request == StartRequest(metadata=packed(Empty()))
 
 
 def test_bytes_that_are_no_message_of_their_type_are_base64() -> None:

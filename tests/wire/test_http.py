@@ -124,6 +124,20 @@ def test_a_body_that_cannot_be_read_is_refused(
     assert answer.json()["error"]["status"] == "INVALID_ARGUMENT"
 
 
+@pytest.mark.parametrize("path", ["/operations/", "/operations/a%0Ab/c", "/livez/", "/v1/%0A"])
+def test_a_path_that_is_not_served_is_told_as_json(rest: Rest, path: str) -> None:
+    answer = rest.get(path)
+    assert answer.status_code == 404
+    told = answer.json()
+    assert told.get("error", {}).get("status") == "NOT_FOUND" or told["code"] == 5
+
+
+def test_a_large_body_is_not_taken_for_headers(rest: Rest) -> None:
+    large = {"@type": "example.com/a.B", "value": "A" * 1_000_000}
+    ids = [rest.start(metadata=large) for _ in range(2)]
+    assert rest.get(f"/operations/{ids[1]}").json()["metadata"] == large
+
+
 def test_a_read_has_a_version_and_says_when_to_ask_again(rest: Rest) -> None:
     id_ = rest.start()
     for path in (f"/operations/{id_}", f"/v1/operationRecords/{id_}", f"/v1/operations/{id_}"):

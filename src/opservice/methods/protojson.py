@@ -22,6 +22,7 @@ from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.wrappers_pb2 import BytesValue
 
 _ANY = "google.protobuf.Any"
+_EMPTY = "google.protobuf.Empty"
 _DISGUISE = "\n/google.protobuf.BytesValue"
 """The end of the URL of a disguised `Any`. No URL has a line break."""
 _DEEPEST = 50
@@ -162,6 +163,8 @@ class ProtoJson:
         url = value.get("@type")
         inner = self._type_of(url)
         if inner is not None:
+            if inner.full_name == _EMPTY and value.get("value") == {}:
+                del value["value"]  # as Go and others write it
             special = inner.full_name.startswith("google.protobuf.") and "value" in value
             within = value["value"] if special else value
             return self._disguise_json(within, inner, depth + 1)

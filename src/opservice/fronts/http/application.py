@@ -10,7 +10,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.routing import BaseRoute, Route
 
 from opservice.fronts.http.api import Api
 from opservice.fronts.http.origins import Origins
@@ -50,7 +50,11 @@ def application(
             )
         )
     own = [Route(f"/{name}", answer, methods=["GET"]) for name, answer in answers.items()]
-    return Starlette(routes=[*own, *others, Mount("/", app=api)], middleware=middleware)
+    served = Starlette(routes=[*own, *others], middleware=middleware)
+    # The API finds its routes itself: no pattern of Starlette's matches a path with a line break.
+    served.router.default = api
+    served.router.redirect_slashes = False
+    return served
 
 
 async def alive(_request: Request) -> Response:

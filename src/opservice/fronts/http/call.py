@@ -32,8 +32,10 @@ from opservice.methods.read import poll_seconds
 from opservice.methods.registry import Method
 from opservice.methods.wire import decoder_of
 
+_TIMES_OF_JSON = 3
+"""Many clients write `\\ud83d\\ude00` for the four bytes of a character."""
 _ROOM_OF_JSON = 16 << 10
-"""What the JSON of a request may have more than twice the bytes of its message: names, spaces, base64."""
+"""What the JSON of a request may have beyond that: names, spaces."""
 _ENDPOINTS = "yandex.cloud.endpoint.ApiEndpointService"
 
 
@@ -46,7 +48,7 @@ class Codec:
         self.method = method
         self.policy = policy
         self.json = converter
-        self.max_body = 2 * (policy.max_bytes or max_message_bytes) + _ROOM_OF_JSON
+        self.max_body = _TIMES_OF_JSON * (policy.max_bytes or max_message_bytes) + _ROOM_OF_JSON
         self._decode = decoder_of(method.request, policy)
 
     def request(
@@ -81,9 +83,11 @@ class Codec:
         for field, value in message.ListFields():
             if not field.is_repeated:
                 setattr(page, field.name, value)
+            elif field.message_type is None:
+                getattr(page, field.name).extend(value)
         shown = self.json.to_dict(page, with_defaults=True)
         for field, value in message.ListFields():
-            if field.is_repeated:
+            if field.is_repeated and field.message_type is not None:
                 records: list[bytes] = []
                 for index, slice_ in enumerate(slices(value)):
                     if index:
