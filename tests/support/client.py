@@ -63,7 +63,7 @@ def open_channel(
 
 def packed(message: Message) -> AnyPb:
     payload = AnyPb()
-    payload.Pack(message)
+    payload.Pack(message, deterministic=True)  # so that it has the same bytes again after JSON
     return payload
 
 

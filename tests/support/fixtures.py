@@ -15,6 +15,14 @@ from support.client import Client
 from support.postgres import PostgresServer
 from support.server import ServerProcess, serving
 
+SHARED_SETTINGS: dict[str, Any] = {
+    "housekeeping_interval": "500ms",
+    "restart_grace": "0s",
+    "cancel_grace": "1h",
+    "http_listen": "127.0.0.1:0",
+}
+"""Of a server that tests share."""
+
 
 def empty_database(request: pytest.FixtureRequest, directory: Path) -> str:
     """The URL of a new database, of the kind that is the fixture's parameter."""
@@ -62,13 +70,7 @@ def server(
 ) -> Iterator[ServerProcess]:
     directory = tmp_path_factory.mktemp("server")
     database = empty_database(request, directory)
-    settings: dict[str, Any] = {
-        "housekeeping_interval": "500ms",
-        "restart_grace": "0s",
-        "cancel_grace": "1h",
-        "http_listen": "127.0.0.1:0",
-    }
-    with serving(directory, database, **settings) as running:
+    with serving(directory, database, **SHARED_SETTINGS) as running:
         yield running
 
 
