@@ -114,6 +114,8 @@ def _begin(call: Coroutine[Any, Any, object]) -> Position | None:
 
 _ASKED = _Asked()
 _GUARDED = GuardedStore(cast("Any", _ASKED), None)
-_RECORDS = OperationRecordService(_GUARDED, max_wait=DAY, watch_repeat=DAY, hide_error=False)
+_RECORDS = OperationRecordService(
+    _GUARDED, max_wait=DAY, watch_repeat=DAY, resume_window=DAY, hide_error=False
+)
 _OPERATIONS = LongrunningService(_GUARDED, DAY)
 _CALL = cast("Any", _Call())

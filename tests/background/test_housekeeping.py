@@ -25,7 +25,7 @@ from support.fixtures import empty_database, execute
 from support.postgres import PostgresServer
 from support.server import ServerProcess, eventually, serving
 
-QUICK = {"housekeeping_interval": "10ms", "restart_grace": "0s"}
+QUICK = {"housekeeping_interval": "10ms", "restart_grace": "0s", "resume_window": "0s"}
 SHORT = Duration(nanos=200_000_000)
 SECOND = Duration(seconds=1)
 

@@ -55,6 +55,9 @@ OF_IDS: dict[str, Callable[[str], Message]] = {
     f"{RECORDS}/BatchGet": lambda id_: record_pb.BatchGetOperationRecordsRequest(
         operation_ids=[id_]
     ),
+    f"{RECORDS}/BatchWatch": lambda id_: record_pb.BatchWatchOperationRecordsRequest(
+        operation_ids=[id_]
+    ),
 }
 """Which tell of an operation that may not be seen that it is not found, and are not refused."""
 BY_NAME: dict[str, Callable[[str], Message]] = {
@@ -79,7 +82,7 @@ OF_NOTHING: dict[str, Message] = {
 }
 OF_OPERATION = (*BY_ID, *BY_NAME)
 EVERY_METHOD = (*OF_OPERATION, *OF_IDS, *OF_PARENT, *OF_NOTHING)
-_STREAMS = {f"{RECORDS}/Watch", f"{HEALTH}/Watch"}
+_STREAMS = {f"{RECORDS}/Watch", f"{RECORDS}/BatchWatch", f"{HEALTH}/Watch"}
 
 
 def full_name(parent: str, operation_id: str) -> str:

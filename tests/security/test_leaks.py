@@ -21,6 +21,7 @@ from google.protobuf.message import Message
 from google.rpc.status_pb2 import Status
 
 from opservice._proto.opservice.v1.operation_record_service_pb2 import (
+    BatchWatchOperationRecordsRequest,
     DeleteOperationRecordRequest,
     ListOperationRecordsRequest,
     ListOperationRecordsResponse,
@@ -229,6 +230,24 @@ def test_nobody_waits_for_what_he_may_not_see(site: Site, method: str) -> None:
     site.ann.complete(mine, lease_token=TOKEN)
     assert b"google.protobuf.Empty" in allowed.answer()
     assert not site.bob.get(theirs).done
+
+
+@pytest.mark.parametrize("parent", ["-", THEIRS])
+def test_who_follows_many_is_told_nothing_of_what_he_may_not_see(site: Site, parent: str) -> None:
+    hidden = running(site.bob, THEIRS)
+    request = BatchWatchOperationRecordsRequest(parent=parent)
+    events = site.ann.records.BatchWatch(request)
+    for event in events:
+        assert event.record.operation.id != hidden
+        if event.HasField("caught_up"):
+            break
+
+    site.bob.complete(hidden, lease_token=TOKEN)
+    site.root.records.Delete(DeleteOperationRecordRequest(operation_id=hidden))
+    own = site.bob.started(parent=THEIRS, created_by="ann", lease_token=TOKEN)
+
+    assert next(events).record.operation.id == own
+    events.cancel()
 
 
 LISTS: dict[str, Callable[..., tuple[Any, Any]]] = {

@@ -68,6 +68,7 @@ opservice.v1.OperationRecordService/BatchGet   UNAUTH   MISSING   OK      OK    
 opservice.v1.OperationRecordService/List       UNAUTH   NOTHING   OK      OK      OK       OK      OK
 opservice.v1.OperationRecordService/Wait       UNAUTH   NOT_FOUND OK      OK      OK       OK      OK
 opservice.v1.OperationRecordService/Watch      UNAUTH   NOT_FOUND OK      OK      OK       OK      OK
+opservice.v1.OperationRecordService/BatchWatch UNAUTH   MISSING   OK      OK      OK       OK      OK
 opservice.v1.OperationRecordService/Delete     UNAUTH   NOT_FOUND DENIED  OK      DENIED   DENIED  OK
 opservice.v1.ProducerService/Start             UNAUTH   DENIED    DENIED  DENIED  OK       DENIED  OK
 opservice.v1.ProducerService/Renew             UNAUTH   NOT_FOUND DENIED  DENIED  OK       DENIED  OK

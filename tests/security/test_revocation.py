@@ -16,6 +16,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from opservice._proto.opservice.v1.operation_record_service_pb2 import (
+    BatchWatchOperationRecordsRequest,
     WaitOperationRecordRequest,
     WatchOperationRecordRequest,
 )
@@ -160,6 +161,59 @@ def test_a_role_that_is_taken_away_ends_what_it_allowed(site: Site) -> None:
     assert told(ends(anns, anns_waits)) == told([missing])
     assert go_on(site, id_, bobs, bobs_waits)
     assert go_on(site, own, of_own)
+
+
+def test_a_batch_watch_begins_anew_when_what_its_caller_may_see_has_changed(site: Site) -> None:
+    site.grant("ann", f"viewer:{PARENT}")
+    site.reload()
+    id_ = site.root.started(parent=PARENT)
+    ann = site.calling(site.issuer.token("ann"))
+    requests = [
+        BatchWatchOperationRecordsRequest(operation_ids=[id_]),
+        BatchWatchOperationRecordsRequest(parent=PARENT),
+    ]
+    calls = [client.records.BatchWatch(request) for client in ann for request in requests]
+    tokens = []
+    for call in calls:
+        for event in call:
+            if event.HasField("caught_up"):
+                tokens.append(event.resume_token)
+                break
+
+    site.grant("ann", "viewer:folders/another")
+    site.reload()
+
+    outdated = (grpc.StatusCode.ABORTED, "RESUME_TOKEN_EXPIRED")
+    assert {each[:2] for each in told(ends(calls))} == {outdated}
+    for request, token in zip(requests, tokens, strict=False):
+        request.resume_token = token
+        with refused() as refusal:
+            next(ann[0].records.BatchWatch(request))
+        assert (refusal.code, refusal.reason) == outdated
+        request.resume_token = ""
+    assert next(ann[0].records.BatchWatch(requests[0])).removed_id == id_
+    for event in ann[0].records.BatchWatch(requests[1]):
+        assert id_ not in (event.record.operation.id, event.removed_id)
+        if event.HasField("caught_up"):
+            break
+
+
+def test_a_batch_watch_ends_with_the_token_that_it_began_with(site: Site) -> None:
+    ann = site.static.add("ann", f"viewer:{PARENT}")
+    site.reload()
+    calls = [
+        client.records.BatchWatch(BatchWatchOperationRecordsRequest(parent=PARENT))
+        for client in site.calling(ann)
+    ]
+    for call in calls:
+        next(call)
+
+    site.static.remove("ann")
+    site.reload()
+
+    assert {each[:2] for each in told(ends(calls))} == {
+        (grpc.StatusCode.UNAUTHENTICATED, "CREDENTIALS_INVALID")
+    }
 
 
 def test_what_a_role_still_allows_goes_on_across_reloads(site: Site) -> None:

@@ -56,18 +56,20 @@ class Model:
             case Delete():
                 if not record.done:
                     return OperationRunning
-                return Outcome(self.rows.pop(record.id), changed=True)
+                return self._change(replace(record, expires_at=0))
             case _:
                 return self._held(command, record)
 
     def due(self, sweep: Sweep) -> dict[str, int]:
         """When each operation that it is time for was due."""
+        now = self.clock.now
         deadlines = {
             record.id: _deadline(sweep, record)
             for record in self.rows.values()
             if record.done == isinstance(sweep, DeleteExpired)
+            # What is deleted may have changed a little after the clock.
+            and not (record.done and record.modified_at > now)
         }
-        now = self.clock.now
         return {id_: at for id_, at in deadlines.items() if at is not None and at <= now}
 
     def sweep(self, sweep: Sweep, id_: str) -> None:

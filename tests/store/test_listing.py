@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import BigInteger, bindparam, delete, event, insert
 
+from opservice.domain import matching
 from opservice.domain.filters import (
     Anchor,
     Comparison,
@@ -208,6 +209,13 @@ def test_a_condition_and_its_negation_split_the_operations_in_two(
 
     both = sorted(yes + no, key=lambda record: (record.created_at, record.id), reverse=True)
     assert both == expected(records, None, None)
+
+
+@given(records(), conditions)
+def test_a_condition_is_satisfied_in_memory_by_what_satisfies_it(
+    record: Record, condition: Condition
+) -> None:
+    assert matching.satisfies(record, condition) == satisfies(record, condition)
 
 
 def test_each_kind_of_condition_and_its_negation_find_what_python_finds(ops: Ops) -> None:

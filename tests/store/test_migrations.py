@@ -26,7 +26,7 @@ from opservice.store.schema import metadata
 from store.conftest import Ops
 from support.postgres import PostgresServer
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest migration."""
 
 NewUrl = Callable[[], str]
@@ -124,7 +124,7 @@ def migrate_to(database: Database, revision: str) -> None:
     database.write(work)
 
 
-@pytest.mark.parametrize("revision", ["0001", "0002"])
+@pytest.mark.parametrize("revision", ["0001", "0002", "0003"])
 def test_a_database_of_an_earlier_version_comes_to_the_schema_of_a_new_one(
     database: Database, empty: Database, revision: str
 ) -> None:
@@ -150,7 +150,7 @@ def test_a_database_of_an_earlier_version_keeps_its_operations_as_they_are(
 def test_a_database_of_an_earlier_version_is_refused_with_what_to_run(empty: Database) -> None:
     migrate_to(empty, "0002")
 
-    with pytest.raises(StartupError, match=r"at schema 0002.*needs 0003.*run 'opservice migrate'"):
+    with pytest.raises(StartupError, match=r"at schema 0002.*needs 0004.*run 'opservice migrate'"):
         check_schema(empty)
 
 

@@ -32,6 +32,7 @@
     │   │   └── StoreFileLost
     │   └── StoreFull
     ├── ServerBusy                 more is in progress, or unread, than the server takes on
+    ├── WatchOutdated              a stream that follows many operations must begin anew
     ├── ServerStopping             a stream ends because the server does
     ├── BackupFailed               no backup was made; the message is for the operator
     ├── ComponentFailed            a part of the server failed (runtime/components.py)
@@ -215,6 +216,10 @@ class StoreFull(StoreError):
 
 class ServerBusy(OpserviceError):
     """The server has too many calls in progress: try again later."""
+
+
+class WatchOutdated(OpserviceError):
+    """The stream cannot be continued: forget what it told, and call again without a resume token."""
 
 
 class ServerStopping(OpserviceError):

@@ -119,6 +119,11 @@ class ListQuery:
     condition: Condition | None = None
     after: Position | None = None
     scope: Scope | None = None
+    changed_since: int | None = None
+    """Only those that have changed since that time, those that were deleted or have expired since among them.
+
+    Microseconds since the epoch.
+    """
 
 
 def depth(condition: Condition) -> int:

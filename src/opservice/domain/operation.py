@@ -113,6 +113,40 @@ class Record:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """An operation that is not there any more, or is none of those that are followed."""
+
+    id: str
+
+
+class Change(NamedTuple):
+    """What is known of an operation that has changed, without its payloads. `gone` is whether it is there."""
+
+    id: str
+    parent: str
+    created_by: str
+    created_at: Microseconds
+    modified_at: Microseconds
+    revision: int
+    expires_at: Microseconds | None
+    gone: bool
+
+    @classmethod
+    def end_of(cls, record: Record) -> Change:
+        """That the operation is gone, which was this before."""
+        return cls(
+            record.id,
+            record.parent,
+            record.created_by,
+            record.created_at,
+            record.modified_at,
+            record.revision,
+            record.expires_at,
+            gone=True,
+        )
+
+
 class Origin(NamedTuple):
     """What decides who may see an operation; it never changes while the operation is there."""
 
@@ -185,7 +219,7 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """Remove it; only a done operation can be removed."""
+    """Remove it for all callers; only a done operation can be removed. DeleteExpired removes its row."""
 
     id: str
 
@@ -216,9 +250,14 @@ class EndCancelGrace:
 
 @dataclass(frozen=True, slots=True)
 class DeleteExpired:
-    """Delete up to `limit` done operations whose retention has passed."""
+    """Delete the rows of up to `limit` operations that were deleted, or have expired, `kept` ago.
+
+    Until then they are there for nobody; who follows their parent through another process learns by them
+    that they are gone.
+    """
 
     limit: int
+    kept: Microseconds = 0
 
 
 Command = Start | Renew | Complete | Fail | Cancel | Delete
@@ -232,7 +271,7 @@ Sweep = LapseLeases | ReachTimeouts | EndCancelGrace | DeleteExpired
 class Outcome:
     """What a command came to.
 
-    `record` is the operation after it (of Delete: before it); `changed` is false when the command
+    `record` is the operation after it (of Delete: as it was left behind); `changed` is false when the command
     was a repeat. `owned` is for Start: its lease token is the operation's, so this caller is the producer.
     """
 

@@ -58,7 +58,7 @@ class EmbeddedServer:
         self._clock = _Clock()
         self._advancing = threading.Lock()
         self._repository = Repository(clock_that_says(self._clock.now))
-        self._sweeps = sweeps_of(self._settings.operations.cancel_grace)
+        self._sweeps = sweeps_of(self._settings.operations.cancel_grace, 0)
         self._database: Database | None = None
 
     async def run(self, stop: asyncio.Event, ready: Callable[[], None]) -> None:

@@ -142,7 +142,7 @@ async def run(
                 "housekeeping",
                 keep_house(
                     store,
-                    sweeps_of(settings.operations.cancel_grace),
+                    sweeps_of(settings.operations.cancel_grace, settings.operations.resume_window),
                     settings.operations.housekeeping_interval,
                     settings.operations.restart_grace,
                     lambda: security.keys is None or security.keys.has_keys,
@@ -241,6 +241,7 @@ def _api_methods(settings: Settings, store: GuardedStore, address: str) -> tuple
         _limits(operations),
         max_wait=operations.max_wait,
         watch_repeat=operations.watch_repeat,
+        resume_window=operations.resume_window,
         hide_error=operations.hide_error_until_done,
         endpoints=own | settings.discovery.endpoints(),
     )
@@ -268,13 +269,13 @@ def _limits(settings: OperationSettings) -> Limits:
     )
 
 
-def sweeps_of(cancel_grace: int) -> list[Sweep]:
-    """What housekeeping does. `cancel_grace` is microseconds."""
+def sweeps_of(cancel_grace: int, resume_window: int) -> list[Sweep]:
+    """What housekeeping does. `cancel_grace` and `resume_window` are microseconds."""
     return [
         LapseLeases(LEASE_EXPIRED, SWEEP_LIMIT),
         ReachTimeouts(TIMED_OUT, SWEEP_LIMIT),
         EndCancelGrace(cancel_grace, SWEEP_LIMIT),
-        DeleteExpired(SWEEP_LIMIT),
+        DeleteExpired(SWEEP_LIMIT, resume_window),
     ]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 
@@ -23,12 +23,15 @@ from opservice.domain.errors import (
     TooManyLists,
     Unauthenticated,
     Violation,
+    WatchOutdated,
 )
 from opservice.domain.filters import ListQuery
-from opservice.domain.identity import ANYBODY
-from opservice.domain.operation import SECOND, Command, Outcome, Record, Start
+from opservice.domain.identity import ANYBODY, Identity, Right
+from opservice.domain.operation import SECOND, Change, Command, Outcome, Record, Start
+from opservice.methods.followed import Followed
 from opservice.methods.lasting import LastingCalls
 from opservice.methods.slots import Slots
+from opservice.store.following import Event, Follower
 from opservice.store.listing import PAGE_BYTES, Listed
 from opservice.store.service import MAX_LISTS, OperationStore
 
@@ -37,6 +40,8 @@ MAX_LISTS_PER_CALLER = MAX_LISTS // 8
 
 _AT_ONCE = 20
 """Operations of a batch that are read together: each may have payloads of megabytes."""
+_FOLLOWED_PAGE = 500
+"""Operations of a parent that are read at a time."""
 _TOO_LARGE = Violation(
     "operation_ids",
     f"have records of more than {PAGE_BYTES} bytes together, ask for fewer at a time",
@@ -151,6 +156,95 @@ class GuardedStore:
                 async for record in records:
                     lasting.admit(record)
                     yield record
+
+    async def follow_many(
+        self, caller: Caller, followed: Followed, name: str, repeat_after: float | None = None
+    ) -> AsyncGenerator[Event]:
+        """What there is of the operations, then what becomes of them; see OperationStore.follow_many.
+
+        `name` is as for `page`. Ends with an error once the caller's credentials expire. Raises WatchOutdated
+        when what they may see changes, or when a stream cannot be continued.
+        """
+        trusted = self._may_do_everything(caller)
+        scope = None if trusted else caller.identity.scope()
+
+        def admits(change: Record | Change) -> bool:
+            return scope is None or caller.identity.may(Right.SEE, change.parent, change.created_by)
+
+        follower = followed.follower(admits)
+
+        async def read_all(clock: int) -> AsyncGenerator[None]:
+            since = followed.since(clock)
+            if followed.ids is None:
+                reading = self._tell_parent(caller, followed, name, follower, clock, since)
+            else:
+                reading = self._tell_ids(caller, followed.ids, follower, since, scope is None)
+            async with aclosing(reading):
+                async for _ in reading:
+                    yield
+
+        def compare(identity: Identity) -> None:
+            if identity.scope() != scope:
+                follower.end(WatchOutdated())
+
+        with nullcontext() if trusted else self._lasting.of(caller) as lasting:
+            if lasting is not None:
+                lasting.when_identified = compare
+                lasting.begin(follower.end)
+            following = self._store.follow_many(follower, read_all, repeat_after)
+            async with aclosing(following) as events:
+                async for event in events:
+                    if lasting is not None:
+                        lasting.confirm()
+                        follower.check()
+                    yield event
+
+    async def _tell_ids(
+        self,
+        caller: Caller,
+        ids: Sequence[str],
+        follower: Follower,
+        since: int | None,
+        sees_all: bool,
+    ) -> AsyncGenerator[None]:
+        """Tells the follower of the operations with these ids as they are; `since` is as in was_told."""
+        for start in range(0, len(ids), _AT_ONCE):
+            slice_ = ids[start : start + _AT_ONCE]
+            finding = (self._find(caller, id_, sees_all) for id_ in slice_)
+            for id_, record in zip(slice_, await asyncio.gather(*finding), strict=True):
+                if record is None:
+                    follower.remove(id_)
+                elif since is None or not follower.was_told(record, since):
+                    follower.tell(record)
+            yield
+
+    async def _tell_parent(
+        self,
+        caller: Caller,
+        followed: Followed,
+        name: str,
+        follower: Follower,
+        clock: int,
+        since: int | None,
+    ) -> AsyncGenerator[None]:
+        """The same of a parent's operations, of which `since` says which may have changed."""
+        query = ListQuery(
+            followed.parent,
+            _FOLLOWED_PAGE,
+            followed.condition if since is None else None,
+            changed_since=since,
+        )
+        while True:
+            page = await self.page(caller, query, name)
+            for record in page.records:
+                if record.expires_at is not None and record.expires_at <= clock:
+                    follower.tell_gone(Change.end_of(record))
+                elif since is None or not follower.was_told(record, since):
+                    follower.tell(record)
+            yield
+            if page.end is None:
+                return
+            query = replace(query, after=page.end)
 
     async def wait(self, caller: Caller, operation_id: str, at_most: int) -> Record:
         """The operation once it is done, or as it is after `at_most` microseconds.

@@ -83,6 +83,8 @@ class Lasting:
         """Whether what is known of the caller may not be true any more."""
         self._refusal: OpserviceError | None = None
         self._expiry: asyncio.TimerHandle | None = None
+        self.when_identified: Callable[[Identity], None] = lambda _identity: None
+        """Given who the caller is, each time that they were looked at again."""
 
     def begin(self, end: End) -> None:
         """Has `end` called when the call may not go on: at once when that is known already."""
@@ -94,12 +96,16 @@ class Lasting:
 
     def admit(self, record: Record) -> None:
         """Raises why the caller may not see the operation, or not any more."""
+        self.confirm()
+        self._caller.admit(record)
+        self._record = record
+
+    def confirm(self) -> None:
+        """Raises why the call may not go on."""
         if self.stale:
             self.check()
         if self._refusal is not None:
             raise self._refusal
-        self._caller.admit(record)
-        self._record = record
 
     def check(self) -> None:
         """Looks again at who the caller is, and ends the call when it may not go on."""
@@ -112,6 +118,7 @@ class Lasting:
             self._caller.identity = identity
             if self._record is not None:
                 self._caller.admit(self._record)
+            self.when_identified(identity)
         except OpserviceError as error:
             self.refuse(error)
             return

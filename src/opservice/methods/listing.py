@@ -56,7 +56,7 @@ async def list_page(
         check.parent(parent_field, parent)
     if page_size < 0:
         check.wrong("page_size", "must not be negative")
-    condition = _condition(filter_, check)
+    condition = checked_filter(filter_, check)
     after = None
     if page_token:
         after = position_from_token(page_token, parent, filter_)
@@ -77,7 +77,8 @@ async def list_page(
     return Page(listed.records, token)
 
 
-def _condition(filter_: str, check: Check) -> Condition | None:
+def checked_filter(filter_: str, check: Check) -> Condition | None:
+    """The filter's condition, None for none; what is wrong with it is noted in `check`."""
     if len(filter_) > MAX_FILTER or "\0" in filter_:
         check.text("filter", filter_, MAX_FILTER)
         return None

@@ -54,6 +54,7 @@ _BATCH_BYTES = 512 << 10
 """1,000 ids of 128 characters, of which each may take 4 bytes."""
 _BATCH = MethodPolicy(Right.SEE, pages=True, max_bytes=_BATCH_BYTES)
 _WAIT = MethodPolicy(Right.SEE, waits=True)
+_BATCH_WATCH = MethodPolicy(Right.SEE, waits=True, max_bytes=_BATCH_BYTES)
 _CANCEL = MethodPolicy(Right.CANCEL, audited=True)
 _DELETE = MethodPolicy(Right.DELETE, audited=True)
 _PRODUCE = MethodPolicy(Right.PRODUCE, audited=True, max_bytes=None)
@@ -69,6 +70,7 @@ _SERVICES: dict[str, dict[str, MethodPolicy]] = {
         "List": _LIST,
         "Wait": _WAIT,
         "Watch": _WAIT,
+        "BatchWatch": _BATCH_WATCH,
         "Delete": _DELETE,
     },
     "opservice.v1.ProducerService": {

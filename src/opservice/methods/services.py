@@ -34,19 +34,25 @@ def api_methods(
     *,
     max_wait: int,
     watch_repeat: int,
+    resume_window: int,
     hide_error: bool,
     endpoints: Mapping[str, str],
 ) -> tuple[Method, ...]:
     """Every method of the API over this store.
 
-    `max_wait` and `watch_repeat` are microseconds. With `hide_error` an operation that is being cancelled
-    shows no error until it is done. `endpoints` has the addresses that SDKs are told, by their ids.
+    `max_wait`, `watch_repeat` and `resume_window` are microseconds. With `hide_error` an operation that is
+    being cancelled shows no error until it is done. `endpoints` has the addresses that SDKs are told, by
+    their ids.
     """
     return (
         *OperationService(store, max_wait=max_wait, hide_error=hide_error).methods(),
         *ProducerService(store, limits, hide_error=hide_error).methods(),
         *OperationRecordService(
-            store, max_wait=max_wait, watch_repeat=watch_repeat, hide_error=hide_error
+            store,
+            max_wait=max_wait,
+            watch_repeat=watch_repeat,
+            resume_window=resume_window,
+            hide_error=hide_error,
         ).methods(),
         *LongrunningService(store, max_wait).methods(),
         *ApiEndpointService(endpoints).methods(),

@@ -47,6 +47,7 @@ from opservice.domain.errors import (
     TooManyOperations,
     TooManyWaits,
     Unauthenticated,
+    WatchOutdated,
 )
 from opservice.methods.convert import ERROR_DOMAIN
 
@@ -98,6 +99,7 @@ ERROR_STATUSES: dict[type[BaseException], ErrorStatus] = {
     TooManyWaits: ErrorStatus(Code.RESOURCE_EXHAUSTED, "TOO_MANY_WAITS", retry=True),
     TooManyLists: ErrorStatus(Code.RESOURCE_EXHAUSTED, "TOO_MANY_LISTS", retry=True),
     TooManyOperations: ErrorStatus(Code.RESOURCE_EXHAUSTED, "TOO_MANY_OPERATIONS", retry=True),
+    WatchOutdated: ErrorStatus(Code.ABORTED, "RESUME_TOKEN_EXPIRED"),
     ServerStopping: ErrorStatus(Code.UNAVAILABLE, "SERVER_STOPPING", retry=True),
 }
 _UNEXPECTED = ErrorStatus(Code.INTERNAL, "INTERNAL")

@@ -66,11 +66,7 @@ def valid_ids(operation_ids: Sequence[str], field: str = "operation_ids") -> lis
     check = Check()
     if not operation_ids:
         check.wrong(field, "must not be empty")
-    elif len(operation_ids) > MAX_IDS:
-        check.wrong(field, f"has {len(operation_ids)} ids, at most {MAX_IDS} are allowed")
-    else:
-        for index, operation_id in enumerate(operation_ids):
-            check.id(f"{field}[{index}]", operation_id)
+    check.ids(field, operation_ids)
     check.finish()
     return list(dict.fromkeys(operation_ids))
 
@@ -114,6 +110,14 @@ class Check:
         if not value:
             self.wrong(field, "must not be empty")
         self.name(field, value, MAX_ID)
+
+    def ids(self, field: str, values: Sequence[str]) -> None:
+        """At most MAX_IDS ids."""
+        if len(values) > MAX_IDS:
+            self.wrong(field, f"has {len(values)} ids, at most {MAX_IDS} are allowed")
+            return
+        for index, value in enumerate(values):
+            self.id(f"{field}[{index}]", value)
 
     def text(self, field: str, value: str, limit: int) -> None:
         """Text of at most `limit` characters, line breaks among them."""

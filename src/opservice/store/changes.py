@@ -24,6 +24,8 @@ from opservice.common.loggers import get_logger
 from opservice.domain.errors import OperationNotFound, OpserviceError, ServerStopping, StoreError
 from opservice.domain.operation import SECOND, Record
 from opservice.store.drivers.protocol import Notifications
+from opservice.store.feed import Feed
+from opservice.store.following import Follower
 
 log = get_logger("opservice.changes")
 
@@ -97,12 +99,17 @@ class Changes:
         revisions: Revisions,
         notifications: Notifications | None,
         interval: int,
+        feed: Feed,
     ) -> None:
-        """`interval` is microseconds between two polls. Without `notifications` there are only polls."""
+        """`interval` is microseconds between two polls. Without `notifications` there are only polls.
+
+        `feed` looks for changes whenever this does.
+        """
         self._find = find
         self._revisions = revisions
         self._notifications = notifications
         self._interval = interval / SECOND
+        self._feed = feed
         self._subscriptions: dict[str, set[Subscription]] = {}
         self._suspected: set[str] = set()
         self._anything = asyncio.Event()
@@ -116,8 +123,7 @@ class Changes:
         subscription = Subscription()
         if self._closed:
             subscription.end(ServerStopping())
-        elif self._watch is None:
-            self._watch = asyncio.create_task(self._watch_others())
+        self._begin()
         self._subscriptions.setdefault(operation_id, set()).add(subscription)
         try:
             yield subscription
@@ -127,13 +133,27 @@ class Changes:
             if not subscriptions:
                 del self._subscriptions[operation_id]
 
+    @contextmanager
+    def follow_many(self, follower: Follower) -> Iterator[None]:
+        """The follower is told of changes during the block."""
+        with self._feed.follow(follower):
+            self._begin()
+            yield
+
+    def _begin(self) -> None:
+        if self._watch is None and not self._closed:
+            self._watch = asyncio.create_task(self._watch_others())
+
     def publish(self, record: Record) -> None:
         """Tells the subscriptions of a record that was just committed."""
+        self._feed.publish(record)
         for subscription in self._subscriptions.get(record.id, ()):
             subscription.tell(record)
 
     def look_at(self, operation_ids: Iterable[str]) -> None:
         """Reads those of these operations that are followed, and tells their subscriptions."""
+        if self._feed.is_followed:
+            self._anything.set()
         self._suspected.update(id_ for id_ in operation_ids if id_ in self._subscriptions)
         if self._suspected and self._reader is None and not self._closed:
             self._reader = asyncio.create_task(self._read_suspected())
@@ -141,6 +161,7 @@ class Changes:
     def close(self) -> None:
         """Ends whoever follows now, or will."""
         self._closed = True
+        self._feed.close()
         for task in (self._watch, self._reader):
             if task is not None:
                 task.cancel()
@@ -212,9 +233,9 @@ class Changes:
                     await self._anything.wait()
             self._anything.clear()
             started = loop.time()
-            if self._subscriptions:
+            if self._subscriptions or self._feed.is_followed:
                 until = started + _LINGER_SECONDS
-                await self._look()
+                await asyncio.gather(self._look(), self._feed.look())
             took = loop.time() - started
             due = max(started + self._interval, loop.time() + took)
             allowed = min(due, loop.time() + _POLL_SHARE * took)

@@ -164,12 +164,18 @@ class _Plan:
 def _plan(query: ListQuery, visible: ColumnElement[bool]) -> _Plan:
     newer, older, conditions = _span(query.condition)
     ranges, narrowed = _ranges(query)
+    since = query.changed_since
+    if since is not None:
+        changed = or_(_c.modified_at >= since, and_(~visible, _c.expires_at >= since))
+        visible = _checked(changed)
     wanted = [visible, *map(_checked, narrowed)]
     for each in conditions:
         one = condition_to_sql(each)
         wanted.append(one if _names_one(each) else _checked(one))
     begin = min(filter(None, (query.after, newer)), default=None)
-    walks = bool(conditions or narrowed) and not any(map(_names_one, conditions))
+    walks = bool(conditions or narrowed or since is not None) and not any(
+        map(_names_one, conditions)
+    )
     return _Plan(ranges, wanted, begin, older, walks)
 
 

@@ -28,6 +28,7 @@ from opservice.domain.operation import (
     SECOND,
     Cancel,
     CancelPolicy,
+    Change,
     Command,
     Complete,
     Delete,
@@ -49,6 +50,10 @@ from opservice.store.statements import ORIGINS, Statements, record_of
 
 SWEEP_WITHIN = 5 * SECOND
 """A sweep that is executed further than this from its cutoff changes nothing: something hung meanwhile."""
+
+
+_CHANGES_AT_ONCE = 1_000
+"""Rows of one query for changes."""
 
 
 class Repository:
@@ -82,6 +87,32 @@ class Repository:
         """The revisions of those operations that `find` would find."""
         rows = connection.execute(self._statements.revisions, {"operation_ids": list(ids)})
         return {row.id: row.revision for row in rows}
+
+    def changes(self, connection: Connection, since: int) -> list[Change]:
+        """What has changed, was deleted or has expired since that time, in microseconds since the epoch.
+
+        What changed several times is there once, as it is now.
+        """
+        found: dict[str, Change] = {}
+        statements = self._statements
+        for statement, moment in (
+            (statements.changed, "modified_at"),
+            (statements.expired, "expires_at"),
+        ):
+            begin, after = since, ""
+            while True:
+                parameters = {"since": begin, "after": after, "most": _CHANGES_AT_ONCE}
+                rows = [Change(*row) for row in connection.execute(statement, parameters)]
+                found.update((row.id, row) for row in rows)
+                if len(rows) < _CHANGES_AT_ONCE:
+                    break
+                begin, after = getattr(rows[-1], moment), rows[-1].id
+        return list(found.values())
+
+    def read_now(self, connection: Connection) -> int:
+        """The database's clock in microseconds since the epoch."""
+        now: int = connection.execute(self._statements.now).scalar_one()
+        return now
 
     def apply(
         self, connection: Connection, commands: Sequence[Command]
@@ -131,6 +162,7 @@ class Repository:
                 parameters["due_by"] = cutoff - sweep.grace
             case DeleteExpired():
                 statement = statements.delete_expired
+                parameters["due_by"] = cutoff - sweep.kept
             case _:
                 assert_never(sweep)
         return Swept(tuple(connection.execute(statement, parameters).scalars()))

@@ -95,6 +95,7 @@ Index(
     "operations_by_creation", _c.created_at, postgresql_where=BY_CREATION, sqlite_where=BY_CREATION
 )
 Index("operations_by_creator", _c.created_by, _c.created_at)
+Index("operations_by_change", _c.modified_at)
 Index("operations_running", _c.parent, postgresql_where=~_c.done, sqlite_where=~_c.done)
 _partial_index("operations_by_lease", _c.lease_expires_at, done=False)
 _partial_index("operations_by_timeout", _c.timeout_at, done=False)

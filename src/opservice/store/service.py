@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any
+
+from sqlalchemy import Connection
 
 from opservice.common.loggers import get_logger
 from opservice.domain.errors import (
@@ -24,12 +26,14 @@ from opservice.domain.errors import (
 from opservice.domain.filters import ListQuery
 from opservice.domain.operation import (
     SECOND,
+    Change,
     Command,
     Delete,
     DeleteExpired,
     Origin,
     Outcome,
     Record,
+    Removed,
     Sweep,
     Swept,
 )
@@ -38,6 +42,8 @@ from opservice.store.cache import MEMORY_BYTES
 from opservice.store.changes import Changes, Subscription
 from opservice.store.drivers.protocol import Notifications
 from opservice.store.engine import Database
+from opservice.store.feed import Feed
+from opservice.store.following import Event, Follower
 from opservice.store.listing import Listed, read_page
 from opservice.store.migrations import schema_fault
 from opservice.store.reading import Reads
@@ -50,6 +56,10 @@ log = get_logger("opservice.store")
 
 MAX_LISTS = 64
 """Lists that wait for others: each may take a second."""
+
+
+_UNTOLD_AT_ONCE = 100
+"""Changes of which a filter wants none, before other calls get their turn."""
 
 
 class ProveWrites:
@@ -103,7 +113,10 @@ class OperationStore:
         self._notifications: Notifications | None = None
         if notify:
             self._notifications = database.driver.notifications(database.read, self._asides.submit)
-        self._changes = Changes(self.get, self._revisions, self._notifications, poll_interval)
+        self._feed = Feed(self._read_changes, self.get, self._revisions)
+        self._changes = Changes(
+            self.get, self._revisions, self._notifications, poll_interval, self._feed
+        )
         self._to_send: list[str] = []
         self._sender: asyncio.Task[None] | None = None
 
@@ -204,6 +217,61 @@ class OperationStore:
                     async with asyncio.timeout(repeat_after):
                         record = await subscription.next()
 
+    async def follow_many(
+        self,
+        follower: Follower,
+        read_all: Callable[[int], AsyncGenerator[None]],
+        repeat_after: float | None = None,
+    ) -> AsyncGenerator[Event]:
+        """What `read_all` tells the follower, an event without news, and then what it is told of changes.
+
+        `read_all` is given the database's clock. Whenever it yields, what the follower was told is an event.
+        After `repeat_after` seconds without any there is another one without news. It ends when the follower
+        has ids, and nothing more is to be told of any.
+
+        Raises a StoreError, ServerStopping, or what the follower was ended with.
+        """
+        with self._changes.follow_many(follower):
+            began = await self._feed.begin()
+            async with aclosing(read_all(began)) as reading:
+                async for _ in reading:
+                    while (event := await self._next_event(follower, None)) is not None:
+                        yield event
+            follower.caught_up(began)
+            yield Event(None, follower.resume_point())
+            while follower.ids is None or follower.ids:
+                quiet = False
+                try:
+                    async with asyncio.timeout(repeat_after):
+                        await follower.sleep()
+                except TimeoutError:
+                    quiet = True
+                while (event := await self._next_event(follower, self._feed.clock)) is not None:
+                    quiet = False
+                    yield event
+                if quiet:
+                    yield Event(None, follower.resume_point())
+
+    async def _next_event(self, follower: Follower, clock: int | None) -> Event | None:
+        """None when there is nothing to be told at the moment."""
+        untold = 0
+        while (taken := follower.take(clock)) is not None:
+            follower.check()
+            id_, news = taken
+            if news is None:
+                try:
+                    record = await self.get(id_)
+                    news = record if follower.read(record) else Removed(id_)
+                except OperationNotFound:
+                    news = Removed(id_)
+            told = follower.told(news)
+            if told is not None:
+                return Event(told, follower.resume_point())
+            untold += 1
+            if untold % _UNTOLD_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return None
+
     def stop_following(self) -> None:
         """Ends every `follow`, so that clients go on with another replica."""
         self._changes.close()
@@ -226,6 +294,16 @@ class OperationStore:
         read = partial(self._database.read, partial(self._repository.revisions, ids=ids))
         revisions: dict[str, int] = await self._asides.submit(read)
         return revisions
+
+    async def _read_changes(self, back: int, at_most: int) -> tuple[int, Sequence[Change]]:
+        def read(connection: Connection) -> tuple[int, Sequence[Change]]:
+            clock = self._repository.read_now(connection)
+            return clock, self._repository.changes(connection, min(clock - back, at_most))
+
+        changes: tuple[int, Sequence[Change]] = await self._asides.submit(
+            partial(self._database.read, read)
+        )
+        return changes
 
     def _notify(self, *operation_ids: str) -> None:
         """What is to be sent while something is being sent goes with the next."""
@@ -275,6 +353,8 @@ class OperationStore:
         if isinstance(command, Delete):
             if isinstance(result, Outcome | OperationNotFound):
                 self._reads.forget(command.id)
+            if isinstance(result, Outcome):
+                self._feed.publish_gone(result.record)
         elif isinstance(result, Outcome):
             record = result.record
             self._changes.publish(record)

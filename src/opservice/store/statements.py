@@ -33,7 +33,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import insert
 
-from opservice.domain.operation import CancelPolicy, Origin, Record
+from opservice.domain.operation import CancelPolicy, Change, Origin, Record
 from opservice.store.drivers.protocol import Lookup
 from opservice.store.schema import operations
 from opservice.store.sql import database_clock, is_among, wall_clock
@@ -99,14 +99,39 @@ class Statements:
         self.renew = _renew(now, touched)
         self.end = _end(ended)
         self.cancel = _cancel(touched)
-        self.delete = _returning_record(delete(operations).where(THIS, _c.done, visible))
+        # There for nobody from now on, whatever becomes of the clock. The row is left for DeleteExpired.
+        self.delete = _returning_record(
+            update(operations).where(THIS, _c.done, visible).values(**touched, expires_at=0)
+        )
+        self.now = select(now)
+        gone = ~visible
+        self.changed = _changes(gone, _c.modified_at, true())
+        self.expired = _changes(gone, _c.expires_at, and_(_c.done, _c.expires_at <= now))
 
         executed = wall_clock() if clock is None else clock
         self.lapse = _sweep(executed, _c.lease_expires_at, {**ended, **_new_error()})
         self.time_out = _sweep(executed, _c.timeout_at, {**ended, **_new_error()})
         self.end_grace = _sweep(executed, _c.cancel_requested_at, ended)
-        expired = _due(_c.done, executed, _c.expires_at)
+        # One that was deleted has no time in expires_at: its change is what counts.
+        # An expression, so that the index by expiry is read, and not the one by change.
+        kept = and_(_c.done, _c.modified_at + 0 <= bindparam("due_by", type_=BigInteger))
+        expired = _due(kept, executed, _c.expires_at)
         self.delete_expired = delete(operations).where(expired).returning(_c.id)
+
+
+def _changes(
+    gone: ColumnElement[bool], moment: Column[int], condition: ColumnElement[bool]
+) -> Select[Any]:
+    """The first `most` operations by a moment, from `since` on and after the id `after` at `since` itself."""
+    since = bindparam("since", type_=BigInteger)
+    after = bindparam("after", type_=_c.id.type)
+    columns = [_c[field] for field in Change._fields if field != "gone"]
+    return (
+        select(*columns, gone.label("gone"))
+        .where(condition, moment >= since, or_(moment > since, _c.id > after))
+        .order_by(moment, _c.id)
+        .limit(bindparam("most", type_=BigInteger))
+    )
 
 
 def _new_error() -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from opservice.domain.errors import OperationNotCancellable, OperationNotFound, OperationRunning
 from opservice.domain.operation import (
+    DAY,
     SECOND,
     Cancel,
     CancelPolicy,
@@ -107,8 +109,21 @@ def test_delete_takes_a_done_operation_away(ops: Ops) -> None:
 
     outcome = ops.apply(Delete(id_))
 
-    assert (outcome.record, outcome.changed) == (done, True)
+    left = replace(done, revision=3, modified_at=outcome.record.modified_at, expires_at=0)
+    assert (outcome.record, outcome.changed) == (left, True)
+    assert outcome.record.modified_at > done.modified_at
     assert ops.find(id_) is None
+
+
+def test_what_was_deleted_is_gone_though_the_clock_is_set_back(ops: Ops, clock: Clock) -> None:
+    id_ = ops.start().id
+    ops.apply(Complete(id_, b"response"))
+    ops.apply(Delete(id_))
+
+    clock.advance(-7 * DAY)
+
+    assert ops.find(id_) is None
+    ops.refusal(Delete(id_), OperationNotFound)
 
 
 def test_delete_of_a_running_operation_is_refused(ops: Ops) -> None:

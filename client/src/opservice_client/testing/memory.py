@@ -1,8 +1,8 @@
 """A server in memory, for tests where opservice is not installed.
 
 It speaks gRPC as the real one does, and has those of its methods that producers and their callers use:
-all of ProducerService and OperationService, and those of OperationRecordService without filters. Whatever
-else is asked of it is UNIMPLEMENTED.
+all of ProducerService and OperationService, and those of OperationRecordService, without filters and
+BatchWatch. Whatever else is asked of it is UNIMPLEMENTED.
 """
 
 from __future__ import annotations

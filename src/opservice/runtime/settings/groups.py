@@ -262,9 +262,19 @@ class OperationSettings:
     watch_repeat: int = setting(
         "duration",
         30 * SECOND,
-        "A Watch that had nothing to send for so long sends the unchanged record again, so that proxies do"
-        " not end the stream; 0s is never.",
+        "A Watch that had nothing to send for so long sends the unchanged record again, and a BatchWatch"
+        " `caught_up`, so that proxies do not end the stream; 0s is never.",
         change_when="a proxy ends silent streams sooner.",
+        least=0,
+        most=DAY,
+    )
+    resume_window: int = setting(
+        "duration",
+        600 * SECOND,
+        "For so long the database keeps what was deleted or has expired, which nobody sees, so that each"
+        " BatchWatch learns of it. A stream that broke off can be continued for two minutes less.",
+        change_when="streams should be continued after longer breaks, or space be free sooner. 0s deletes at"
+        " once: then streams cannot be continued, and not all of them learn of what is deleted.",
         least=0,
         most=DAY,
     )

@@ -68,6 +68,11 @@ class OperationRecordServiceStub(object):
                 request_serializer=opservice_dot_v1_dot_operation__record__service__pb2.WatchOperationRecordRequest.SerializeToString,
                 response_deserializer=opservice_dot_v1_dot_operation__record__pb2.OperationRecord.FromString,
                 _registered_method=True)
+        self.BatchWatch = channel.unary_stream(
+                '/opservice.v1.OperationRecordService/BatchWatch',
+                request_serializer=opservice_dot_v1_dot_operation__record__service__pb2.BatchWatchOperationRecordsRequest.SerializeToString,
+                response_deserializer=opservice_dot_v1_dot_operation__record__service__pb2.OperationRecordEvent.FromString,
+                _registered_method=True)
         self.Delete = channel.unary_unary(
                 '/opservice.v1.OperationRecordService/Delete',
                 request_serializer=opservice_dot_v1_dot_operation__record__service__pb2.DeleteOperationRecordRequest.SerializeToString,
@@ -131,6 +136,26 @@ class OperationRecordServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchWatch(self, request, context):
+        """Follows many operations in one stream: up to 1000 by their ids, or all of a parent that match a filter, those that come
+        later too. First sends what there is, then `caught_up`, then each record again when it changes. The promises are those of
+        Watch: changes in quick succession may arrive as one, the revisions of one operation never go back, the last one is never
+        missed. The same state may arrive twice.
+
+        By ids: operations that are unknown, expired or hidden from the caller are told as `removed_id`. After `caught_up` the
+        stream ends once every operation is done or removed. An operation that is done is not followed any more.
+        Of a parent: `removed_id` is sent when an operation was deleted, has expired, or does not match the filter any more. The
+        stream does not end by itself.
+
+        If nothing has changed for a while (30 seconds by default), sends `caught_up` again, so that no proxy ends the stream.
+        After a broken connection, call again with the last `resume_token`, and the stream goes on where it was. When that is
+        not possible the answer is ABORTED, reason RESUME_TOKEN_EXPIRED: the token is too old, or what the caller may see has
+        changed, which ends a stream too. Then forget what was told, and call without a token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Delete(self, request, context):
         """Deletes the record of a done operation. Delete never cancels: for a running operation it answers
         FAILED_PRECONDITION.
@@ -166,6 +191,11 @@ def add_OperationRecordServiceServicer_to_server(servicer, server):
                     servicer.Watch,
                     request_deserializer=opservice_dot_v1_dot_operation__record__service__pb2.WatchOperationRecordRequest.FromString,
                     response_serializer=opservice_dot_v1_dot_operation__record__pb2.OperationRecord.SerializeToString,
+            ),
+            'BatchWatch': grpc.unary_stream_rpc_method_handler(
+                    servicer.BatchWatch,
+                    request_deserializer=opservice_dot_v1_dot_operation__record__service__pb2.BatchWatchOperationRecordsRequest.FromString,
+                    response_serializer=opservice_dot_v1_dot_operation__record__service__pb2.OperationRecordEvent.SerializeToString,
             ),
             'Delete': grpc.unary_unary_rpc_method_handler(
                     servicer.Delete,
@@ -315,6 +345,33 @@ class OperationRecordService(object):
             '/opservice.v1.OperationRecordService/Watch',
             opservice_dot_v1_dot_operation__record__service__pb2.WatchOperationRecordRequest.SerializeToString,
             opservice_dot_v1_dot_operation__record__pb2.OperationRecord.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchWatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/opservice.v1.OperationRecordService/BatchWatch',
+            opservice_dot_v1_dot_operation__record__service__pb2.BatchWatchOperationRecordsRequest.SerializeToString,
+            opservice_dot_v1_dot_operation__record__service__pb2.OperationRecordEvent.FromString,
             options,
             channel_credentials,
             insecure,

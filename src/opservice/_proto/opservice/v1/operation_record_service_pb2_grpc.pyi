@@ -67,6 +67,22 @@ class OperationRecordServiceStub:
     a while (30 seconds by default), sends the same record with the same revision again, so that no proxy ends the stream:
     ignore it. After a broken connection, call again.
     """
+    BatchWatch: _grpc.UnaryStreamMultiCallable[_operation_record_service_pb2.BatchWatchOperationRecordsRequest, _operation_record_service_pb2.OperationRecordEvent]
+    """Follows many operations in one stream: up to 1000 by their ids, or all of a parent that match a filter, those that come
+    later too. First sends what there is, then `caught_up`, then each record again when it changes. The promises are those of
+    Watch: changes in quick succession may arrive as one, the revisions of one operation never go back, the last one is never
+    missed. The same state may arrive twice.
+
+    By ids: operations that are unknown, expired or hidden from the caller are told as `removed_id`. After `caught_up` the
+    stream ends once every operation is done or removed. An operation that is done is not followed any more.
+    Of a parent: `removed_id` is sent when an operation was deleted, has expired, or does not match the filter any more. The
+    stream does not end by itself.
+
+    If nothing has changed for a while (30 seconds by default), sends `caught_up` again, so that no proxy ends the stream.
+    After a broken connection, call again with the last `resume_token`, and the stream goes on where it was. When that is
+    not possible the answer is ABORTED, reason RESUME_TOKEN_EXPIRED: the token is too old, or what the caller may see has
+    changed, which ends a stream too. Then forget what was told, and call without a token.
+    """
     Delete: _grpc.UnaryUnaryMultiCallable[_operation_record_service_pb2.DeleteOperationRecordRequest, _empty_pb2.Empty]
     """Deletes the record of a done operation. Delete never cancels: for a running operation it answers
     FAILED_PRECONDITION.
@@ -108,6 +124,22 @@ class OperationRecordServiceAsyncStub(OperationRecordServiceStub):
     arrive as one, so revisions may skip, but they never go back. The last one is never missed. If nothing has changed for
     a while (30 seconds by default), sends the same record with the same revision again, so that no proxy ends the stream:
     ignore it. After a broken connection, call again.
+    """
+    BatchWatch: _aio.UnaryStreamMultiCallable[_operation_record_service_pb2.BatchWatchOperationRecordsRequest, _operation_record_service_pb2.OperationRecordEvent]  # type: ignore[assignment]
+    """Follows many operations in one stream: up to 1000 by their ids, or all of a parent that match a filter, those that come
+    later too. First sends what there is, then `caught_up`, then each record again when it changes. The promises are those of
+    Watch: changes in quick succession may arrive as one, the revisions of one operation never go back, the last one is never
+    missed. The same state may arrive twice.
+
+    By ids: operations that are unknown, expired or hidden from the caller are told as `removed_id`. After `caught_up` the
+    stream ends once every operation is done or removed. An operation that is done is not followed any more.
+    Of a parent: `removed_id` is sent when an operation was deleted, has expired, or does not match the filter any more. The
+    stream does not end by itself.
+
+    If nothing has changed for a while (30 seconds by default), sends `caught_up` again, so that no proxy ends the stream.
+    After a broken connection, call again with the last `resume_token`, and the stream goes on where it was. When that is
+    not possible the answer is ABORTED, reason RESUME_TOKEN_EXPIRED: the token is too old, or what the caller may see has
+    changed, which ends a stream too. Then forget what was told, and call without a token.
     """
     Delete: _aio.UnaryUnaryMultiCallable[_operation_record_service_pb2.DeleteOperationRecordRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes the record of a done operation. Delete never cancels: for a running operation it answers
@@ -177,6 +209,28 @@ class OperationRecordServiceServicer(metaclass=_abc_1.ABCMeta):
         arrive as one, so revisions may skip, but they never go back. The last one is never missed. If nothing has changed for
         a while (30 seconds by default), sends the same record with the same revision again, so that no proxy ends the stream:
         ignore it. After a broken connection, call again.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchWatch(
+        self,
+        request: _operation_record_service_pb2.BatchWatchOperationRecordsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_operation_record_service_pb2.OperationRecordEvent], _abc.AsyncIterator[_operation_record_service_pb2.OperationRecordEvent]]:
+        """Follows many operations in one stream: up to 1000 by their ids, or all of a parent that match a filter, those that come
+        later too. First sends what there is, then `caught_up`, then each record again when it changes. The promises are those of
+        Watch: changes in quick succession may arrive as one, the revisions of one operation never go back, the last one is never
+        missed. The same state may arrive twice.
+
+        By ids: operations that are unknown, expired or hidden from the caller are told as `removed_id`. After `caught_up` the
+        stream ends once every operation is done or removed. An operation that is done is not followed any more.
+        Of a parent: `removed_id` is sent when an operation was deleted, has expired, or does not match the filter any more. The
+        stream does not end by itself.
+
+        If nothing has changed for a while (30 seconds by default), sends `caught_up` again, so that no proxy ends the stream.
+        After a broken connection, call again with the last `resume_token`, and the stream goes on where it was. When that is
+        not possible the answer is ABORTED, reason RESUME_TOKEN_EXPIRED: the token is too old, or what the caller may see has
+        changed, which ends a stream too. Then forget what was told, and call without a token.
         """
 
     @_abc_1.abstractmethod

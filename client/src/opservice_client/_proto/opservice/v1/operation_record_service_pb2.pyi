@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import empty_pb2 as _empty_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from opservice_client._proto.opservice.v1 import operation_record_pb2 as _operation_record_pb2
@@ -220,6 +221,89 @@ class WatchOperationRecordRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchOperationRecordRequest: _TypeAlias = WatchOperationRecordRequest  # noqa: Y015
+
+@_typing.final
+class BatchWatchOperationRecordsRequest(_message.Message):
+    """Says which operations to follow: `operation_ids`, or else `parent` and `filter`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_IDS_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """As in ListOperationRecordsRequest: empty follows the operations without a parent, and `-` those of all parents."""
+    filter: _builtins.str
+    """As in ListOperationRecordsRequest."""
+    resume_token: _builtins.str
+    """Of the last event of a stream that broke off. The rest of the request must be the same as there. What was told before is
+    not told again, unless it has changed, or may have. A token is good for some minutes (a setting of the server). One of
+    another request, or one that no opservice made, is INVALID_ARGUMENT.
+    """
+    @_builtins.property
+    def operation_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """At most 1000 ids, each of 1 to 128 characters, none of them control characters. An id that is given several times
+        counts once. When there are any, `parent` and `filter` must be empty.
+        """
+
+    def __init__(
+        self,
+        *,
+        operation_ids: _abc.Iterable[_builtins.str] | None = ...,
+        parent: _builtins.str = ...,
+        filter: _builtins.str = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "operation_ids", b"operation_ids", "parent", b"parent", "resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchWatchOperationRecordsRequest: _TypeAlias = BatchWatchOperationRecordsRequest  # noqa: Y015
+
+@_typing.final
+class OperationRecordEvent(_message.Message):
+    """What has happened."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORD_FIELD_NUMBER: _builtins.int
+    REMOVED_ID_FIELD_NUMBER: _builtins.int
+    CAUGHT_UP_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    removed_id: _builtins.str
+    """The id of an operation that is not there any more, or never was: forget it. It may be one that was not told."""
+    resume_token: _builtins.str
+    """Opaque. Goes into the request that continues after this event. Empty until the first `caught_up` of a stream that began
+    without one.
+    """
+    @_builtins.property
+    def record(self) -> _operation_record_pb2.OperationRecord:
+        """A record as it is now."""
+
+    @_builtins.property
+    def caught_up(self) -> _empty_pb2.Empty:
+        """All that there is was told. It comes again while nothing changes."""
+
+    def __init__(
+        self,
+        *,
+        record: _operation_record_pb2.OperationRecord | None = ...,
+        removed_id: _builtins.str = ...,
+        caught_up: _empty_pb2.Empty | None = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caught_up", b"caught_up", "event", b"event", "record", b"record", "removed_id", b"removed_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caught_up", b"caught_up", "event", b"event", "record", b"record", "removed_id", b"removed_id", "resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["record", "removed_id", "caught_up"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___OperationRecordEvent: _TypeAlias = OperationRecordEvent  # noqa: Y015
 
 @_typing.final
 class DeleteOperationRecordRequest(_message.Message):

@@ -1,0 +1,215 @@
+"""What has changed in the database, for those who follow many operations: one query for all of them.
+
+Changes of this process are told at once. Those of other processes are found by when they happened
+(`modified_at`), at each poll and hint of changes.py. A transaction may commit long after its changes
+happened, and then they appear behind what was looked at. So each look begins some seconds before the previous
+one, and twice a minute one begins two minutes before. What was told already is known by its revision. As
+often, the revisions of what was told and still runs are compared with the database, whenever it was changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from opservice.common.loggers import get_logger
+from opservice.domain.errors import OperationNotFound, ServerStopping, StoreError
+from opservice.domain.operation import SECOND, Change, Record
+from opservice.store.following import Follower
+
+log = get_logger("opservice.changes")
+
+OVERLAP = 10 * SECOND
+"""How long before the previous look each look begins."""
+LATE = 120 * SECOND
+"""The same, of the looks for what was committed late, and of streams that are continued."""
+_LATE_EVERY = 30 * SECOND
+_AT_ONCE = 20
+"""Records that are read together: each may have payloads of megabytes."""
+_CHANGES_AT_ONCE = 1_000
+"""Changes that are looked at before other calls get their turn."""
+_COMPARED_AT_ONCE = 5_000
+"""Revisions that one query asks for."""
+_FOREVER = 1 << 62
+
+Find = Callable[[str], Awaitable[Record]]
+"""Reads an operation, or raises OperationNotFound or a StoreError."""
+Read = Callable[[int, int], Awaitable[tuple[int, Sequence[Change]]]]
+"""Given how far back to look from the clock, and from which clock at most: the clock, and the changes."""
+Revisions = Callable[[Sequence[str]], Awaitable[Mapping[str, int]]]
+
+
+class Feed:
+    """The followers of this process."""
+
+    def __init__(self, read: Read, find: Find, revisions: Revisions) -> None:
+        self._read = read
+        self._find = find
+        self._revisions = revisions
+        self._followers: set[Follower] = set()
+        self._by_id: defaultdict[str, set[Follower]] = defaultdict(set)
+        self._by_parent: defaultdict[str | None, set[Follower]] = defaultdict(set)
+        self._seen: dict[str, tuple[int, int, bool]] = {}
+        self._looked_at: float | None = None
+        self._late_at = 0
+        self._looking = asyncio.Lock()
+        self._closed = False
+        self.clock: int | None = None
+        """Of what changed until then, all has been told to the followers, unless it was committed later."""
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether there is anybody to look for."""
+        return bool(self._followers)
+
+    @contextmanager
+    def follow(self, follower: Follower) -> Iterator[None]:
+        """The follower is told of changes during the block; before it reads what there is, `look` once."""
+        if self._closed:
+            follower.end(ServerStopping())
+        if not self._followers:
+            self._forget()
+        self._followers.add(follower)
+        places: list[set[Follower]]
+        if follower.ids is None:
+            places = [self._by_parent[follower.parent]]
+        else:
+            places = [self._by_id[id_] for id_ in follower.ids]
+        ids = [] if follower.ids is None else [*follower.ids]
+        for place in places:
+            place.add(follower)
+        try:
+            yield
+        finally:
+            self._followers.discard(follower)
+            for place in places:
+                place.discard(follower)
+            for id_ in ids:
+                if not self._by_id[id_]:
+                    del self._by_id[id_]
+            if follower.ids is None and not self._by_parent[follower.parent]:
+                del self._by_parent[follower.parent]
+
+    def publish(self, record: Record) -> None:
+        """Tells of a record that was just committed."""
+        for follower in self._followers_of(record.id, record.parent):
+            follower.tell(record)
+
+    def publish_gone(self, record: Record) -> None:
+        """Tells of an operation that was just deleted."""
+        for follower in self._followers_of(record.id, record.parent):
+            follower.tell_gone(Change.end_of(record))
+
+    def close(self) -> None:
+        """Ends whoever follows now, or will."""
+        self._closed = True
+        for follower in self._followers:
+            follower.end(ServerStopping())
+
+    async def begin(self) -> int:
+        """Makes sure that changes are looked for from now on. Returns the clock. Raises a StoreError."""
+        if self.clock is None:
+            async with self._looking:
+                if self.clock is None:
+                    await self._look()
+        assert self.clock is not None
+        return self.clock
+
+    async def look(self) -> None:
+        """Looks once for what other processes have changed, if anybody follows."""
+        if not self._followers:
+            return
+        try:
+            async with self._looking:
+                await self._look()
+        except StoreError as error:
+            log.warning("changes were not looked for", cause=str(error.__cause__ or error))
+        except Exception:  # whatever it is, the next look must come
+            log.exception("changes were not looked for")
+
+    async def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        before, looked_at = self.clock, self._looked_at
+        first = before is None or looked_at is None
+        late = first or before >= self._late_at + _LATE_EVERY  # type: ignore[operator] # not None
+        overlap = LATE if late else OVERLAP
+        elapsed = 0 if looked_at is None else int((began - looked_at) * SECOND)
+        # Back from the clock, too, which may have been set back: what changed since then has earlier times.
+        at_most = _FOREVER if before is None else before - overlap
+        clock, changes = await self._read(elapsed + overlap, at_most)
+        for start in range(0, len(changes), _CHANGES_AT_ONCE):
+            slice_ = changes[start : start + _CHANGES_AT_ONCE]
+            if not first:
+                await self._tell(
+                    [each for each in slice_ if self._seen.get(each.id) != _state(each)]
+                )
+            self._seen.update((each.id, _state(each)) for each in slice_)
+            await asyncio.sleep(0)
+        if late and not first:
+            await self._compare()
+        if late:
+            self._late_at = clock
+            oldest = clock - LATE - _LATE_EVERY
+            self._seen = {id_: each for id_, each in self._seen.items() if each[0] >= oldest}
+        self.clock, self._looked_at = clock, began
+
+    async def _tell(self, changes: Iterable[Change]) -> None:
+        """Tells those who follow what has changed, which is read once for all of them."""
+        wanted: list[Change] = []
+        for change in changes:
+            followers = self._followers_of(change.id, change.parent)
+            if change.gone:
+                for follower in followers:
+                    follower.tell_gone(change)
+            elif any(follower.wants(change) for follower in followers):
+                wanted.append(change)
+        await self._read_and_tell([change.id for change in wanted])
+
+    async def _read_and_tell(self, ids: Sequence[str]) -> None:
+        for start in range(0, len(ids), _AT_ONCE):
+            slice_ = ids[start : start + _AT_ONCE]
+            for found in await asyncio.gather(*map(self._find, slice_), return_exceptions=True):
+                if isinstance(found, Record):
+                    self.publish(found)
+                elif not isinstance(found, OperationNotFound):  # which the next look tells of
+                    raise found
+            await asyncio.sleep(0)
+
+    async def _compare(self) -> None:
+        """Reads what followers know in another state than the database has it, whenever it was changed."""
+        known: dict[str, int] = {}
+        for follower in self._followers:
+            for id_, revision in follower.running().items():
+                known[id_] = min(revision, known.get(id_, revision))
+        if known:
+            ids, revisions = [*known], dict[str, int]()
+            for start in range(0, len(ids), _COMPARED_AT_ONCE):
+                revisions |= await self._revisions(ids[start : start + _COMPARED_AT_ONCE])
+            other = [id_ for id_, revision in known.items() if revisions.get(id_, 0) > revision]
+            await self._read_and_tell(other)
+            self._remove(id_ for id_ in known if id_ not in revisions)
+
+    def _remove(self, ids: Iterable[str]) -> None:
+        for id_ in ids:
+            for follower in self._followers:
+                if id_ in follower.running():
+                    follower.remove(id_)
+
+    def _followers_of(self, operation_id: str, parent: str) -> list[Follower]:
+        return [
+            *self._by_id.get(operation_id, ()),
+            *self._by_parent.get(parent, ()),
+            *self._by_parent.get(None, ()),
+        ]
+
+    def _forget(self) -> None:
+        """Nobody has followed for a while: what has changed meanwhile is of no interest."""
+        self._seen.clear()
+        self.clock = self._looked_at = None
+
+
+def _state(change: Change) -> tuple[int, int, bool]:
+    return change.modified_at, change.revision, change.gone

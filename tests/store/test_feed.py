@@ -1,0 +1,155 @@
+"""What other processes change reaches those who follow many operations, however late it shows."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from opservice.domain.operation import (
+    SECOND,
+    Complete,
+    Delete,
+    Record,
+    Removed,
+    Renew,
+    Start,
+    new_id,
+)
+from opservice.store.engine import open_database
+from opservice.store.feed import LATE, OVERLAP
+from opservice.store.following import Event, Follower
+from opservice.store.repository import Repository
+from opservice.store.service import OperationStore
+from opservice.store.sql import clock_that_says
+from store.test_changes import NEVER, SOON, opened, soon, started
+from support.fixtures import execute
+
+
+@asynccontextmanager
+async def opened_late(url: str, microseconds: int) -> AsyncIterator[OperationStore]:
+    """A store whose changes show so much later than they happened."""
+    clock = clock_that_says(lambda: time.time_ns() // 1000 - microseconds)
+    store = OperationStore(open_database(url), Repository(clock), NEVER, notify=False)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@asynccontextmanager
+async def following(store: OperationStore) -> AsyncIterator[AsyncGenerator[Event]]:
+    """Follows all parents; what there is at first was told."""
+    follower = Follower(None, None, lambda _: True, lambda _: True)
+
+    async def nothing(_clock: int) -> AsyncGenerator[None]:
+        return
+        yield
+
+    events = store.follow_many(follower, nothing)
+    try:
+        assert (await soon(anext(events))).news is None
+        yield events
+    finally:
+        await events.aclose()
+
+
+async def told_of(events: AsyncGenerator[Event], id_: str, revision: int) -> None:
+    """Waits until that was told. Others may be told of before it."""
+    async with asyncio.timeout(30):
+        async for event in events:
+            news = event.news
+            if isinstance(news, Record) and (news.id, news.revision) == (id_, revision):
+                return
+
+
+@pytest.mark.parametrize("late", [0, OVERLAP - 2 * SECOND], ids=["in time", "seconds late"])
+async def test_what_another_process_changes_is_told_within_a_poll(
+    database_url: str, late: int
+) -> None:
+    async with (
+        opened(database_url, SOON, notify=False) as store,
+        opened_late(database_url, late) as other,
+        following(store) as events,
+    ):
+        id_ = await started(other)
+        await told_of(events, id_, 1)
+        await other.apply(Renew(id_))
+        await told_of(events, id_, 2)
+
+
+async def test_what_shows_more_than_a_minute_late_is_found_by_a_look_further_back(
+    database_url: str,
+) -> None:
+    async with (
+        opened(database_url, SOON, notify=False) as store,
+        opened_late(database_url, LATE - 30 * SECOND) as other,
+        following(store) as events,
+    ):
+        id_ = await started(other)
+
+        store._feed._late_at = 0  # as after half a minute
+
+        await told_of(events, id_, 1)
+
+
+async def test_a_change_of_what_runs_is_found_whenever_it_was_made(database_url: str) -> None:
+    async with (
+        opened(database_url, SOON, notify=False) as store,
+        following(store) as events,
+    ):
+        id_ = await started(store)
+        await told_of(events, id_, 1)
+        execute(database_url, "UPDATE operations SET revision = 2, modified_at = 7")
+
+        store._feed._late_at = 0
+
+        await told_of(events, id_, 2)
+
+
+async def test_a_delete_by_another_process_is_told(database_url: str) -> None:
+    async with (
+        opened(database_url, SOON, notify=False) as store,
+        opened(database_url, NEVER, notify=False) as other,
+        following(store) as events,
+    ):
+        id_ = await started(other)
+        await other.apply(Complete(id_, b"response"))
+        await told_of(events, id_, 2)
+
+        await other.apply(Delete(id_))
+
+        assert (await soon(anext(events))).news == Removed(id_)
+
+
+async def test_what_expires_unseen_by_any_process_is_told(database_url: str) -> None:
+    async with (
+        opened(database_url, SOON, notify=False) as store,
+        following(store) as events,
+    ):
+        id_ = (await store.apply(Start(new_id(), SECOND))).record.id
+        await store.apply(Complete(id_, b"response"))
+        await told_of(events, id_, 2)
+
+        assert (await soon(anext(events))).news == Removed(id_)
+
+
+async def test_one_query_looks_for_all_who_follow(database_url: str) -> None:
+    async with opened(database_url, NEVER, notify=False) as store:
+        async with following(store), following(store), following(store):
+            looks = 0
+            read = store._feed._read
+
+            async def counted(back: int, at_most: int) -> object:
+                nonlocal looks
+                looks += 1
+                return await read(back, at_most)
+
+            setattr(store._feed, "_read", counted)  # noqa: B010 - mypy would not have it assigned
+            await store._feed.look()
+
+        assert looks == 1
+        assert not store._feed.is_followed
