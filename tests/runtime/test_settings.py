@@ -59,8 +59,8 @@ def test_every_setting_says_what_it_means_and_when_to_change_it(setting: Setting
     assert not setting.change_when.startswith(("when", "you want"))
 
 
-def test_eight_settings_are_those_that_everybody_needs() -> None:
-    assert sum(each.essential for each in SETTINGS.values()) == 8
+def test_nine_settings_are_those_that_everybody_needs() -> None:
+    assert sum(each.essential for each in SETTINGS.values()) == 9
 
 
 @pytest.mark.parametrize("setting", BOUNDED, ids=lambda setting: setting.name)
