@@ -22,6 +22,9 @@ SWEEP_LIMIT = 200
 CHECKPOINT_SECONDS = 30
 """How much of the last work a copy of an SQLite file without its log (-wal) may lack."""
 
+COUNT_SECONDS = 15
+"""How old the number of running operations in the metrics may be."""
+
 LEAST_WATCH_SECONDS, MOST_WATCH_SECONDS = 0.1, 1.0
 """The bounds of how often the server checks whether it can take renewals; else as often as it sweeps."""
 
@@ -115,6 +118,18 @@ async def keep_checkpointing(store: OperationStore, seconds: float) -> None:
             log.warning("checkpoint failed", cause=str(error.__cause__ or error))
         except Exception:  # whatever it is, the next checkpoint must be tried
             log.exception("checkpoint failed")
+
+
+async def keep_counting(store: OperationStore, seconds: float) -> None:
+    """Has the running operations counted for the metrics, every `seconds`, until cancelled."""
+    while True:
+        try:
+            await store.count_running()
+        except StoreError as error:
+            log.debug("count failed", cause=str(error.__cause__ or error))
+        except Exception:  # whatever it is, the next count must be tried
+            log.exception("count failed")
+        await asyncio.sleep(seconds * jitter.uniform(0.75, 1))
 
 
 async def _sweep(store: OperationStore, sweep: Sweep, cutoff: int) -> bool:

@@ -6,11 +6,17 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-from opservice.common.loggers import get_logger
 from opservice.fronts.backpressure import UnreadResponses
 from opservice.fronts.grpc.services import KnownTypes
 from opservice.fronts.http.api import Api
-from opservice.fronts.http.application import alive, application, readiness
+from opservice.fronts.http.application import (
+    alive,
+    application,
+    metrics,
+    monitoring,
+    not_open,
+    readiness,
+)
 from opservice.fronts.http.connection import HttpOptions
 from opservice.fronts.http.origins import Origins
 from opservice.fronts.http.server import HttpServer
@@ -20,9 +26,11 @@ from opservice.methods.registry import Method
 from opservice.runtime.components import Components
 from opservice.runtime.security import Security
 from opservice.runtime.settings import Settings
+from opservice.runtime.settings.groups import OFF, WITH_HTTP
 from opservice.runtime.tls import ReloadableTls, ssl_context
 
-log = get_logger("opservice.server")
+_MONITORS = 100
+"""Connections that may monitor at a time."""
 
 
 class HttpFront:
@@ -51,7 +59,14 @@ class HttpFront:
             max_connections=connections.max_connections,
             handshake_timeout=connections.handshake_timeout,
         )
-        served = application(api, origins, livez=alive, readyz=readiness(not_ready))
+        answers = {"livez": alive, "readyz": readiness(not_ready)}
+        if not listening.has_metrics_listener and listening.metrics_listen != OFF:
+            answers["metrics"] = (
+                metrics
+                if listening.metrics_listen == WITH_HTTP or listening.http_is_local
+                else not_open
+            )
+        served = application(api, origins, **answers)
         self._server = HttpServer(served, options)
         self._tls = security.tls
 
@@ -80,3 +95,28 @@ class HttpFront:
             replaced.clear()
             context = await asyncio.to_thread(ssl_context, tls.files)
             await self._server.start(sockets, context)
+
+
+class MetricsFront:
+    """Metrics and probes on an address of their own, in plaintext: for those who monitor."""
+
+    def __init__(
+        self, settings: Settings, not_ready: Callable[[], Awaitable[Sequence[str]]]
+    ) -> None:
+        """`not_ready` is as for HttpFront."""
+        served = monitoring(livez=alive, metrics=metrics, readyz=readiness(not_ready))
+        self._server = HttpServer(
+            served,
+            HttpOptions(
+                max_connections=_MONITORS, handshake_timeout=settings.connections.handshake_timeout
+            ),
+        )
+
+    async def start(self, sockets: Sequence[socket.socket], components: Components) -> None:
+        """Takes connections from now on."""
+        await self._server.start(sockets, None)
+        components.start("the clock of metrics", self._server.keep_time())
+
+    async def stop(self, seconds: float) -> None:
+        """As HttpFront does."""
+        await self._server.stop(seconds)

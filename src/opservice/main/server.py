@@ -13,12 +13,15 @@ from opservice import __version__
 from opservice.auth.authenticator import Authenticator
 from opservice.background.housekeeping import (
     CHECKPOINT_SECONDS,
+    COUNT_SECONDS,
     SWEEP_LIMIT,
     keep_checkpointing,
+    keep_counting,
     keep_house,
 )
 from opservice.common.addresses import socket_path
 from opservice.common.loggers import get_logger
+from opservice.common.metrics import BUILD, keep_flushing, own_process
 from opservice.domain.operation import (
     SECOND,
     DeleteExpired,
@@ -32,7 +35,7 @@ from opservice.fronts.grpc.adapter import Methods
 from opservice.fronts.grpc.server import GrpcOptions, listen, new_server
 from opservice.fronts.grpc.services import KnownTypes, known_types, own_methods
 from opservice.main import demo
-from opservice.main.http import HttpFront
+from opservice.main.http import HttpFront, MetricsFront
 from opservice.methods.admission import Admission, AdmissionLimits
 from opservice.methods.convert import LEASE_EXPIRED, TIMED_OUT
 from opservice.methods.endpoints import OWN_ENDPOINTS
@@ -95,6 +98,7 @@ async def run(
             settings.storage.poll_interval,
             notify=not settings.storage.no_notify,
         )
+    BUILD.labels(__version__).set(1)
     state = ServingState()
     loop = asyncio.get_running_loop()
     database.driver.when_lost(lambda: loop.call_soon_threadsafe(state.stop, FILE_LOST))
@@ -127,12 +131,22 @@ async def run(
         http: HttpFront | None = None
         sockets: list[socket.socket] = []
         http_address: str | None = None
+        numbers: MetricsFront | None = None
+        number_sockets: list[socket.socket] = []
+        if settings.listening.has_metrics_listener:
+            number_sockets, _ = listening.enter_context(
+                listening_sockets(
+                    settings.listening.metrics_listen, "--metrics-listen", share=share_port
+                )
+            )
+            numbers = MetricsFront(settings, not_ready)
         if settings.listening.serves_http:
             sockets, http_address = listening.enter_context(
                 listening_sockets(settings.listening.http_listen, "--http-listen", share=share_port)
             )
             http = HttpFront(settings, security, pipeline, methods, types, unread, not_ready)
         if owns_process:
+            own_process()
             # What there is now stays until the end: looking for garbage in it would stop all calls for 50 ms.
             gc.collect()
             gc.freeze()
@@ -148,12 +162,16 @@ async def run(
                     lambda: security.keys is None or security.keys.has_keys,
                 ),
             )
+            components.start("the metrics of calls", keep_flushing())
+            components.start("the count of running operations", keep_counting(store, COUNT_SECONDS))
             if database.driver.embedded:
                 components.start("checkpoints", keep_checkpointing(store, CHECKPOINT_SECONDS))
             if security.keys is not None:
                 components.start("the reading of keys", security.keys.keep_fresh())
             if http is not None:
                 await http.start(sockets, components)
+            if numbers is not None:
+                await numbers.start(number_sockets, components)
             _announce(settings, security, database, address, http_address, announce)
             if settings.processes.demo and not stop.is_set():
                 shown = demo.run_demo(store, announce, _grpcurl(settings, address))
@@ -169,6 +187,8 @@ async def run(
             if http is not None:
                 stopping.append(http.stop(drain))
             await asyncio.gather(*stopping)
+            if numbers is not None:  # the last, so that the drain can be seen
+                await numbers.stop(0)
         log.info("stopped")
     finally:
         await server.stop(None)

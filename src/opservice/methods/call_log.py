@@ -12,6 +12,7 @@ from logging import DEBUG, INFO, getLogger
 from google.rpc.code_pb2 import Code
 
 from opservice.common.loggers import AUDIT_LOGGER, get_logger
+from opservice.common.metrics import REFUSALS
 from opservice.domain.errors import OpserviceError, StoreError
 from opservice.methods.audit import (
     REFLECTION_LINES_A_SECOND,
@@ -80,7 +81,9 @@ class CallLog:
 
     def failed(self, call: Call, error: Exception) -> None:
         """Of a call that ends with an error; an unexpected one is logged with its traceback."""
-        code = status_of(error).code
+        status = status_of(error)
+        code = status.code
+        REFUSALS.labels(status.reason).inc()
         told = self._sums.tells(address_of(call.peer), error)
         line = self._line(call, code) if told else {}
         if code == _INTERNAL:
@@ -114,11 +117,13 @@ class EarlyRefusalLog:
 
     def __init__(self, error: OpserviceError, code: int) -> None:
         self._error = error
+        self._count = REFUSALS.labels(status_of(error).reason)
         self._told = {"code": _CODE_NAMES[code], **described(error)}
         self._refused, self._told_at = 0, 0.0
 
     def refused(self, path: str, sums: Sums, peer: str, in_progress: int) -> None:
         """Tells of a refused call, with the number of calls in progress."""
+        self._count.inc()
         if sums.tells(address_of(peer), self._error):
             audit.info("call", method=path, **self._told, peer=peer)
         self._refused += 1

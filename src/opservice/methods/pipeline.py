@@ -22,6 +22,7 @@ from typing import Any
 
 from google.rpc.status_pb2 import Status
 
+from opservice.common.metrics import WAITS
 from opservice.domain.errors import IamNotServed, OpserviceError, ServerBusy, TooManyHeaders
 from opservice.methods.admission import Admission
 from opservice.methods.audit import Sums
@@ -104,6 +105,7 @@ class MethodPipeline:
         self._is_counted = not (policy.waits or policy.probe)
         # No harm is done when a read begins later, as it is to a lease, or to a server that is probed.
         self._may_begin_later = policy.requires is not Access.OPEN and not policy.writes
+        self._waits = WAITS.labels(method.path) if policy.waits else None
         self._sums = shared.sums.of(policy)
         self._log = CallLog(method.path, policy, self._sums)
 
@@ -164,7 +166,7 @@ class MethodPipeline:
         request: Any = None
         if not method.streams_requests:
             request = call.request = await call.receive()
-        with self._hold_slot(call), self._last(call) as lasting:
+        with self._hold_slot(call), self._counted(), self._last(call) as lasting:
             if method.streams_requests:
                 request = self._admit_each(call, lasting)
             handled = self._handler(request, call)
@@ -182,6 +184,10 @@ class MethodPipeline:
         if self._slots is None:
             return nullcontext()
         return self._slots.held(name_of(call.caller, call.peer))
+
+    def _counted(self) -> Any:
+        """While the call may wait, it is in the metrics."""
+        return nullcontext() if self._waits is None else self._waits.track_inprogress()
 
     def _last(self, call: Call) -> Any:
         """While the call lasts, if there is something that ends it before its time."""

@@ -12,8 +12,10 @@ import signal
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from tempfile import TemporaryDirectory
 
 from opservice.common.loggers import get_logger
+from opservice.common.metrics import DIRECTORY_VARIABLE, WORKER_VARIABLE
 from opservice.domain.errors import StartupError
 from opservice.domain.operation import SECOND
 from opservice.runtime.components import Components
@@ -63,6 +65,8 @@ class Supervisor:
         self._started = False
         self._held_lines: list[str] = []
         self._failure: str | None = None
+        self._metrics = ""
+        """The directory of the workers' metrics."""
 
     async def run(self) -> int:
         """Serves until `stop` is set. Returns the exit code once all workers have drained.
@@ -76,7 +80,11 @@ class Supervisor:
             http = listening.http_listen
             if listening.serves_http:
                 http = reserved.enter_context(reserved_port(http, "--http-listen"))
-            listening = replace(listening, listen=address, http_listen=http)
+            metrics = listening.metrics_listen
+            if listening.has_metrics_listener:
+                metrics = reserved.enter_context(reserved_port(metrics, "--metrics-listen"))
+            self._metrics = reserved.enter_context(TemporaryDirectory(prefix="opservice-metrics-"))
+            listening = replace(listening, listen=address, http_listen=http, metrics_listen=metrics)
             self._settings = replace(self._settings, listening=listening)
             numbers = range(1, self._settings.processes.workers + 1)
             async with Components(self._stop) as components:
@@ -153,7 +161,11 @@ class Supervisor:
         settings = replace(self._settings, processes=replace(processes, demo=demo))
         sent = self._files
         try:
-            worker = await Worker.start(Assignment(settings, number, sent), self._command)
+            worker = await Worker.start(
+                Assignment(settings, number, sent),
+                self._command,
+                {DIRECTORY_VARIABLE: self._metrics, WORKER_VARIABLE: str(number)},
+            )
         except OSError as error:  # too many processes, or files
             return 1, f"no process can be started for a worker: {error}"
         log.info("started a worker", worker=number, pid=worker.pid)

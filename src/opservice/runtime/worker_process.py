@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from enum import Enum
 
@@ -63,8 +63,10 @@ class Worker:
         self._reloaded = asyncio.Event()
 
     @classmethod
-    async def start(cls, assignment: Assignment, command: Command) -> Worker:
-        """Raises OSError when no process can be started."""
+    async def start(
+        cls, assignment: Assignment, command: Command, environment: Mapping[str, str]
+    ) -> Worker:
+        """Adds to the environment of the process. Raises OSError when no process can be started."""
         with ExitStack() as unless_started, ExitStack() as its_ends:
             ours, theirs = socket.socketpair()
             unless_started.callback(ours.close)
@@ -73,7 +75,7 @@ class Worker:
             sentinel, held = os.pipe()
             unless_started.callback(os.close, sentinel)
             its_ends.callback(os.close, held)
-            process = _spawn(command, theirs.fileno(), held)
+            process = _spawn(command, theirs.fileno(), held, environment)
             unless_started.pop_all()
         connection = await MessageConnection.over(ours)
         connection.post(assignment)
@@ -152,12 +154,17 @@ class Worker:
         self._connection.close()
 
 
-def _spawn(command: Command, connection: int, held: int) -> subprocess.Popen[bytes]:
+def _spawn(
+    command: Command, connection: int, held: int, environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
     """A new process, which has the two files; a new interpreter, as gRPC does not survive a fork."""
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         return subprocess.Popen(  # noqa: S603 - the caller's own command
-            command(connection, held), stdin=subprocess.DEVNULL, pass_fds=(connection, held)
+            command(connection, held),
+            stdin=subprocess.DEVNULL,
+            pass_fds=(connection, held),
+            env={**os.environ, **environment},
         )
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

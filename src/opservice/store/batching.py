@@ -7,11 +7,13 @@ share one transaction and one fsync, concurrent reads one query.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-from opservice.domain.errors import ServerBusy, StoreUnavailable
+from opservice.common.metrics import BATCH_ERRORS, BATCH_ITEMS, BATCH_SECONDS
+from opservice.domain.errors import ServerBusy, StoreError, StoreUnavailable
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -48,10 +50,10 @@ class Batcher(Generic[Item, Result]):
         """The function is `run`. A result that is an exception is raised in that item's caller; what `run`
         raises, in all of the batch's.
 
-        `name` is that of the thread. A batch has at most `max_batch` items. `after` is told of each result,
-        also of those whose caller has left meanwhile. `on_loop` is asked before `run`, on the event loop;
-        `run` gets the batch when that has no results (None). `on_hang` is called every HANG_SECONDS while a
-        batch hangs, and is given that number; it may free the thread.
+        `name` is that of the thread; without `store-` the metrics have it. A batch has at most `max_batch`
+        items. `after` is told of each result, also of those whose caller has left meanwhile. `on_loop` is
+        asked before `run`, on the event loop; `run` gets the batch when that has no results (None). `on_hang`
+        is called every HANG_SECONDS while a batch hangs, and is given that number; it may free the thread.
         """
         self._on_loop = on_loop
         self._on_hang = on_hang
@@ -59,6 +61,10 @@ class Batcher(Generic[Item, Result]):
         self._max_waiting = max_waiting
         self._after = after
         self._max_batch = max_batch
+        kind = name.removeprefix("store-")
+        self._items = BATCH_ITEMS.labels(kind)
+        self._seconds = BATCH_SECONDS.labels(kind)
+        self._kind = kind
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
         self._runner: asyncio.Task[None] | None = None
@@ -98,6 +104,8 @@ class Batcher(Generic[Item, Result]):
 
     async def _run_batch(self, batch: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
         items = [item for item, _ in batch]
+        self._items.inc(len(items))
+        began = time.perf_counter()
         self._watch_for_hang(batch)
         try:
             results = await self._results(items)
@@ -105,8 +113,11 @@ class Batcher(Generic[Item, Result]):
             results = [error] * len(batch)
         finally:
             self._timer.cancel()
+        self._seconds.observe(time.perf_counter() - began)
         self._hangs = False
         for (item, future), result in zip(batch, results, strict=True):
+            if isinstance(result, StoreError):
+                BATCH_ERRORS.labels(self._kind, type(result).__name__).inc()
             if self._after is not None:
                 self._after(item, result)
             if future.done():

@@ -9,6 +9,7 @@ and what subscribers are told is always what was read after the commit.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import (
     Awaitable,
     Callable,
@@ -21,6 +22,7 @@ from contextlib import aclosing, contextmanager, suppress
 
 from opservice.common.jitter import jitter
 from opservice.common.loggers import get_logger
+from opservice.common.metrics import HINTS_LOST, HINTS_RECEIVED, WAKE_SECONDS
 from opservice.domain.errors import OperationNotFound, OpserviceError, ServerStopping, StoreError
 from opservice.domain.operation import SECOND, Record
 from opservice.store.drivers.protocol import Notifications
@@ -48,13 +50,14 @@ _RETRY_SECONDS = 1
 class Subscription:
     """Of one who follows an operation. `known` is the newest revision that it was told of; 0 for none."""
 
-    __slots__ = ("_created_at", "_news", "_sleeper", "known")
+    __slots__ = ("_created_at", "_news", "_sleeper", "_woken_at", "known")
 
     def __init__(self) -> None:
         self.known = 0
         self._created_at: int | None = None
         self._news: Record | OpserviceError | None = None
         self._sleeper: asyncio.Future[None] | None = None
+        self._woken_at = 0.0
 
     def tell(self, record: Record) -> None:
         """Passes on a record that is newer than those it knows; others are dropped."""
@@ -77,6 +80,7 @@ class Subscription:
         while self._news is None:
             self._sleeper = asyncio.get_running_loop().create_future()
             await self._sleeper
+            WAKE_SECONDS.observe(time.perf_counter() - self._woken_at)
         if isinstance(self._news, OpserviceError):
             raise self._news
         record, self._news = self._news, None
@@ -87,6 +91,7 @@ class Subscription:
             return
         self._news = news
         if self._sleeper is not None and not self._sleeper.done():
+            self._woken_at = time.perf_counter()
             self._sleeper.set_result(None)
 
 
@@ -209,12 +214,14 @@ class Changes:
                         if ids is None:
                             self._anything.set()
                         else:
+                            HINTS_RECEIVED.inc(len(ids))
                             self.look_at(ids)
             except StoreError as error:
                 if not lost:
                     log.warning(
                         "notifications are lost, polls go on", cause=str(error.__cause__ or error)
                     )
+                HINTS_LOST.inc()
                 lost = True
             except Exception:  # whatever it is, notifications should come back
                 log.exception("notifications failed, polls go on")

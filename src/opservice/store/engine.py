@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from opservice.common.jitter import jitter
+from opservice.common.metrics import BEGIN_SECONDS, CONFLICTS, CONNECTIONS
 from opservice.domain.errors import StartupError, StoreError, StoreUnavailable
 from opservice.store.drivers import Driver, open_driver
 from opservice.store.drivers.protocol import Retry
@@ -81,8 +82,11 @@ class Database:
         """
 
         def transaction() -> Result:
-            with self.writer.connect() as connection, connection.begin():
-                result = work(connection)
+            with self.writer.connect() as connection:
+                began = time.perf_counter()
+                with connection.begin():
+                    BEGIN_SECONDS.observe(time.perf_counter() - began)
+                    result = work(connection)
             self.driver.check_files()  # before anybody is told that it is durable
             return result
 
@@ -133,6 +137,7 @@ class Database:
                     case Retry.CONFLICT if conflicts < _CONFLICT_RETRIES:
                         time.sleep(_FIRST_BACKOFF_SECONDS * 2**conflicts * jitter.uniform(0.5, 1))
                         conflicts += 1
+                        CONFLICTS.inc()
                     case Retry.PREPARATION if not unprepared:
                         unprepared = True
                     case Retry.CONNECTION if not reconnected:
@@ -155,4 +160,8 @@ def open_database(
     Raises StartupError when the URL is not one of a durable SQLite file or of PostgreSQL.
     """
     parsed = parse_database_url(url)
-    return Database(parsed, open_driver(parsed, readers=readers, group=group, create=create))
+    driver = open_driver(parsed, readers=readers, group=group, create=create)
+    for engine in {driver.reader, driver.writer}:
+        event.listen(engine.pool, "connect", lambda *_: CONNECTIONS.inc())
+        event.listen(engine.pool, "close", lambda *_: CONNECTIONS.dec())
+    return Database(parsed, driver)

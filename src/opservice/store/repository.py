@@ -139,6 +139,11 @@ class Repository:
         clock, awaited = connection.execute(self._statements.clock).one()
         return clock, bool(awaited)
 
+    def count_running(self, connection: Connection) -> tuple[int, int]:
+        """How many operations run, at most MOST_COUNTED, and the age of the oldest in microseconds."""
+        count, created_at, now = connection.execute(self._statements.running).one()
+        return count, 0 if created_at is None else max(0, now - created_at)
+
     def sweep(self, connection: Connection, sweep: Sweep, cutoff: int) -> Swept:
         """Changes operations whose time had come by `cutoff`, a reading of the database's clock.
 

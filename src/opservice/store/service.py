@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from opservice.common.loggers import get_logger
+from opservice.common.metrics import HINTS_LOST, HINTS_SENT, OLDEST_SECONDS, RUNNING
 from opservice.domain.errors import (
     OperationNotFound,
     StoreBusy,
@@ -40,6 +41,7 @@ from opservice.domain.operation import (
 from opservice.store.batching import Batcher
 from opservice.store.cache import MEMORY_BYTES
 from opservice.store.changes import Changes, Subscription
+from opservice.store.counting import count_outcome, count_swept
 from opservice.store.drivers.protocol import Notifications
 from opservice.store.engine import Database
 from opservice.store.feed import Feed
@@ -176,6 +178,13 @@ class OperationStore:
         """What is wrong with the schema, in plain words; else None. Raises a StoreError."""
         fault: str | None = await self._asides.submit(partial(schema_fault, self._database))
         return fault
+
+    async def count_running(self) -> None:
+        """Puts into the metrics how many operations run, and the age of the oldest. Raises a StoreError."""
+        read = partial(self._database.read, self._repository.count_running)
+        count, oldest = await self._asides.submit(read)
+        RUNNING.set(count)
+        OLDEST_SECONDS.set(oldest / SECOND)
 
     async def sweep(self, sweep: Sweep, cutoff: int | None = None) -> Swept:
         """Applies a sweep, in a transaction of its own, to what was due by `cutoff`.
@@ -319,7 +328,9 @@ class OperationStore:
                 ids, self._to_send = self._to_send, []
                 try:
                     await notifications.send(ids)
+                    HINTS_SENT.inc(len(ids))
                 except StoreError as error:
+                    HINTS_LOST.inc(len(ids))
                     log.warning("notification not sent", cause=str(error.__cause__ or error))
         finally:
             self._sender = None
@@ -350,6 +361,8 @@ class OperationStore:
             self.when_write_fails()
         if isinstance(command, ProveWrites):
             return
+        if isinstance(result, Outcome) and result.changed:
+            count_outcome(command, result.record)
         if isinstance(command, Delete):
             if isinstance(result, Outcome | OperationNotFound):
                 self._reads.forget(command.id)
@@ -363,6 +376,8 @@ class OperationStore:
 
     def _after_sweep(self, item: tuple[Sweep, int | None], result: Swept | Exception) -> None:
         sweep, _ = item
+        if isinstance(result, Swept):
+            count_swept(sweep, len(result.ids))
         if isinstance(result, Swept) and result.ids and not isinstance(sweep, DeleteExpired):
             self._changes.look_at(result.ids)
             self._notify(*result.ids)

@@ -38,6 +38,9 @@ from opservice.store.drivers.protocol import Lookup
 from opservice.store.schema import operations
 from opservice.store.sql import database_clock, is_among, wall_clock
 
+MOST_COUNTED = 100_000
+"""Running operations that are counted at a time. Counting so many takes a tenth of a second."""
+
 _c = operations.c
 RECORD = [_c[field.name] for field in fields(Record)]
 """The columns of a Record, in its order."""
@@ -93,6 +96,7 @@ class Statements:
         """The clock, and whether housekeeping may soon have something to do."""
 
         self.count_running = _count_running()
+        self.running = _running(now)
         self.start = _start(now)
         self.evict = delete(operations).where(THIS, ~visible)
         """Makes room for a new operation with the id of one that is past its retention."""
@@ -156,6 +160,13 @@ def _count_running() -> Select[Any]:
     siblings = select(_c.id).where(_c.parent == bindparam("parent"), ~_c.done)
     some = siblings.limit(bindparam("most", type_=BigInteger)).subquery()
     return select(func.count()).select_from(some)
+
+
+def _running(now: ColumnElement[int]) -> Select[Any]:
+    """How many operations run, no more than MOST_COUNTED, when the oldest was created, and the clock."""
+    some = select(_c.created_at).where(~_c.done).limit(MOST_COUNTED).subquery()
+    columns: list[ColumnElement[Any]] = [func.count(), func.min(some.c.created_at), now]
+    return select(*columns).select_from(some)
 
 
 def _start(now: ColumnElement[int]) -> UpdateBase:

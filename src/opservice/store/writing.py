@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
+from opservice.common.metrics import LOCK_TIMEOUTS
 from opservice.domain.errors import (
     OperationNotFound,
     OpserviceError,
@@ -149,6 +150,7 @@ class Writer:
         until = self._clock() + LOCKED_SECONDS
         for command, outcome in zip(commands, outcomes, strict=True):
             if isinstance(outcome, StoreBusy):
+                LOCK_TIMEOUTS.inc()
                 self._locked_lately[command.id] = until
             else:
                 self._locked_lately.pop(command.id, None)

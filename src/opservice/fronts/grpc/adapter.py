@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, TypeAlias, cast
 
@@ -9,7 +10,9 @@ import grpc
 from google.protobuf.message import Message
 from google.rpc.status_pb2 import Status
 from grpc.aio import ServicerContext
+from prometheus_client import Counter
 
+from opservice.common.metrics import GRPC_HANDLED, GRPC_SECONDS, CallCounts
 from opservice.fronts.backpressure import UnreadResponses
 from opservice.methods import pages
 from opservice.methods.call import REQUEST_ID, Call, ClientGone, Headers
@@ -22,6 +25,15 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 _STATUS_DETAILS = "grpc-status-details-bin"
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
+_CANCELLED = grpc.StatusCode.CANCELLED.value[0]
+_GO_NAMES = {"Ok": "OK", "Cancelled": "Canceled"}
+"""Dashboards know the codes by the names that they have in Go, of which two differ."""
+_KINDS = {
+    (False, False): "unary",
+    (False, True): "server_stream",
+    (True, False): "client_stream",
+    (True, True): "bidi_stream",
+}
 
 
 class Methods(grpc.GenericRpcHandler):
@@ -60,6 +72,7 @@ class _Route:
         self.decode = decoder_of(method.request, pipeline.policy)
         self.has_pages = pipeline.policy.pages
         self.streams = method.streams_responses
+        self._counts = _counts_of(method)
         self._refusing: dict[EarlyRefusal, Handler] = {}
         self.handler: Handler
         answer = cast("Any", self._answer)
@@ -74,11 +87,15 @@ class _Route:
     async def _answer(self, request: Any, context: Context) -> bytes | None:
         call = GrpcCall(self, request, context)
         del request
+        code = _CANCELLED
         try:
             status = await self.pipeline.run(call)
+            code = 0 if status is None else status.code
         except ClientGone as gone:
             # It was raised from an error of grpc's own, which knows what to do with it.
             raise (gone.__cause__ or gone) from None
+        finally:
+            self._counts.ended(code, time.perf_counter() - call.started)
         if status is not None:
             await context.abort(
                 _STATUS_CODES[status.code],
@@ -91,9 +108,26 @@ class _Route:
         """A handler that refuses calls, so early that it does not read their requests."""
         handler = self._refusing.get(refusal)
         if handler is None:
-            handler = _refusing(refusal, lambda peer: self.pipeline.refuse(refusal, peer))
+
+            def log(peer: str) -> None:
+                self.pipeline.refuse(refusal, peer)
+                self._counts.refused(refusal.status.code)
+
+            handler = _refusing(refusal, log)
             self._refusing[refusal] = handler
         return handler
+
+
+def _counts_of(method: Method) -> CallCounts:
+    """The metrics of a method's calls, under the names that go-grpc-prometheus has given them."""
+    kind = _KINDS[method.streams_requests, method.streams_responses]
+    labels = kind, method.service, method.name
+
+    def counter_of(code: int) -> Counter:
+        name = "".join(word.capitalize() for word in _STATUS_CODES[code].name.split("_"))
+        return GRPC_HANDLED.labels(*labels, _GO_NAMES.get(name, name))
+
+    return CallCounts(GRPC_SECONDS.labels(*labels), counter_of)
 
 
 class GrpcCall(Call):

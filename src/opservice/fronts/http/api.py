@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from opservice.domain.errors import PermissionDenied
 from opservice.fronts.backpressure import UnreadResponses
 from opservice.fronts.http.call import Codec, HttpCall, wait_of
 from opservice.fronts.http.conditions import is_json
+from opservice.fronts.http.counting import RequestCounts
 from opservice.fronts.http.exchange import Exchange, HttpHeaders, Receive, Scope, Send
 from opservice.fronts.http.origins import Origins
 from opservice.fronts.http.routes import Route, Routes, is_yandex_path, routes_of
@@ -68,6 +70,7 @@ class Api:
                 )
                 routes += own
         self.routes = Routes(routes)
+        self._counts = RequestCounts()
         self._of_page = EarlyRefusal(
             PermissionDenied(
                 "The request comes from a page of another site: --cors-origin allows sites"
@@ -85,10 +88,14 @@ class Api:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request. Never raises, but when the task is cancelled."""
         exchange = Exchange(scope, receive, send)
+        began = time.perf_counter()
         try:
             await self._answer(exchange)
         except ClientGone:
             return
+        finally:
+            seconds = time.perf_counter() - began
+            self._counts.ended(exchange.handler, exchange.method, exchange.status, seconds)
 
     async def _answer(self, exchange: Exchange) -> None:
         wanted = "GET" if exchange.method == "HEAD" else exchange.method
@@ -104,6 +111,7 @@ class Api:
             await self._answer_otherwise(exchange)
             return
         route, path = found
+        exchange.handler = route.template.text
         wait = wait_of(exchange, served.pipeline.method)
         pipeline = served.waiting if wait else served.pipeline
         refusal = self._refusal(exchange, pipeline)

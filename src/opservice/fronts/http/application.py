@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -10,8 +11,9 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 
+from opservice.common.metrics import exposition, flush
 from opservice.fronts.http.api import Api
 from opservice.fronts.http.origins import Origins
 
@@ -33,9 +35,7 @@ _CORS_EXPOSED = ("ETag", "Preference-Applied", "Retry-After", "X-Request-Id")
 _CORS_SECONDS = 600
 
 
-def application(
-    api: Api, origins: Origins, others: Sequence[BaseRoute] = (), **answers: Answer
-) -> Starlette:
+def application(api: Api, origins: Origins, **answers: Answer) -> Starlette:
     """The application. `answers` are what is served beside the API: by their names, with GET and HEAD."""
     middleware = []
     if origins.allowed:
@@ -50,11 +50,35 @@ def application(
             )
         )
     own = [Route(f"/{name}", answer, methods=["GET"]) for name, answer in answers.items()]
-    served = Starlette(routes=[*own, *others], middleware=middleware)
+    served = Starlette(routes=own, middleware=middleware)
     # The API finds its routes itself: no pattern of Starlette's matches a path with a line break.
     served.router.default = api
     served.router.redirect_slashes = False
     return served
+
+
+def monitoring(**answers: Answer) -> Starlette:
+    """An application of nothing but these answers, by their names."""
+    return Starlette(
+        routes=[Route(f"/{name}", answer, methods=["GET"]) for name, answer in answers.items()]
+    )
+
+
+async def metrics(request: Request) -> Response:
+    """The metrics of the whole server, as Prometheus reads them."""
+    accept = request.headers.get("accept", "")
+    flush()
+    body, kind = await asyncio.to_thread(exposition, accept)
+    return Response(body, media_type=None, headers={"content-type": kind})
+
+
+async def not_open(_request: Request) -> Response:
+    """Metrics are not for everybody who can connect, unless the operator says so."""
+    message = (
+        "Other machines can reach this address: set --metrics-listen to an address of its own, or to"
+        " http for metrics here"
+    )
+    return JSONResponse({"error": {"code": 403, "message": message}}, 403)
 
 
 async def alive(_request: Request) -> Response:

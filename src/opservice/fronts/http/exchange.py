@@ -49,6 +49,10 @@ class Exchange:
         self._body_was_read = False
         self.started = False
         """Whether the response has begun."""
+        self.status = 499
+        """Of the response; 499 while there is none: if there never is, the client has left."""
+        self.handler = ""
+        """The path of the route, as its template has it; empty without one."""
 
     def header(self, name: str) -> str | None:
         """The value of a header, given in lower case; several are joined by commas."""
@@ -136,6 +140,7 @@ class Exchange:
             # Else the rest of the body would be read, however long it is, to get to the next request.
             sent.append((b"connection", b"close"))
         self.started = True
+        self.status = status
         await self._send({"type": "http.response.start", "status": status, "headers": sent})
 
     async def _skip_body(self) -> bool:

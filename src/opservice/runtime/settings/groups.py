@@ -13,6 +13,8 @@ from opservice.domain.errors import StartupError
 from opservice.domain.operation import DAY, SECOND
 from opservice.runtime.settings.setting import check_bounds, setting
 
+WITH_HTTP = "http"
+"""The address of metrics that are served on that of HTTP."""
 OFF = "off"
 """The address of a listener that there is not."""
 
@@ -54,6 +56,15 @@ class ListeningSettings:
         change_when="a web page that another server serves uses this one.",
     )
 
+    metrics_listen: str = setting(
+        "text",
+        "",
+        "Address to listen on for metrics (/metrics, for Prometheus) and probes, in plaintext and without"
+        " credentials: HOST:PORT. http is --http-listen, whoever can reach it; off is nowhere. By default"
+        " metrics are on --http-listen while only this machine can reach that.",
+        change_when="Prometheus runs on another machine.",
+    )
+
     def __post_init__(self) -> None:
         if not re.fullmatch(r"0?[0-7]{3}", self.unix_socket_mode):
             raise StartupError(
@@ -63,6 +74,10 @@ class ListeningSettings:
             split_address(self.listen)
         if self.serves_http:
             split_address(self.http_listen)
+        if self.has_metrics_listener:
+            split_address(self.metrics_listen)
+        elif self.metrics_listen == WITH_HTTP and not self.serves_http:
+            raise StartupError("--metrics-listen http needs --http-listen, which is off")
         for origin in self.cors_origin:
             if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
                 raise StartupError(
@@ -73,6 +88,11 @@ class ListeningSettings:
     def serves_http(self) -> bool:
         """Whether the server listens for HTTP."""
         return self.http_listen != OFF
+
+    @property
+    def has_metrics_listener(self) -> bool:
+        """Whether metrics have an address of their own."""
+        return self.metrics_listen not in {"", OFF, WITH_HTTP}
 
     @property
     def is_local(self) -> bool:
