@@ -5,6 +5,7 @@ The table is written out here, and not made from the code's own: it says what th
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_reflection.v1alpha.reflection_pb2 import (
@@ -31,6 +33,7 @@ from opservice.methods.pipeline import Pipeline
 from opservice.methods.registry import Method
 from security.calls import (
     EVERY_METHOD,
+    HEALTH,
     OF_IDS,
     OF_NOTHING,
     OF_OPERATION,
@@ -40,7 +43,15 @@ from security.calls import (
     PendingCall,
     request_for,
 )
-from support.certificates import Authority, Pair
+from security.rest_calls import (
+    ROUTES,
+    RestRequest,
+    outcomes,
+    requests_of,
+    rest_request,
+    route_name,
+)
+from support.certificates import Authority, Pair, client_context
 from support.client import TOKEN, Client, open_channel, refusal_from
 from support.identities import (
     Issuer,
@@ -227,6 +238,35 @@ class Site:
     server: ServerProcess
     admin: Client
     callers: Mapping[str, tuple[grpc.Channel, Metadata]]
+    tls: Mapping[str, ssl.SSLContext] = field(default_factory=dict)
+    """By HTTP, of those who need it."""
+
+    def prepare_rest(
+        self, caller: Caller, created_by: str
+    ) -> tuple[list[RestRequest], list[Target]]:
+        """A request of each route and parent, and which method and parent that is."""
+
+        def start(parent: str) -> str:
+            request = StartRequest(parent=parent, created_by=created_by, lease_token=TOKEN)
+            id_: str = self.admin.producer.Start(request).operation.id
+            return id_
+
+        requests: list[RestRequest] = []
+        targets: list[Target] = []
+        for parent in caller.parents:
+            common = start(parent)
+            for route, _ in requests_of(common, parent):
+                changes = EXPECTED[route.method].get(caller.role(parent)) == "OK"
+                id_ = common
+                if changes and route.method in CHANGES:
+                    id_ = start(parent)
+                    if "Delete" in route.method:  # only what is done can be deleted
+                        self.admin.complete(id_, lease_token=TOKEN)
+                request = rest_request(route, id_, parent)
+                assert request is not None
+                requests.append(request)
+                targets.append((route.method, parent))
+        return requests, targets
 
     def prepare(self, caller: Caller, created_by: str) -> dict[Target, str]:
         """The operations to call the methods with, by method and parent: one for each parent, and another
@@ -308,7 +348,12 @@ def site_of_tokens(directory: Path, database: str) -> Iterator[Site]:
     static = TokenFile(directory)
     brought = credentials(issuer, static)
     # Everybody calls from one address, and many have nothing that is valid.
-    settings = {**issuer.settings, "tokens": static.file, "failed_auth_rate": 0}
+    settings = {
+        **issuer.settings,
+        "tokens": static.file,
+        "failed_auth_rate": 0,
+        "http_listen": "127.0.0.1:0",
+    }
     with serving(directory, database, **settings) as server:
         admin = calling_with(server.channel(), issuer.token("root", "admin:*"))
         channel = server.channel()
@@ -347,6 +392,7 @@ def certificates_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site
         "tls_key": pair.key,
         "tls_client_ca": ours.certificate,
         "policy": write_policy(directory / "policy.yaml", policy),
+        "http_listen": "127.0.0.1:0",
     }
 
     def shown(name: str, *uris: str, dns: str = "", by: Authority = ours) -> Pair:
@@ -381,7 +427,9 @@ def certificates_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site
             )
 
         admin = Client(channel(shown("root", "spiffe://example/root")))
-        yield Site(server, admin, {name: (channel(pair), has) for name, (pair, has) in who.items()})
+        callers = {name: (channel(pair), has) for name, (pair, has) in who.items()}
+        contexts = {name: client_context(ours, pair) for name, (pair, _) in who.items()}
+        yield Site(server, admin, callers, contexts)
 
 
 EVERYBODY = [
@@ -417,6 +465,46 @@ def test_every_method_answers_a_caller_as_the_table_says(
     wrong = {target: answer for target, answer in answers.items() if answer != expected[target]}
     assert wrong == {}
     assert {method for method, _ in answers} == EXPECTED.keys()
+
+
+_QUICK = {*CORE, "static token", "anonymous", "expired", "two tokens", "no certificate"}
+_QUICK |= {"certificate, by its URI", "certificate and a token"}
+BY_REST = [
+    pytest.param(*each, marks=() if each[1] in _QUICK else pytest.mark.slow, id=" ".join(each))
+    for each in EVERYBODY
+    if each[0] != "postgresql"
+]
+
+
+@pytest.mark.parametrize(("kind", "who"), BY_REST)
+async def test_every_route_answers_a_caller_as_the_table_says(
+    request: pytest.FixtureRequest, kind: str, who: str
+) -> None:
+    site: Site = request.getfixturevalue(f"{kind}_site")
+    caller = ALL[who]
+    requests, targets = site.prepare_rest(caller, CREATORS.get(who, "somebody else"))
+    _, brought = site.callers[who]
+
+    async with httpx.AsyncClient(
+        base_url=site.server.http_url, verify=site.tls.get(who, False), trust_env=False, timeout=60
+    ) as client:
+        told = await outcomes(client, requests, brought)
+
+    wrong = [
+        (each.http_method, each.url, answer)
+        for each, target, answer in zip(requests, targets, told, strict=True)
+        if answer != caller.expected(*target)
+    ]
+    assert wrong == []
+
+
+def test_every_route_is_called() -> None:
+    called = {route_name(route) for parent in PARENTS for route, _ in requests_of("x", parent)}
+
+    assert called == set(map(route_name, ROUTES))
+    assert {route.method for route in ROUTES} == {
+        method for method in EXPECTED if HEALTH not in method and method not in REFLECTION
+    }
 
 
 def outcome(method: str, call: PendingCall) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -58,6 +59,14 @@ class Authority:
             )
         )
         return pair
+
+
+def client_context(authority: Authority, pair: Pair | None = None) -> ssl.SSLContext:
+    """Of an HTTPS client that trusts the authority, and shows the certificate."""
+    context = ssl.create_default_context(cafile=str(authority.certificate))
+    if pair is not None:
+        context.load_cert_chain(pair.certificate, pair.key)
+    return context
 
 
 def _name(text: str) -> x509.Name:
