@@ -19,6 +19,7 @@ from support.rest_channel import NotByRest, RestChannel
 from support.server import ServerProcess, serving
 from wire import (
     test_batch_get,
+    test_batch_watch,
     test_endpoints,
     test_headers,
     test_idempotency,
@@ -136,6 +137,7 @@ def _tests(module: ModuleType, prefix: str = "test") -> dict[str, Callable[..., 
 
 for _module in (
     test_batch_get,
+    test_batch_watch,
     test_endpoints,
     test_headers,
     test_idempotency,
@@ -152,5 +154,6 @@ for _module in (
 ):
     globals().update(_tests(_module))
 
-for _name, _test in _tests(test_records, "test_events").items():
-    globals()[_name] = pytest.mark.usefixtures("with_events")(_test)
+for _module in (test_batch_watch, test_records):
+    for _name, _test in _tests(_module, "test_events").items():
+        globals()[_name] = pytest.mark.usefixtures("with_events")(_test)
