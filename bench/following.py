@@ -1,6 +1,6 @@
 """What it costs the server to have 100 operations followed: by one BatchWatch, by 100 Watches, by polls.
 
-    .venv/bin/python bench/following.py sqlite:////tmp/following.db
+    .venv/bin/python bench/following.py sqlite:////tmp/following.db 2> /dev/null
 
 One client follows 100 operations, of which a producer renews so many a second. Printed is the server's CPU
 time (user and system) beyond that of the same producer with nobody who follows: for each change, and as a
@@ -140,5 +140,6 @@ if __name__ == "__main__":
     migrate(opened)
     opened.close()
     rates = [float(each) for each in arguments.rates.split(",")]
+    # Its audit log goes to stderr: give 2> /dev/null.
     with serve(arguments.database) as (address, process):
         asyncio.run(main(address, process.pid, rates, arguments.rounds, arguments.seconds))

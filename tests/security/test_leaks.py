@@ -52,7 +52,7 @@ from support.identities import (
     make_key,
     with_another_signature,
 )
-from support.server import ServerProcess, serving
+from support.server import ServerProcess, eventually, serving
 
 pytestmark = pytest.mark.slow  # many servers are started, and stopped
 
@@ -462,6 +462,24 @@ def test_the_audit_log_tells_of_attempts_at_what_may_not_be_seen(site: Site, met
     attempt = told_of(site, method, id_)
     told = (attempt["subject"], attempt["code"], attempt.get("hidden"))
     assert told == ("ann", "NOT_FOUND", True)
+
+
+@pytest.mark.parametrize("method", OF_IDS)
+def test_the_audit_log_tells_alike_of_what_may_not_be_seen_and_does_not_exist_among_several(
+    site: Site, method: str
+) -> None:
+    channel, metadata = site.channel_of("ann")
+    ids = running(site.bob, THEIRS), new_id()
+    for id_ in ids:
+        PendingCall(channel, method, request_for(method, id_, ""), metadata).answer()
+
+    def lines() -> list[dict[str, Any]]:
+        every = [*map(json.loads, site.audit_log.read_text().splitlines())]
+        return [line for id_ in ids for line in every if line.get("operation_ids") == [id_]]
+
+    hidden, missing = eventually(lambda: found if len(found := lines()) == 2 else None)
+    assert hidden.keys() == missing.keys()
+    assert (hidden["subject"], hidden["not_found"], hidden["method"]) == ("ann", 1, method)
 
 
 def told_of(site: Site, method: str, id_: str) -> dict[str, Any]:

@@ -33,6 +33,8 @@ LEEWAY_SECONDS = 10
 
 _MAX_KNOWN = 10_000
 """Credentials that were checked before and need not be checked again."""
+_NAMED_NOT_FOUND = 10
+"""Of those that a call for several did not find."""
 _AUTHORIZATION = "authorization"
 _SCHEME = "bearer "
 _NOT_VALID = "The token is not valid"
@@ -83,6 +85,10 @@ class Caller:
     credentials: Credentials = _NO_CREDENTIALS
     command: Command | None = None
     outcome: Outcome | None = None
+    not_found: int = 0
+    """Operations of a call for several that the caller was told are not there."""
+    first_not_found: list[str] = field(default_factory=list)
+    """The ids of the first few of them."""
 
     def admit_call(self) -> None:
         """Raises PermissionDenied when there is no operation for which they have the required right."""
@@ -100,6 +106,12 @@ class Caller:
             raise PermissionDenied(
                 f"You may see operation {record.id}, but not {self.right.value} it"
             )
+
+    def note_not_found(self, operation_id: str) -> None:
+        """Notes that they asked for an operation that is not there for them."""
+        self.not_found += 1
+        if self.not_found <= _NAMED_NOT_FOUND:
+            self.first_not_found.append(operation_id)
 
     def admit_start(self, parent: str) -> None:
         """Raises PermissionDenied when they may not start operations under this parent."""

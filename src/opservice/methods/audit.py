@@ -130,4 +130,6 @@ def done_by(caller: Caller) -> dict[str, object]:
         said["operation_id"] = command.id
         if isinstance(command, Start):
             said["parent"] = command.parent
+    if caller.not_found:
+        said |= {"not_found": caller.not_found, "operation_ids": caller.first_not_found}
     return said

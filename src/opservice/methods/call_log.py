@@ -61,20 +61,20 @@ class CallLog:
         self._level = INFO if policy.writes else DEBUG
         self._sums = sums
 
-    def logs_success(self) -> bool:
+    def logs_success(self, call: Call) -> bool:
         """Whether a call that succeeds gets a line. That of a read costs nothing unless it is wanted."""
-        return self._audited or _gate.isEnabledFor(self._level)
+        return self._is_audited(call) or _gate.isEnabledFor(self._level)
 
     def succeeded(self, call: Call) -> None:
         """To be called when `logs_success`."""
-        if self._audited:
+        if self._is_audited(call):
             audit.info("call", **self._line(call, _OK))
         else:
             log.log(self._level, "call", **self._line(call, _OK))
 
     def cancelled(self, call: Call) -> None:
         """Of a call whose client left, or gave up."""
-        if self._audited:
+        if self._is_audited(call):
             audit.info("call", **self._line(call, _CANCELLED))
         elif _gate.isEnabledFor(self._level):
             log.log(self._level, "call", **self._line(call, _CANCELLED))
@@ -96,6 +96,11 @@ class CallLog:
             audit.info("call", **line, **described(error))
         elif code != _INTERNAL and not isinstance(error, StoreError):
             log.info("call", **line, **described(error))
+
+    def _is_audited(self, call: Call) -> bool:
+        """Also a call for several operations of which some were not there, or hidden."""
+        caller = call.known_caller
+        return self._audited or (caller is not None and caller.not_found > 0)
 
     def _line(self, call: Call, code: int) -> dict[str, object]:
         line: dict[str, object] = {

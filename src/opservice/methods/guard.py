@@ -109,6 +109,8 @@ class GuardedStore:
             record = await self._store.get(operation_id)
             caller.admit(record)
         except OperationNotFound:
+            if not trusted:
+                caller.note_not_found(operation_id)
             return None
         return record
 

@@ -152,7 +152,7 @@ class MethodPipeline:
         finally:
             if counted:
                 self._shared.in_progress -= 1
-        logged = self._log.logs_success()
+        logged = self._log.logs_success(call)
         # A read of which nothing is logged gets no id either: trailers are a sixth of a Get's cost.
         if logged or call.has_request_id:
             call.set_trailers(((REQUEST_ID, call.request_id),))
