@@ -188,7 +188,11 @@ def test_no_lease_lapses_while_there_are_no_keys_to_know_its_holder_by(
     tmp_path: Path, issuer: Issuer, key_server: KeyServer
 ) -> None:
     settings = {"jwks": key_server.url, "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE}
-    quick = {"restart_grace": "0s", "housekeeping_interval": "100ms"}
+    quick = {
+        "restart_grace": "0s",
+        "housekeeping_interval": "100ms",
+        "resume_window": "0s",
+    }
     url = f"sqlite:///{tmp_path}/operations.db"
     with serving(tmp_path, url, **settings, **quick) as server:
         client = calling_with(server.client.channel, issuer.token("root", "admin:*"))

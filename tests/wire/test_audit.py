@@ -379,7 +379,11 @@ def test_whoever_reaches_a_limit_is_told_of(tmp_path: Path, sqlite_url: str) -> 
 
 
 def test_what_time_does_to_operations_is_told(tmp_path: Path, sqlite_url: str) -> None:
-    settings: dict[str, Any] = {"housekeeping_interval": "10ms", "cancel_grace": "0s"}
+    settings: dict[str, Any] = {
+        "housekeeping_interval": "10ms",
+        "cancel_grace": "0s",
+        "resume_window": "0s",
+    }
     soon = Duration(nanos=1_000_000)
     with serving(tmp_path, sqlite_url, **settings) as server:
         client = server.client
