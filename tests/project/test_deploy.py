@@ -27,7 +27,7 @@ TEXTS = [PAGE, ROOT / "compose.yaml", *(path for path in DEPLOY.rglob("*") if pa
 OTHERS_FLAGS = {
     # of pg_dump, pg_restore, pg_isready, docker and systemctl
     *("--format", "--file", "--exit-on-error", "--no-owner", "--dbname"),
-    *("--username", "--host", "--detach", "--wait", "--now", "--offline"),
+    *("--username", "--host", "--detach", "--wait", "--now", "--offline", "--dry-run"),
 }
 
 
