@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 from opservice import __version__
 from opservice.auth.authenticator import Authenticator
@@ -22,6 +23,7 @@ from opservice.background.housekeeping import (
 from opservice.common.addresses import socket_path
 from opservice.common.loggers import get_logger
 from opservice.common.metrics import BUILD, keep_flushing, own_process
+from opservice.common.open_files import connections_for_each
 from opservice.domain.operation import (
     SECOND,
     DeleteExpired,
@@ -103,6 +105,12 @@ async def run(
     loop = asyncio.get_running_loop()
     database.driver.when_lost(lambda: loop.call_soon_threadsafe(state.stop, FILE_LOST))
     readiness = Readiness(state, store, security.keys)
+    # Else a flood of connections to one front would leave no files for the other, nor for the database.
+    most = connections_for_each(
+        settings.connections.max_connections, 1 + settings.listening.serves_http
+    )
+    connections = replace(settings.connections, max_connections=most)
+    settings = replace(settings, connections=connections)
     server = new_server(grpc_options(settings.connections, share_port=share_port))
     listening = ExitStack()
     try:

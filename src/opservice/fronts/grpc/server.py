@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -13,8 +12,6 @@ import grpc
 
 from opservice.common.addresses import cannot_listen, socket_path, split_address
 
-_OTHER_FILES = 256
-"""Files that a process may open for anything but connections of clients."""
 _READ_BYTES = 64 << 10
 _ALGORITHMS = "grpc.compression_enabled_algorithms_bitset"
 _IDENTITY = 1
@@ -43,7 +40,7 @@ class GrpcOptions:
 
 
 def new_server(options: GrpcOptions) -> grpc.aio.Server:
-    """A server that serves nothing yet. Lets the process open as many files as it may, for connections."""
+    """A server that serves nothing yet."""
     return grpc.aio.server(options=server_options(options))
 
 
@@ -57,7 +54,7 @@ def server_options(options: GrpcOptions) -> list[tuple[str, Any]]:
         ("grpc.max_concurrent_streams", options.max_concurrent_streams),
         # By default streams that have ended count too: a fifth of the calls of a client at the limit fails.
         ("grpc.http.overload_protection", 0),
-        ("grpc.max_allowed_incoming_connections", _connections(options.max_connections)),
+        ("grpc.max_allowed_incoming_connections", options.max_connections),
         ("grpc.server_handshake_timeout_ms", options.handshake_timeout // 1000),
         # By default core refuses calls, at random, once 1,000 wait to be accepted.
         ("grpc.server.max_pending_requests", options.max_pending_requests),
@@ -71,15 +68,6 @@ def server_options(options: GrpcOptions) -> list[tuple[str, Any]]:
         ("grpc.experimental.tcp_max_read_buffer_size", _READ_BYTES),
         ("grpc.keepalive_time_ms", options.keepalive // 1000),
     ]
-
-
-def _connections(most: int) -> int:
-    """As many as are asked for, if they leave files for the database and the rest."""
-    files, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if allowed != resource.RLIM_INFINITY:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, allowed))
-        files = allowed
-    return most if files == resource.RLIM_INFINITY else max(1, min(most, files - _OTHER_FILES))
 
 
 def listen(

@@ -391,8 +391,8 @@ class ConnectionSettings:
     max_connections: int = setting(
         "count",
         20_000,
-        "Connections to a worker. It closes further ones at once. There are never more than the files that"
-        " the process may open, less 256.",
+        "Connections to a worker, by gRPC and by HTTP each. It closes further ones at once. There are never"
+        " more in all than the files that the process may open, less 256.",
         change_when="memory is short, or more clients than that connect.",
         least=1,
     )
