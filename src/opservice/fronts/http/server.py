@@ -45,13 +45,15 @@ class HttpServer:
         self._options = options
         self._handshake_seconds = options.handshake_timeout / SECOND
         self._servers: list[asyncio.Server] = []
+        self._sockets: Sequence[socket.socket] = ()
         self._room = Room(self._state, options.max_connections)
 
     async def start(self, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None) -> None:
         """Takes connections on the sockets from now on. Called again, with other TLS for new connections.
 
-        The sockets stay the caller's.
+        The sockets are closed when the server stops.
         """
+        self._sockets = sockets
         before, self._servers = self._servers, []
         for each in sockets:
             server = await asyncio.get_running_loop().create_server(
@@ -76,6 +78,8 @@ class HttpServer:
             await asyncio.sleep(0)
         for server in self._servers:
             server.close()
+        for each in self._sockets:  # else the kernel would go on taking connections for them
+            each.close()
         for connection in list(self._state.connections):
             connection.shutdown()
         deadline = time.monotonic() + seconds
