@@ -100,6 +100,8 @@ def test_a_struct_that_looks_like_an_any_is_left_alone() -> None:
         ({"metadata": {"@type": "example.com/a.B", "x": 1}}, "metadata", '"value": BASE64'),
         ({"metadata": {"@type": "example.com/a.B", "value": 1}}, "metadata", "BASE64"),
         ({"metadata": {"a": 1}}, "metadata", "@type"),
+        ({"metadata": {"@type": {}, "value": "AA=="}}, "", "@type must be a string"),
+        ({"metadata": {"@type": None}}, "", "@type must be a string"),
         ({"description": "\ud800"}, "description", "surrogate"),
     ],
     ids=str,

@@ -111,10 +111,8 @@ class ProtoJson:
         )
         return printed
 
-    def _type_of(self, url: object) -> Descriptor | None:
+    def _type_of(self, url: str) -> Descriptor | None:
         """The type that an `Any` with this URL holds; None when it is not known."""
-        if not isinstance(url, str):
-            return None
         try:
             found: Descriptor = self._pool.FindMessageTypeByName(url.rpartition("/")[2])
         except KeyError:
@@ -160,7 +158,9 @@ class ProtoJson:
             return False
         if kind.full_name != _ANY:
             return self._disguise_fields(value, kind, depth)
-        url = value.get("@type")
+        url = value.get("@type", "")
+        if not isinstance(url, str):
+            raise NotJson("@type must be a string")
         inner = self._type_of(url)
         if inner is not None:
             if inner.full_name == _EMPTY and value.get("value") == {}:
@@ -169,7 +169,7 @@ class ProtoJson:
             within = value["value"] if special else value
             return self._disguise_json(within, inner, depth + 1)
         known_form = value.keys() == {"@type", "value"} and isinstance(value["value"], str)
-        if isinstance(url, str) and known_form:
+        if known_form:
             value["@type"] = url + _DISGUISE
             return True
         return False  # json_format says what is wrong with it
