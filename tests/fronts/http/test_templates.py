@@ -22,7 +22,8 @@ from opservice.methods.services import FILES
         ("/v1/{name=operations/**}", "/v1/operations", None),
         ("/v1/{name=**/operations/*}", "/v1/a/b/operations/c", {"name": "a/b/operations/c"}),
         ("/v1/{name=**}/operations", "/v1/a/b/operations", {"name": "a/b"}),
-        ("/v1/{name=**}/operations", "/v1/a%2fb/%C3%A9/operations", {"name": "a%2fb/é"}),
+        ("/v1/{name=**}/operations", "/v1/a%2fb/%C3%A9/operations", {"name": "a/b/é"}),
+        ("/v1/{name=**}/operations", "/v1/a%252Fb/operations", {"name": "a%2Fb"}),
         ("/a.b/{x}", "/aXb/c", None),
     ],
 )
@@ -73,6 +74,9 @@ ROUTES = Routes(
         ("GET", "/endpoints", "List"),
         ("GET", "/endpoints/iam", "Get"),
         ("PUT", "/operations/a", None),
+        ("DELETE", "/v1/operationRecords/a:wait", None),
+        ("GET", "/v1/operations/a:cancel", None),
+        ("GET", "/v1/producer/operations/a:renew", None),
         ("GET", "/v2/operations", None),
     ],
 )
@@ -84,4 +88,5 @@ def test_a_path_leads_to_its_method(http_method: str, path: str, method: str | N
 def test_a_path_tells_its_methods() -> None:
     assert ROUTES.methods_at("/v1/operations/a") == ["DELETE", "GET"]
     assert ROUTES.methods_at("/operations/%FF:cancel") == ["GET", "POST"]
+    assert ROUTES.methods_at("/v1/operationRecords/a:watch") == ["GET"]
     assert ROUTES.methods_at("/nothing") == []

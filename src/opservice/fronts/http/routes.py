@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, cast
 
 from google.api import annotations_pb2
@@ -78,37 +79,42 @@ def _route(rule: HttpRule, path: str) -> Route:
 
 
 class Routes:
-    """Finds the route of a request."""
+    """Finds the route of a request.
+
+    What a path names does not depend on the HTTP method: `DELETE {id}:wait` deletes nothing, because with GET
+    that is a verb, and not an id.
+    """
 
     def __init__(self, routes: Iterable[Route]) -> None:
         # `{id}:cancel` before `{id}`, which would match it too; a collection before a name that ends like it.
-        ordered = sorted(routes, key=lambda route: (not route.template.verb, _is_open(route)))
+        ordered = sorted(routes, key=_rank)
         self.all: Sequence[Route] = ordered
-        self._of_method: dict[str, list[Route]] = {}
-        for route in ordered:
-            self._of_method.setdefault(route.http_method, []).append(route)
+        self._ranks = [list(same) for _, same in groupby(ordered, _rank)]
 
     def find(self, http_method: str, raw_path: str) -> tuple[Route, dict[str, str]] | None:
         """The route, and the values of the path's variables. Raises ValueError when one is not UTF-8."""
-        for route in self._of_method.get(http_method, ()):
-            values = route.template.match(raw_path)
-            if values is not None:
+        for route in self._at(raw_path):
+            if route.http_method == http_method:
+                values = route.template.match(raw_path)
+                assert values is not None
                 return route, values
         return None
 
     def methods_at(self, raw_path: str) -> list[str]:
         """The HTTP methods that a path has, in alphabetical order."""
-        found = {route.http_method for route in self.all if _matches(route.template, raw_path)}
-        return sorted(found)
+        return sorted({route.http_method for route in self._at(raw_path)})
+
+    def _at(self, raw_path: str) -> Sequence[Route]:
+        """The routes that a path has, by all HTTP methods."""
+        for same in self._ranks:
+            if same[0].template.verb and ":" not in raw_path:
+                continue  # nearly always
+            found = [route for route in same if route.template.matches(raw_path)]
+            if found:
+                return found
+        return ()
 
 
-def _is_open(route: Route) -> bool:
-    """Whether a variable ends the path."""
-    return route.template.text.endswith("}")
-
-
-def _matches(template: Template, raw_path: str) -> bool:
-    try:
-        return template.match(raw_path) is not None
-    except ValueError:
-        return True
+def _rank(route: Route) -> tuple[bool, bool]:
+    """Whether it has no verb, and whether a variable ends its path."""
+    return not route.template.verb, route.template.text.endswith("}")

@@ -1,7 +1,8 @@
 """Paths as `google.api.http` annotations have them: `/v1/{name=operations/**}:cancel`.
 
-Grammar and decoding: google/api/http.proto. A path is matched as it was sent, before percent-decoding: an
-encoded `/` or `:` is part of a value and not of the path.
+Grammar: google/api/http.proto. A path is matched as it was sent, before percent-decoding: an encoded `/` or
+`:` is part of a value and not of the path. An encoded slash is decoded in every value, also in one of several
+segments, where that file would leave it: OpenAPI knows no parameters with slashes, so its clients encode them.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ class Template:
 
     text: str
     _pattern: re.Pattern[str]
-    _fields: Mapping[str, tuple[str, bool]]
-    """By the name of the group: the field that the variable sets, and whether it may span segments."""
+    _fields: Mapping[str, str]
+    """The fields that the variables set, by the names of their groups."""
 
     @classmethod
     def of(cls, text: str) -> Template:
         """Reads an annotation's path. Raises ValueError when it is malformed."""
         pattern, at = "", 0
-        fields: dict[str, tuple[str, bool]] = {}
+        fields: dict[str, str] = {}
         while at < len(text):
             part = _PART.match(text, at)
             if part is None:
@@ -39,7 +40,7 @@ class Template:
             if part["field"] is not None:
                 inner = part["pattern"] or "*"
                 group = f"v{len(fields)}"
-                fields[group] = part["field"], inner != "*"
+                fields[group] = part["field"]
                 pattern += f"(?P<{group}>{_literal(inner)})"
             else:
                 pattern += _WILDCARDS[part["any"]] if part["any"] else re.escape(part["text"])
@@ -53,7 +54,11 @@ class Template:
     @property
     def fields(self) -> tuple[str, ...]:
         """The request's fields that the variables set, in the order of the path."""
-        return tuple(field for field, _ in self._fields.values())
+        return tuple(self._fields.values())
+
+    def matches(self, raw_path: str) -> bool:
+        """Whether it is the path's, whatever its variables hold."""
+        return self._pattern.fullmatch(raw_path) is not None
 
     def match(self, raw_path: str) -> dict[str, str] | None:
         """The values of the variables by field, None when the path is another one.
@@ -64,8 +69,7 @@ class Template:
         if found is None:
             return None
         return {
-            field: _decoded(found[group], spans_segments=spans)
-            for group, (field, spans) in self._fields.items()
+            field: unquote_to_bytes(found[group]).decode() for group, field in self._fields.items()
         }
 
 
@@ -73,12 +77,3 @@ def _literal(pattern: str) -> str:
     return "".join(
         _WILDCARDS.get(part, re.escape(part)) for part in re.split(r"(\*\*|\*)", pattern) if part
     )
-
-
-def _decoded(value: str, *, spans_segments: bool) -> str:
-    """Percent-decoded, but for an encoded slash in a value of several segments."""
-    if "%" not in value:
-        return value
-    if spans_segments:
-        value = re.sub("%(2f)", r"%25\1", value, flags=re.IGNORECASE)
-    return unquote_to_bytes(value).decode()
