@@ -10,3 +10,4 @@ ruff format --check
 mypy
 lint-imports
 scripts/gen_protos.sh --check
+python scripts/openapi_doc.py --check

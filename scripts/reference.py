@@ -6,9 +6,7 @@ scripts/docs.sh runs it before each build, so that the pages are never out of da
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import click
 from google.api import annotations_pb2, http_pb2
@@ -17,16 +15,13 @@ from google.protobuf.descriptor_pb2 import (
     EnumDescriptorProto,
     FieldDescriptorProto,
     FileDescriptorProto,
-    FileDescriptorSet,
     MethodDescriptorProto,
     ServiceDescriptorProto,
 )
-from google.rpc import status_pb2
-from grpc_tools import protoc  # type: ignore[import-untyped] # ships no types
 
+from openapi_comments import ROOT, described
 from opservice.cli import cli
 
-ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "reference"
 PROTO = ROOT / "proto"
 
@@ -42,7 +37,7 @@ _API = """\
 
 The services of this repository's protos, from their comments. `google.longrunning.Operations` is served as
 [Google publishes it](../google-longrunning.md). [Errors](../errors.md) lists every reason.
-The server speaks gRPC. The HTTP paths below are the annotations of the protos, for gateways that read them.
+The HTTP paths below are the annotations of the protos. [HTTP](../http.md) has more.
 """
 
 
@@ -75,18 +70,7 @@ def _files() -> list[FileDescriptorProto]:
     """The .proto files of the API, with their comments. The demo's messages are not part of it."""
     names = sorted(str(path.relative_to(PROTO)) for path in PROTO.rglob("*.proto"))
     names = [name for name in names if "/demo/" not in name and "validation" not in name]
-    google = Path(status_pb2.__file__).parents[2]
-    with tempfile.TemporaryDirectory() as directory:
-        out = Path(directory) / "set"
-        arguments = [f"-I{PROTO}", f"-I{google}", f"-I{_well_known()}"]
-        code = protoc.main(["", *arguments, "--include_source_info", f"-o{out}", *names])
-        if code:
-            raise SystemExit(code)
-        return list(FileDescriptorSet.FromString(out.read_bytes()).file)
-
-
-def _well_known() -> Path:
-    return Path(protoc.__file__).parent / "_proto"
+    return [file for file in described(names).file if file.name in names]
 
 
 class _Comments:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
+import opservice
 from support.client import TOKEN, Client
 from support.server import ServerProcess, eventually
 
+DOCUMENT = Path(opservice.__file__).parent / "fronts/http/openapi.json"
 UNKNOWN_ANY = {"@type": "example.com/a.B", "value": "AAH/"}
 
 
@@ -272,6 +276,39 @@ def test_a_watch_of_what_is_deleted_ends_with_a_failure(rest: Rest) -> None:
 def test_probes_need_no_credentials(rest: Rest) -> None:
     assert rest.get("/livez").json() == {"alive": True}
     assert rest.get("/readyz").json() == {"ready": True, "reasons": []}
+
+
+def test_the_openapi_document_is_served(rest: Rest) -> None:
+    plain = rest.get("/openapi.json", accept_encoding="identity")
+    assert plain.headers["content-type"] == "application/json"
+    assert plain.json() == json.loads(DOCUMENT.read_text())
+    zipped = rest.get("/openapi.json", accept_encoding="gzip")
+    assert zipped.headers["content-encoding"] == "gzip"
+    assert zipped.json() == plain.json()
+    for answer in (plain, zipped):
+        same = rest.get("/openapi.json", if_none_match=answer.headers["etag"])
+        assert (same.status_code, same.content) == (304, b"")
+    assert rest.get("/openapi.json", if_none_match='"0"').status_code == 200
+
+
+@pytest.mark.parametrize("path", json.loads(DOCUMENT.read_text())["paths"])
+def test_what_the_openapi_document_names_is_served(rest: Rest, path: str) -> None:
+    answer = rest("OPTIONS", re.sub(r"\{\w+\}", "x", path))
+    served = {*answer.headers["allow"].lower().split(", ")} - {"head", "options"}
+    assert served == json.loads(DOCUMENT.read_text())["paths"][path].keys()
+
+
+def test_a_verb_is_no_part_of_an_id(rest: Rest) -> None:
+    refused = rest("DELETE", "/v1/operationRecords/x:wait")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
+
+
+def test_a_parent_may_have_encoded_slashes(rest: Rest) -> None:
+    id_ = rest.start(parent="folders/encoded")
+    for path in ("folders/encoded", "folders%2Fencoded"):
+        name = f"folders/encoded/operations/{id_}"
+        assert rest.get(f"/v1/{path}/operations/{id_}").json()["name"] == name
+        assert rest.get(f"/v1/{path}/operations").json()["operations"][0]["name"] == name
 
 
 def test_a_server_that_is_stopped_ends_its_streams(tmp_path: Any, sqlite_url: str) -> None:

@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from opservice.common.metrics import exposition, flush
 from opservice.fronts.http.api import Api
+from opservice.fronts.http.openapi import openapi_route
 from opservice.fronts.http.origins import Origins
 
 Answer: TypeAlias = Callable[[Request], Awaitable[Response]]
@@ -50,7 +51,7 @@ def application(api: Api, origins: Origins, **answers: Answer) -> Starlette:
             )
         )
     own = [Route(f"/{name}", answer, methods=["GET"]) for name, answer in answers.items()]
-    served = Starlette(routes=own, middleware=middleware)
+    served = Starlette(routes=[*own, openapi_route()], middleware=middleware)
     # The API finds its routes itself: no pattern of Starlette's matches a path with a line break.
     served.router.default = api
     served.router.redirect_slashes = False

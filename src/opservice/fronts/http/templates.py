@@ -1,8 +1,9 @@
 """Paths as `google.api.http` annotations have them: `/v1/{name=operations/**}:cancel`.
 
 Grammar: google/api/http.proto. A path is matched as it was sent, before percent-decoding: an encoded `/` or
-`:` is part of a value and not of the path. An encoded slash is decoded in every value, also in one of several
-segments, where that file would leave it: OpenAPI knows no parameters with slashes, so its clients encode them.
+`:` is part of a value and not of the path. An encoded slash is decoded in every value, also in one of
+several segments, where that file would leave it: OpenAPI knows no parameters with slashes, so its clients
+encode them.
 """
 
 from __future__ import annotations
