@@ -140,3 +140,20 @@ def test_what_cannot_be_sent_is_wrong_usage(run: Run, arguments: list[str]) -> N
 
     assert result.exit_code == 2
     assert "Error: " in result.stderr
+
+
+def test_a_start_takes_labels_and_get_shows_them(run: Run) -> None:
+    id_ = run("start", "--quiet", "--label", "team=core", "--label", "note=a=b").output.strip()
+    shown = run("get", id_).output
+    assert "note=a=b, team=core" in shown
+    as_json = json.loads(run("get", id_, "--format", "json").output)
+    assert as_json["labels"] == {"team": "core", "note": "a=b"}
+    listed = run("list", "--filter", "labels.team = core labels.note:'=b'", "--quiet").output
+    assert id_ in listed.split()
+
+
+@pytest.mark.parametrize("labels", [["nothing"], ["a=1", "a=2"], ["Team=x"]], ids=str)
+def test_a_label_that_is_none_is_refused(run: Run, labels: list[str]) -> None:
+    result = run("start", *(part for each in labels for part in ("--label", each)))
+    assert result.exit_code != 0
+    assert "label" in result.stderr

@@ -19,7 +19,11 @@ from support.server import PATIENCE
 
 async def test_a_part_of_the_server_that_fails_stops_the_server(tmp_path: Path) -> None:
     settings = Settings.of(
-        listen="127.0.0.1:0", database=f"sqlite:///{tmp_path}/a.db", demo=True, drain=0
+        http_listen="off",
+        listen="127.0.0.1:0",
+        database=f"sqlite:///{tmp_path}/a.db",
+        demo=True,
+        drain=0,
     )
     files = read_files(settings.security)
     printed = []

@@ -140,7 +140,10 @@ def test_a_time_is_as_in_rfc_3339(written: str) -> None:
     )
 
 
-FIELDS = "created_at, created_by, description, done, error.code, id, method, modified_at"
+FIELDS = (
+    "cancelled_by, created_at, created_by, description, done, error.code, id, method, modified_at,"
+    " producer, labels.KEY"
+)
 
 
 @pytest.mark.parametrize(

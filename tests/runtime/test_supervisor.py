@@ -115,7 +115,10 @@ async def test_a_worker_that_was_told_to_drain_does_not_become_ready(site: Site)
 
 def supervisor(tmp_path: Path, *command: str) -> Supervisor:
     settings = Settings.of(
-        listen=f"127.0.0.1:{stable_port()}", database=f"sqlite:///{tmp_path}/a.db", workers=2
+        listen=f"127.0.0.1:{stable_port()}",
+        http_listen="off",
+        database=f"sqlite:///{tmp_path}/a.db",
+        workers=2,
     )
 
     def command_of(_connection: int, _held: int) -> Sequence[str]:

@@ -110,6 +110,10 @@ class Model:
             retention=command.retention,
             expires_at=None,
             request_hash=command.request_hash,
+            cancelled_by="",
+            producer=command.producer,
+            labels=command.labels,
+            traceparent=command.traceparent,
         )
         self.rows[command.id] = record
         return Outcome(record, changed=True)
@@ -160,6 +164,7 @@ class Model:
             error=command.error.status,
             error_code=command.error.code,
             cancel_requested_at=self._changed_at(record),
+            cancelled_by=command.by,
         )
         at_once = record.cancel_policy is CancelPolicy.IMMEDIATE
         return self._end(record) if at_once else self._change(record)

@@ -24,6 +24,7 @@ from opservice.domain.filters import (
     Position,
     Present,
 )
+from opservice.domain.labels import labels_to_text
 from opservice.domain.operation import SECOND, CancelPolicy, Complete, Record
 from opservice.methods.filtering import parse_filter
 from opservice.store.engine import Database, open_database
@@ -64,7 +65,12 @@ TEMPLATE = Record(
     retention=SECOND,
     expires_at=None,
     request_hash=None,
+    cancelled_by="",
+    producer="",
+    labels="",
+    traceparent="",
 )
+labels = st.dictionaries(st.sampled_from(["a", "b.c", "a-b_1", "c"]), texts | words, max_size=3)
 PARENTS = ["", "a", "a/b", "A"]
 NOW = EPOCH
 
@@ -87,6 +93,9 @@ def records(draw: st.DrawFn) -> Record:
         error=None if code is None else b"error",
         error_code=code,
         expires_at=draw(st.integers(NOW - 1, NOW + 2)) if done else None,
+        cancelled_by=draw(words),
+        producer=draw(texts | words),
+        labels=labels_to_text(draw(labels)),
     )
 
 

@@ -6,6 +6,7 @@ import multiprocessing
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,19 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, insert, text
 
 from opservice.domain.errors import StartupError
-from opservice.domain.operation import Complete
+from opservice.domain.operation import DAY, CancelPolicy
 from opservice.store import migrations
 from opservice.store.engine import Database, open_database
 from opservice.store.migrations import check_schema, migrate
 from opservice.store.repository import Repository
-from opservice.store.schema import metadata
-from store.conftest import Ops
+from opservice.store.schema import metadata, operations
+from store.conftest import EPOCH, Ops
 from support.postgres import PostgresServer
 
-HEAD = "0004"
+HEAD = "0005"
 """The newest migration."""
 
 NewUrl = Callable[[], str]
@@ -124,7 +125,7 @@ def migrate_to(database: Database, revision: str) -> None:
     database.write(work)
 
 
-@pytest.mark.parametrize("revision", ["0001", "0002", "0003"])
+@pytest.mark.parametrize("revision", ["0001", "0002", "0003", "0004"])
 def test_a_database_of_an_earlier_version_comes_to_the_schema_of_a_new_one(
     database: Database, empty: Database, revision: str
 ) -> None:
@@ -138,19 +139,37 @@ def test_a_database_of_an_earlier_version_keeps_its_operations_as_they_are(
     empty: Database,
 ) -> None:
     migrate_to(empty, "0002")
-    ops = Ops(empty, Repository())
-    running, done = ops.start(), ops.start()
-    done = ops.apply(Complete(done.id, b"response")).record
+    kept: dict[str, Any] = {
+        "parent": "folders/f",
+        "method": "a.B.C",
+        "description": "before",
+        "created_by": "alice",
+        "created_at": EPOCH,
+        "modified_at": EPOCH + 1,
+        "cancel_policy": CancelPolicy.COOPERATIVE,
+        "retention": DAY,
+        "timeout_at": EPOCH + DAY,
+    }
+    running = {**kept, "id": "ops-running", "revision": 1, "done": False}
+    ended = {"revision": 2, "done": True, "response": b"response", "expires_at": 2 * EPOCH}
+    done = {**kept, **ended, "id": "ops-done"}
+    with empty.writer.begin() as connection:
+        for row in (running, done):
+            connection.execute(insert(operations).values(row))
 
     migrate(empty)
 
-    assert [ops.get(running.id), ops.get(done.id)] == [running, done]
+    ops = Ops(empty, Repository())
+    for row in (running, done):
+        record = asdict(ops.get(row["id"]))
+        assert row.items() <= record.items()
+        assert (record["cancelled_by"], record["producer"], record["labels"]) == ("", "", "")
 
 
 def test_a_database_of_an_earlier_version_is_refused_with_what_to_run(empty: Database) -> None:
     migrate_to(empty, "0002")
 
-    with pytest.raises(StartupError, match=r"at schema 0002.*needs 0004.*run 'opservice migrate'"):
+    with pytest.raises(StartupError, match=r"at schema 0002.*needs 0005.*run 'opservice migrate'"):
         check_schema(empty)
 
 

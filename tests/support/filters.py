@@ -16,12 +16,14 @@ from opservice.domain.filters import (
     Condition,
     Field,
     Kind,
+    Label,
     Match,
     Not,
     Operator,
     Or,
     Present,
 )
+from opservice.domain.labels import labels_from_text
 from opservice.domain.operation import SECOND, Record
 
 EPOCH = 1_700_000_000 * SECOND
@@ -40,12 +42,14 @@ _VALUES: dict[Kind, st.SearchStrategy[Any]] = {
     Kind.STRING: texts | words,
     Kind.TIMESTAMP: times,
 }
-_STRINGS = [field for field in Field if field.kind is Kind.STRING]
+_LABELS = [Label("a"), Label("b.c"), Label("a-b_1")]
+_FIELDS: list[Field | Label] = [*Field, *_LABELS]
+_STRINGS = [field for field in _FIELDS if field.kind is Kind.STRING]
 
 
 @st.composite
 def _comparisons(draw: st.DrawFn) -> Comparison:
-    field = draw(st.sampled_from(Field))
+    field = draw(st.sampled_from(_FIELDS))
     operators = [Operator.EQUAL] if field.kind is Kind.BOOLEAN else list(Operator)
     return Comparison(field, draw(st.sampled_from(operators)), draw(_VALUES[field.kind]))
 
@@ -69,7 +73,7 @@ def _compound(inner: st.SearchStrategy[Condition]) -> st.SearchStrategy[Conditio
 
 
 conditions: st.SearchStrategy[Condition] = st.recursive(
-    _comparisons() | _matches() | st.sampled_from(Field).map(Present), _compound, max_leaves=8
+    _comparisons() | _matches() | st.sampled_from(_FIELDS).map(Present), _compound, max_leaves=8
 )
 
 
@@ -127,12 +131,14 @@ class _Writer:
                 start = "" if anchor is Anchor.START else "*"
                 end = "" if anchor is Anchor.END or not text else "*"
                 return f"{field.value} = {self._string(text, start, end)}"
+            case Present(Label(key)) if self._maybe():
+                return f"labels:{key}"
             case Present(field):
                 return f"{field.value}:{self._one_of('*', chr(34) + '*' + chr(34))}"
             case _:
                 return f"({self.expression(condition)})"
 
-    def _value(self, field: Field, value: bool | int | str) -> str:
+    def _value(self, field: Field | Label, value: bool | int | str) -> str:
         match field.kind:
             case Kind.BOOLEAN:
                 return str(value).lower()
@@ -167,10 +173,14 @@ def satisfies(record: Record, condition: Condition) -> bool:
             return any(satisfies(record, each) for each in condition.conditions)
         case Not():
             return not satisfies(record, condition.condition)
+        case Present(Label(key)):
+            return key in labels_from_text(record.labels)
         case Present(field):
             return _value_of(record, field) not in (None, "", False)
         case Match(field, text, anchor):
             value = _value_of(record, field)
+            if value is None:
+                return False
             found = {
                 Anchor.START: value.startswith,
                 Anchor.END: value.endswith,
@@ -183,5 +193,7 @@ def satisfies(record: Record, condition: Condition) -> bool:
             return value is not None and compare(value, expected)
 
 
-def _value_of(record: Record, field: Field) -> Any:
+def _value_of(record: Record, field: Field | Label) -> Any:
+    if isinstance(field, Label):
+        return labels_from_text(record.labels).get(field.key)
     return getattr(record, field.value.replace(".", "_"))

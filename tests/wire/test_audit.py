@@ -19,7 +19,12 @@ from google.rpc.code_pb2 import Code
 from google.rpc.status_pb2 import Status
 
 from opservice._proto.opservice.v1 import operation_record_service_pb2 as record_pb
+from opservice._proto.opservice.v1 import operation_record_service_pb2 as records_pb
 from opservice._proto.opservice.v1 import producer_service_pb2 as producer_pb
+from opservice._proto.opservice.v1.operation_record_pb2 import CancelPolicy
+from opservice._proto.opservice.v1.operation_record_service_pb2_grpc import (
+    OperationRecordServiceStub,
+)
 from opservice._proto.yandex.cloud.operation import operation_service_pb2 as operation_pb
 from support.client import Client, Refusal, refused
 from support.fixtures import execute
@@ -491,3 +496,22 @@ def test_all_workers_write_one_file(tmp_path: Path, sqlite_url: str) -> None:
         lines = lines_of(file)
         assert {line["operation_id"] for line in lines} == ids
         assert {line["worker"] for line in lines} == {1, 2}
+
+
+@pytest.mark.parametrize("how", ["Cancel", "CancelOperation"])
+def test_a_record_names_who_started_and_who_cancelled_first(site: Site, how: str) -> None:
+    id_ = site.started(created_by="bob", cancel_policy=CancelPolicy.COOPERATIVE)
+    method, request = DONE_BY_ALICE[how]
+    for who in ("alice", "root"):
+        site.call(who, method, request(id_))
+    stub = OperationRecordServiceStub(site.server.client.channel)
+    asked = records_pb.GetOperationRecordRequest(operation_id=id_)
+    record = stub.Get(asked, metadata=bearer(site.tokens["viewer"]))
+    assert (record.producer, record.cancelled_by) == ("registry", "alice")
+    listed = stub.List(
+        records_pb.ListOperationRecordsRequest(
+            parent=PARENT, filter=f"producer = registry cancelled_by = alice id = {id_}"
+        ),
+        metadata=bearer(site.tokens["viewer"]),
+    )
+    assert [each.operation.id for each in listed.operation_records] == [id_]

@@ -46,6 +46,11 @@ class StartOptions(TypedDict, total=False):
     """Makes a repeated start lead to the same operation; 128 characters at most."""
     id_prefix: str
     """The first 3 characters of its id."""
+    labels: Mapping[str, str]
+    """By which operations can be filtered: 16 at most; keys are `[a-z][a-z0-9_.-]{0,62}`.
+
+    Values have 63 characters at most.
+    """
     context: CallContext
     """Takes the caller's `idempotency-key` header, unless `idempotency_key` is given.
 

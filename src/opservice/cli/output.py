@@ -80,7 +80,10 @@ class Output:
         elif self.format == "table":
             print_line(answer.operation)
         else:
-            self._print({"operation": self._operation(answer.operation), "owned": answer.owned})
+            # The id, the description and their like stand in the operation.
+            record = MessageToDict(answer.record)
+            operation = self._operation(answer.operation)
+            self._print({"operation": operation, "owned": answer.owned, "record": record})
 
     def renewed(self, answer: RenewResponse) -> None:
         if self.format == "table":

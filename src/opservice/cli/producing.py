@@ -107,6 +107,13 @@ def _renewal_options(command: Command) -> Command:
     help="With the same key, the same call returns the same operation.",
 )
 @click.option("--id-prefix", default="", help="First 3 characters of the id.")
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A label, by which operations can be filtered. May be repeated.",
+)
 @metadata_option
 @click.option("-q", "--quiet", is_flag=True, help="Print only the id.")
 def start_command(
@@ -117,6 +124,7 @@ def start_command(
     lease_token_file: Path | None,
     operation_timeout: int | None,
     retention: int | None,
+    labels: tuple[str, ...],
     metadata: str | None,
     quiet: bool,
     **texts: str,
@@ -129,7 +137,13 @@ def start_command(
     opservice start --metadata '{"@type": "type.googleapis.com/google.protobuf.StringValue", "value": "x"}'
     """
     request = StartRequest(
-        **texts,
+        description=texts["description"],
+        parent=texts["parent"],
+        method=texts["method"],
+        created_by=texts["created_by"],
+        idempotency_key=texts["idempotency_key"],
+        id_prefix=texts["id_prefix"],
+        labels=_labels(labels),
         cancel_policy=CancelPolicy.Value(cancel_policy.upper()),
         lease=_duration(lease),
         lease_token=_lease_token(lease_token_file),
@@ -138,6 +152,19 @@ def start_command(
         metadata=output.payloads.from_json("--metadata", metadata),
     )
     output.started(_called(connection, connection.producer.Start, request), quiet=quiet)
+
+
+def _labels(given: tuple[str, ...]) -> dict[str, str]:
+    """Raises UsageError."""
+    labels: dict[str, str] = {}
+    for each in given:
+        key, equals, value = each.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{each!r}: expected KEY=VALUE", param_hint="'--label'")
+        if key in labels:
+            raise click.BadParameter(f"{key} is given twice", param_hint="'--label'")
+        labels[key] = value
+    return labels
 
 
 @click.command("renew")

@@ -109,9 +109,12 @@ def print_card(record: OperationRecord, shown: dict[str, Any]) -> None:
     add("Parent", plain(record.parent))
     add("Created", f"{_time(operation.created_at)} ({_age(operation.created_at)} ago)")
     add("Created by", plain(operation.created_by))
+    add("Producer", plain(record.producer))
+    add("Labels", ", ".join(plain(f"{key}={record.labels[key]}") for key in sorted(record.labels)))
     add("Modified", _time(operation.modified_at))
     add("Cancel", _policy(record))
     add("Lease until", _time_of(record, "lease_expires_at"))
+    add("Runs until", _time_of(record, "timeout_at"))
     add("Kept until", _time_of(record, "expires_at"))
     add("Metadata", _indented(shown.get("metadata")))
     add("Response", _indented(shown.get("response")))
@@ -181,7 +184,8 @@ def _policy(record: OperationRecord) -> str:
         return ""  # not known: made by Cancel and its like, which do not tell
     policy = CancelPolicy.Name(record.cancel_policy).lower()
     asked = _time_of(record, "cancel_requested_at")
-    return f"{policy}, asked for at {asked}" if asked else policy
+    by = f" by {plain(record.cancelled_by)}" if record.cancelled_by else ""
+    return f"{policy}, asked for at {asked}{by}" if asked else policy
 
 
 def _time_of(record: OperationRecord, field: str) -> str:

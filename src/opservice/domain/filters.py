@@ -38,6 +38,7 @@ class Field(Enum):
         made.kind = kind
         return made
 
+    CANCELLED_BY = "cancelled_by", Kind.STRING
     CREATED_AT = "created_at", Kind.TIMESTAMP
     CREATED_BY = "created_by", Kind.STRING
     DESCRIPTION = "description", Kind.STRING
@@ -46,6 +47,23 @@ class Field(Enum):
     ID = "id", Kind.STRING
     METHOD = "method", Kind.STRING
     MODIFIED_AT = "modified_at", Kind.TIMESTAMP
+    PRODUCER = "producer", Kind.STRING
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """The label with this key, on the left of an operator. An operation may lack it."""
+
+    key: str
+
+    @property
+    def value(self) -> str:
+        """The name that it has there."""
+        return f"labels.{self.key}"
+
+    @property
+    def kind(self) -> Kind:
+        return Kind.STRING
 
 
 class Operator(Enum):
@@ -68,25 +86,25 @@ class Anchor(Enum):
 class Comparison:
     """False of a missing value. Strings compare by code point."""
 
-    field: Field
+    field: Field | Label
     operator: Operator
     value: bool | int | str
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A string field has the text, in the same case, where the anchor says."""
+    """A string field has the text, in the same case, where the anchor says. False of a missing value."""
 
-    field: Field
+    field: Field | Label
     text: str
     anchor: Anchor
 
 
 @dataclass(frozen=True, slots=True)
 class Present:
-    """The field has a value other than the default of its type."""
+    """The field has a value other than the default of its type; a label is there, though it be empty."""
 
-    field: Field
+    field: Field | Label
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,14 @@ from opservice.domain.filters import (
     Comparison,
     Condition,
     Field,
+    Label,
     Match,
     Not,
     Operator,
     Or,
     Present,
 )
+from opservice.domain.labels import labels_from_text
 from opservice.domain.operation import Record
 
 _OPERATORS: dict[Operator, Callable[[Any, Any], bool]] = {
@@ -45,15 +47,24 @@ def satisfies(record: Record, condition: Condition) -> bool:
         case Not():
             return not satisfies(record, condition.condition)
         case Present():
-            value = _VALUES[condition.field](record)
+            value = _value_of(record, condition.field)
+            if isinstance(condition.field, Label):
+                return value is not None
             return value not in (None, "", False)
         case Match():
-            return _has_text(_VALUES[condition.field](record), condition)
+            return _has_text(_value_of(record, condition.field), condition)
         case Comparison():
-            value = _VALUES[condition.field](record)
+            value = _value_of(record, condition.field)
             return value is not None and _OPERATORS[condition.operator](value, condition.value)
         case _:
             assert_never(condition)
+
+
+def _value_of(record: Record, field: Field | Label) -> Any:
+    """None when there is none."""
+    if isinstance(field, Label):
+        return labels_from_text(record.labels).get(field.key)
+    return _VALUES[field](record)
 
 
 def _has_text(value: str | None, match: Match) -> bool:

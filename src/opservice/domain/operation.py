@@ -94,6 +94,14 @@ class Record:
     retention: Microseconds
     expires_at: Microseconds | None
     request_hash: bytes | None
+    cancelled_by: str
+    """Whose Cancel was the first to be accepted; empty when nobody's was, and without authentication."""
+    producer: str
+    """Who called Start; empty without authentication."""
+    labels: str
+    """As labels.py has them."""
+    traceparent: str
+    """Of whoever called Start, as in W3C Trace Context; empty when they gave none."""
 
     @property
     def payload_bytes(self) -> int:
@@ -175,6 +183,10 @@ class Start:
     lease_token_hash: bytes | None = None
     timeout: Microseconds | None = None
     request_hash: bytes | None = None
+    producer: str = ""
+    labels: str = ""
+    """As labels.py has them."""
+    traceparent: str = ""
     max_running: int | None = None
     """With so many operations of the parent running already, it is refused."""
 
@@ -211,10 +223,14 @@ class Fail:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """End it with this error, or ask its producer to, as the operation's cancel policy says."""
+    """End it with this error, or ask its producer to, as the operation's cancel policy says.
+
+    `by` is who asks for it; empty without authentication.
+    """
 
     id: str
     error: Failure
+    by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +319,8 @@ def start_by(
     lease: Microseconds | None = None,
     lease_token: str = "",
     timeout: Microseconds | None = None,
+    labels: str = "",
+    traceparent: str = "",
     max_running: int | None = None,
 ) -> Start:
     """The Start that this producer asks for.
@@ -333,6 +351,9 @@ def start_by(
         lease_token_hash=hash_lease_token(id_, lease_token),
         timeout=timeout,
         request_hash=request_hash if idempotency_key else None,
+        producer=identity.subject,
+        labels=labels,
+        traceparent=traceparent,
         max_running=max_running,
     )
 

@@ -18,6 +18,7 @@ from opservice._proto.opservice.v1 import producer_service_pb2 as producer_pb
 from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
 from opservice.domain.errors import InvalidArgument, Violation
 from opservice.domain.identity import Identity
+from opservice.domain.labels import labels_from_text, labels_to_text
 from opservice.domain.operation import (
     SECOND,
     CancelPolicy,
@@ -115,8 +116,14 @@ def parent_from_pb(name: str) -> str:
 
 def record_to_pb(record: Record, *, hide_error: bool = False) -> record_pb.OperationRecord:
     """The operation with what is kept beside it. With `hide_error` it shows no error until it is done."""
+    beside = record_beside_to_pb(record)
+    beside.operation.MergeFrom(operation_to_pb(record, hide_error=hide_error))
+    return beside
+
+
+def record_beside_to_pb(record: Record) -> record_pb.OperationRecord:
+    """What is kept beside the operation, without the operation itself."""
     return record_pb.OperationRecord(
-        operation=operation_to_pb(record, hide_error=hide_error),
         parent=record.parent,
         method=record.method,
         cancel_policy=record_pb.CancelPolicy.ValueType(record.cancel_policy),
@@ -125,6 +132,11 @@ def record_to_pb(record: Record, *, hide_error: bool = False) -> record_pb.Opera
         lease_expires_at=_optional_timestamp_to_pb(record.lease_expires_at),
         expires_at=_optional_timestamp_to_pb(record.expires_at),
         revision=record.revision,
+        cancelled_by=record.cancelled_by,
+        producer=record.producer,
+        timeout_at=_optional_timestamp_to_pb(record.timeout_at),
+        labels=labels_from_text(record.labels),
+        traceparent=record.traceparent,
     )
 
 
@@ -176,8 +188,10 @@ def progress_from_pb(progress: record_pb.Progress) -> Progress:
     return Progress(progress.done, progress.total, progress.unit, progress.message)
 
 
-def start_from_pb(request: producer_pb.StartRequest, limits: Limits, identity: Identity) -> Start:
-    """What a producer asks for. Raises InvalidArgument that names every violation."""
+def start_from_pb(
+    request: producer_pb.StartRequest, limits: Limits, identity: Identity, traceparent: str = ""
+) -> Start:
+    """What a producer asks for, in this trace. Raises InvalidArgument that names every violation."""
     check = Check()
     check.text("description", request.description, MAX_DESCRIPTION)
     check.parent("parent", request.parent)
@@ -186,6 +200,7 @@ def start_from_pb(request: producer_pb.StartRequest, limits: Limits, identity: I
     check.name("idempotency_key", request.idempotency_key, MAX_IDEMPOTENCY_KEY)
     check.id_prefix("id_prefix", request.id_prefix)
     check.lease_token("lease_token", request.lease_token)
+    check.labels("labels", request.labels)
     metadata = _metadata(request, check, limits)
     if request.cancel_policy not in record_pb.CancelPolicy.values():
         check.wrong("cancel_policy", f"{request.cancel_policy} is not a CancelPolicy")
@@ -216,6 +231,8 @@ def start_from_pb(request: producer_pb.StartRequest, limits: Limits, identity: I
         lease=lease,
         lease_token=request.lease_token,
         timeout=timeout,
+        labels=labels_to_text(request.labels),
+        traceparent=traceparent,
         max_running=limits.max_running,
     )
 

@@ -26,6 +26,7 @@ from opservice.domain.filters import (
     Condition,
     Field,
     Kind,
+    Label,
     Match,
     Not,
     Operator,
@@ -33,6 +34,7 @@ from opservice.domain.filters import (
     Present,
     depth,
 )
+from opservice.methods.validation import LABEL_KEY
 
 MAX_FILTER = 2048
 """Characters."""
@@ -66,6 +68,8 @@ _GRAMMAR = r"""
     %ignore /\s+/
 """
 _FIELDS = {field.value: field for field in Field}
+_LABELS = "labels"
+_LABEL = f"{_LABELS}."
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _RFC_3339 = re.compile(
     r"(?P<second>[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2})(\.(?P<fraction>[0-9]+))?"
@@ -165,9 +169,13 @@ class _Conditions(Transformer[Token, Condition]):
         return condition.condition if isinstance(condition, Not) else Not(condition)
 
     def restriction(self, name: Token, operator: Token, value: Token) -> Condition:
-        field = _FIELDS.get(name)
+        if name == _LABELS and operator == ":":
+            return Present(_label(_plain(value), value))
+        field: Field | Label | None = _FIELDS.get(name)
+        if field is None and name.startswith(_LABEL):
+            field = _label(name.removeprefix(_LABEL), name)
         if field is None:
-            known = ", ".join(_FIELDS)
+            known = ", ".join([*_FIELDS, f"{_LABEL}KEY"])
             raise _Wrong(name.start_pos, f'unknown field "{name[:30]}"; the fields are {known}')
         if field.kind is Kind.BOOLEAN and operator not in ("=", "!=", ":"):
             raise _Wrong(operator.start_pos, f"{field.value} goes only with = != :")
@@ -175,6 +183,21 @@ class _Conditions(Transformer[Token, Condition]):
             return _comparison(field, operator, _read(value))
         except ValueError as error:
             raise _Wrong(value.start_pos, f"{value[:40]} {error}") from None
+
+
+def _label(key: str, token: Token) -> Label:
+    if not LABEL_KEY.fullmatch(key):
+        raise _Wrong(token.start_pos, f'"{key[:30]}" cannot be the key of a label')
+    return Label(key)
+
+
+def _plain(token: Token) -> str:
+    """A value that is to have no wildcard."""
+    try:
+        literal = _read(token)
+    except ValueError as error:
+        raise _Wrong(token.start_pos, f"{token[:40]} {error}") from None
+    return "*" if literal.has_wildcards else literal.text
 
 
 def _flat(kind: type[And | Or], conditions: tuple[Condition, ...]) -> tuple[Condition, ...]:
@@ -213,7 +236,7 @@ def _read(token: Token) -> _Literal:
     return _Literal("".join(character[-1] for character in inner), open_start, open_end)
 
 
-def _comparison(field: Field, operator: str, literal: _Literal) -> Condition:
+def _comparison(field: Field | Label, operator: str, literal: _Literal) -> Condition:
     match operator:
         case ":":
             return _has(field, literal)
@@ -225,7 +248,7 @@ def _comparison(field: Field, operator: str, literal: _Literal) -> Condition:
             return Comparison(field, Operator(str(operator)), _value(field, literal))
 
 
-def _has(field: Field, literal: _Literal) -> Condition:
+def _has(field: Field | Label, literal: _Literal) -> Condition:
     if literal.has_wildcards and not literal.text:
         return Present(field)
     if field.kind is not Kind.STRING:
@@ -233,7 +256,7 @@ def _has(field: Field, literal: _Literal) -> Condition:
     return Match(field, str(_value(field, literal)), Anchor.ANYWHERE)
 
 
-def _equals(field: Field, literal: _Literal) -> Condition:
+def _equals(field: Field | Label, literal: _Literal) -> Condition:
     if field.kind is not Kind.STRING or not literal.has_wildcards:
         return Comparison(field, Operator.EQUAL, _value(field, literal))
     if (literal.open_start and literal.open_end) or not literal.text:
@@ -241,7 +264,7 @@ def _equals(field: Field, literal: _Literal) -> Condition:
     return Match(field, literal.text, Anchor.END if literal.open_start else Anchor.START)
 
 
-def _value(field: Field, literal: _Literal) -> bool | int | str:
+def _value(field: Field | Label, literal: _Literal) -> bool | int | str:
     """The literal as a value of the field's kind."""
     if literal.has_wildcards:
         raise ValueError(

@@ -73,10 +73,10 @@ class LongrunningService:
         return response
 
     async def CancelOperation(self, request: CancelOperationRequest, call: Call) -> Empty:
+        caller = call.caller
         with _not_found_as(request.name):
-            await self._store.apply(
-                call.caller, Cancel(await self._id(call.caller, request.name), CANCELLED)
-            )
+            id_ = await self._id(caller, request.name)
+            await self._store.apply(caller, Cancel(id_, CANCELLED, caller.identity.subject))
         return Empty()
 
     async def DeleteOperation(self, request: DeleteOperationRequest, call: Call) -> Empty:

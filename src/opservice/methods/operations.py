@@ -55,7 +55,8 @@ class OperationService:
         return self._to_pb(record)
 
     async def Cancel(self, request: CancelOperationRequest, call: Call) -> Operation:
+        caller = call.caller
         outcome = await self._store.apply(
-            call.caller, Cancel(valid_id(request.operation_id), CANCELLED)
+            caller, Cancel(valid_id(request.operation_id), CANCELLED, caller.identity.subject)
         )
         return self._to_pb(outcome.record)

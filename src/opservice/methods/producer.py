@@ -17,12 +17,14 @@ from opservice.methods.convert import (
     complete_from_pb,
     fail_from_pb,
     operation_to_pb,
+    record_beside_to_pb,
     renew_from_pb,
     start_from_pb,
     timestamp_to_pb,
 )
 from opservice.methods.guard import GuardedStore
 from opservice.methods.registry import Method, methods_of
+from opservice.methods.trace_context import traceparent_of
 from opservice.methods.validation import Limits
 
 
@@ -42,10 +44,15 @@ class ProducerService:
     async def Start(self, request: StartRequest, call: Call) -> StartResponse:
         identity = call.caller.identity
         outcome = await self._store.apply(
-            call.caller, start_from_pb(request, self._limits, identity)
+            call.caller,
+            start_from_pb(request, self._limits, identity, traceparent_of(call.headers)),
         )
         operation = operation_to_pb(outcome.record, hide_error=self._hide_error)
-        return StartResponse(operation=operation, owned=outcome.owned)
+        return StartResponse(
+            operation=operation,
+            owned=outcome.owned,
+            record=record_beside_to_pb(outcome.record),
+        )
 
     async def Renew(self, request: RenewRequest, call: Call) -> RenewResponse:
         record = (await self._store.apply(call.caller, renew_from_pb(request, self._limits))).record

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from google.protobuf.any_pb2 import Any
@@ -23,6 +23,8 @@ MAX_CREATED_BY = 64
 MAX_NAME = 256
 MAX_IDEMPOTENCY_KEY = 128
 MIN_LEASE_TOKEN, MAX_LEASE_TOKEN = 16, 128
+MAX_LABELS = 16
+MAX_LABEL_VALUE = 63
 MAX_PROGRESS_UNIT = 64
 MAX_PROGRESS_MESSAGE = 256
 MAX_DETAILS = 100
@@ -35,6 +37,9 @@ MAX_VIOLATIONS = 32
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _PARENT = re.compile(r"[^/\s]+(/[^/\s]+)*")
 _ID_PREFIX = re.compile(r"[a-z][a-z0-9]{2}")
+LABEL_KEY = re.compile(r"[a-z][a-z0-9_.-]{0,62}")
+_SHOWN_KEY = 30
+"""Characters shown of a key that is wrong."""
 _ANSWER_SECONDS = 0.5
 """Before the deadline of a Wait: for the last read and the way back."""
 _MAX_DURATION_SECONDS = 315_576_000_000  # google/protobuf/duration.proto
@@ -148,6 +153,18 @@ class Check:
         if value and not _ID_PREFIX.fullmatch(value):
             self.wrong(field, "must be 3 of a to z and 0 to 9, the first a letter")
 
+    def labels(self, field: str, value: Mapping[str, str]) -> None:
+        """At most MAX_LABELS. Values have at most MAX_LABEL_VALUE characters, without control characters."""
+        if len(value) > MAX_LABELS:
+            self.wrong(field, f"are {len(value)}, at most {MAX_LABELS} are allowed")
+            return
+        for key in sorted(value):
+            if LABEL_KEY.fullmatch(key):
+                self.name(f"{field}.{key}", value[key], MAX_LABEL_VALUE)
+            else:
+                expected = "1 to 63 of a to z, 0 to 9, '_', '.' and '-', the first a letter"
+                self.wrong(f"{field}.{_shown_key(key)}", f"its key must be {expected}")
+
     def lease_token(self, field: str, value: str) -> None:
         """Empty, or MIN_LEASE_TOKEN to MAX_LEASE_TOKEN characters."""
         if value and not MIN_LEASE_TOKEN <= len(value) <= MAX_LEASE_TOKEN:
@@ -192,3 +209,8 @@ class Check:
     def _size(self, field: str, size: int, limit: int) -> None:
         if size > limit:
             self.wrong(field, f"has {size} bytes, at most {limit} are allowed")
+
+
+def _shown_key(key: str) -> str:
+    """Of a label's key, which may be anything, for the name of a field."""
+    return "".join(c if " " <= c <= "~" else "?" for c in key[:_SHOWN_KEY])

@@ -1,16 +1,11 @@
-"""Pages of operations, newest first, and what a filter's conditions are in SQL.
-
-Conditions become expressions with bound parameters, never text. None of them is ever NULL: SQL's
-third truth value would make NOT miss the operations that have no value.
-"""
+"""Pages of operations, newest first."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from operator import ge, gt, le, lt
-from typing import Any, assert_never
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -19,14 +14,12 @@ from sqlalchemy import (
     Connection,
     Row,
     Select,
-    Text,
     and_,
     bindparam,
     case,
     false,
     func,
     literal,
-    not_,
     or_,
     select,
     true,
@@ -36,24 +29,18 @@ from sqlalchemy import (
 )
 
 from opservice.domain.filters import (
-    Anchor,
     And,
     Comparison,
     Condition,
     Field,
-    Kind,
     ListQuery,
-    Match,
-    Not,
     Operator,
-    Or,
     Position,
-    Present,
 )
 from opservice.domain.identity import EVERYWHERE
 from opservice.domain.operation import Record
+from opservice.store.conditions import condition_to_sql
 from opservice.store.schema import BY_CREATION, operations
-from opservice.store.sql import in_bytes, position_in
 from opservice.store.statements import RECORD, THESE, record_of
 
 PAGE_BYTES = 3 << 20
@@ -74,16 +61,6 @@ _AFTER_SLASH = chr(ord("/") + 1)
 _OVERHEAD_BYTES = 128  # of what has a fixed size, and of protobuf
 
 _c = operations.c
-_COLUMNS: dict[Field, Column[Any]] = {
-    Field.CREATED_AT: _c.created_at,
-    Field.CREATED_BY: _c.created_by,
-    Field.DESCRIPTION: _c.description,
-    Field.DONE: _c.done,
-    Field.ERROR_CODE: _c.error_code,
-    Field.ID: _c.id,
-    Field.METHOD: _c.method,
-    Field.MODIFIED_AT: _c.modified_at,
-}
 _PAYLOADS = (_c.metadata, _c.response, _c.error)
 _TEXTS = (
     _c.parent,
@@ -92,13 +69,11 @@ _TEXTS = (
     _c.created_by,
     _c.progress_unit,
     _c.progress_message,
+    _c.cancelled_by,
+    _c.producer,
+    _c.labels,
+    _c.traceparent,
 )
-_ORDERS: dict[Operator, Callable[[Any, Any], ColumnElement[bool]]] = {
-    Operator.LESS: lt,
-    Operator.LESS_OR_EQUAL: le,
-    Operator.GREATER: gt,
-    Operator.GREATER_OR_EQUAL: ge,
-}
 
 
 def _lengths(columns: Iterable[Column[Any]]) -> list[ColumnElement[int]]:
@@ -367,62 +342,3 @@ def _names_one(condition: Condition) -> bool:
         Field.ID,
         Operator.EQUAL,
     )
-
-
-def condition_to_sql(condition: Condition) -> ColumnElement[bool]:
-    """Means the same on every database."""
-    match condition:
-        case And():
-            return and_(*(condition_to_sql(each) for each in condition.conditions))
-        case Or():
-            return or_(*(condition_to_sql(each) for each in condition.conditions))
-        case Not():
-            return not_(condition_to_sql(condition.condition))
-        case Present():
-            return _present(condition.field)
-        case Match():
-            return _match(condition)
-        case Comparison():
-            return _comparison(condition)
-        case _:
-            assert_never(condition)
-
-
-def _present(field: Field) -> ColumnElement[bool]:
-    column = _COLUMNS[field]
-    match field.kind:
-        case Kind.BOOLEAN:
-            return column
-        case Kind.STRING:
-            return column != ""
-        case Kind.INTEGER | Kind.TIMESTAMP:
-            return column.is_not(None)
-
-
-def _match(match: Match) -> ColumnElement[bool]:
-    # Not LIKE: SQLite's takes no notice of case, and its wildcards would have to be escaped.
-    column, length = _COLUMNS[match.field], len(match.text)
-    text = bindparam(None, match.text, Text)
-    match match.anchor:
-        case Anchor.START:
-            return func.substr(column, 1, length) == text
-        case Anchor.END:
-            return func.substr(column, func.length(column) - length + 1) == text
-        case Anchor.ANYWHERE:
-            return position_in(column, text) > 0
-
-
-def _comparison(comparison: Comparison) -> ColumnElement[bool]:
-    field, value = comparison.field, comparison.value
-    column = _COLUMNS[field]
-    if field.kind is Kind.BOOLEAN:
-        return column if value else not_(column)
-    # BigInteger: a number that is too large for its column is no error.
-    literal_ = bindparam(None, value, Text if field.kind is Kind.STRING else BigInteger)
-    if comparison.operator is Operator.EQUAL:
-        return column.is_not_distinct_from(literal_) if column.nullable else column == literal_
-    # Never as a range of an index, which would not be that of the order: hence "" and 0.
-    ordered: ColumnElement[Any]
-    ordered = in_bytes(column.concat("")) if field.kind is Kind.STRING else column + 0
-    compared = _ORDERS[comparison.operator](ordered, literal_)
-    return and_(column.is_not(None), compared) if column.nullable else compared

@@ -208,6 +208,7 @@ class Repository:
                     connection,
                     self._statements.cancel,
                     command,
+                    cancelled_by=command.by,
                     new_error=command.error.status,
                     new_error_code=command.error.code,
                 )

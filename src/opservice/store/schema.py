@@ -69,6 +69,10 @@ operations = Table(
     Column("retention", BigInteger, nullable=False),
     Column("expires_at", BigInteger),
     Column("request_hash", LargeBinary),
+    Column("cancelled_by", Text, nullable=False, server_default=""),
+    Column("producer", Text, nullable=False, server_default=""),
+    Column("labels", Text, nullable=False, server_default=""),
+    Column("traceparent", Text, nullable=False, server_default=""),
 )
 
 _c = operations.c

@@ -183,6 +183,9 @@ def _start(now: ColumnElement[int]) -> UpdateBase:
         _c.lease,
         _c.retention,
         _c.request_hash,
+        _c.producer,
+        _c.labels,
+        _c.traceparent,
     )
     inserted: dict[str, Any] = {
         **{column.name: bindparam(column.name, type_=column.type) for column in given},
@@ -244,6 +247,7 @@ def _cancel(touched: dict[str, Any]) -> UpdateBase:
             **touched,
             done=at_once,
             cancel_requested_at=changed_at,
+            cancelled_by=bindparam("cancelled_by", type_=_c.cancelled_by.type),
             **_new_error(),
             lease_expires_at=case((at_once, null()), else_=_c.lease_expires_at),
             expires_at=case((at_once, changed_at + _c.retention)),

@@ -70,10 +70,12 @@ def test_cancel_again_is_ok_and_changes_nothing(
     ops: Ops, clock: Clock, policy: CancelPolicy
 ) -> None:
     id_ = ops.start(policy=policy).id
-    first = ops.apply(Cancel(id_, CANCELLED))
+    first = ops.apply(Cancel(id_, CANCELLED, "alice"))
+    assert first.record.cancelled_by == "alice"
     clock.advance(SECOND)
 
-    again = ops.apply(Cancel(id_, Failure(1, b"by another")))
+    again = ops.apply(Cancel(id_, Failure(1, b"by another"), "bob"))
+    assert ops.get(id_).cancelled_by == "alice"
 
     assert not again.changed
     assert again.record == first.record == ops.get(id_)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from opservice.domain.errors import IdempotencyKeyReused
+from opservice.domain.labels import labels_to_text
 from opservice.domain.operation import (
     DAY,
     SECOND,
@@ -24,6 +25,7 @@ from opservice.store.repository import Repository
 from store.conftest import CANCELLED, EPOCH, Clock, Ops
 
 KEYED = derive_id("ops", "caller", "folders/f", "key")
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 TOKEN = hash_lease_token(KEYED, "token-of-the-first")
 OTHER_TOKEN = hash_lease_token(KEYED, "token-of-another")
 
@@ -47,6 +49,9 @@ def test_start_keeps_everything_that_it_was_given(ops: Ops) -> None:
         lease_token_hash=TOKEN,
         timeout=60 * SECOND,
         request_hash=b"request",
+        producer="registry",
+        labels=labels_to_text({"team": "core", "urgent": ""}),
+        traceparent=TRACEPARENT,
     )
 
     ops.apply(command)
@@ -78,6 +83,10 @@ def test_start_keeps_everything_that_it_was_given(ops: Ops) -> None:
         retention=7 * DAY,
         expires_at=None,
         request_hash=b"request",
+        cancelled_by="",
+        producer="registry",
+        labels="\nteam=core\nurgent=\n",
+        traceparent=TRACEPARENT,
     )
 
 

@@ -6,7 +6,7 @@ client/tests/test_testing_same.py and test_testing_wire.py compare the two.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from google.protobuf.any_pb2 import Any as AnyPayload
 from google.protobuf.duration_pb2 import Duration
@@ -36,6 +36,9 @@ _MAX_DURATION_SECONDS = 315_576_000_000  # google/protobuf/duration.proto
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _PARENT = re.compile(r"[^/\s]+(/[^/\s]+)*")
+_MAX_LABELS = 16
+_LABEL_KEY = re.compile(r"[a-z][a-z0-9_.-]{0,62}")
+_SHOWN_KEY = 30
 _ID_PREFIX = re.compile(r"[a-z][a-z0-9]{2}")
 _UNITS = {"d": DAY, "h": 3600 * SECOND, "m": 60 * SECOND, "s": SECOND, "ms": 1_000, "us": 1}
 
@@ -121,6 +124,18 @@ class Check:
         self.text("progress.unit", progress.unit, 64)
         self.text("progress.message", progress.message, 256)
 
+    def labels(self, value: Mapping[str, str]) -> None:
+        if len(value) > _MAX_LABELS:
+            self.wrong("labels", f"are {len(value)}, at most {_MAX_LABELS} are allowed")
+            return
+        for key in sorted(value):
+            if _LABEL_KEY.fullmatch(key):
+                self.name(f"labels.{key}", value[key], 63)
+            else:
+                shown = "".join(c if " " <= c <= "~" else "?" for c in key[:_SHOWN_KEY])
+                expected = "1 to 63 of a to z, 0 to 9, '_', '.' and '-', the first a letter"
+                self.wrong(f"labels.{shown}", f"its key must be {expected}")
+
     def start(self, request: StartRequest) -> tuple[int | None, int | None, int]:
         """Lease, timeout and retention, in microseconds. Raises a Refusal."""
         self.text("description", request.description, 256)
@@ -133,6 +148,7 @@ class Check:
         if request.lease_token and not 16 <= len(request.lease_token) <= 128:
             length = len(request.lease_token)
             self.wrong("lease_token", f"has {length} characters, 16 to 128 are allowed")
+        self.labels(request.labels)
         if request.HasField("metadata"):
             self.payload("metadata", request.metadata)
         if request.cancel_policy not in CancelPolicy.values():

@@ -133,10 +133,8 @@ class Operations:
                 if existing.request_hash != request_hash:
                     violation = ("idempotency_key", "was used before with another request")
                     raise invalid([violation], "IDEMPOTENCY_KEY_REUSED")
-                return StartResponse(
-                    operation=existing.record.operation,
-                    owned=existing.token == request.lease_token,
-                )
+                owned = existing.token == request.lease_token
+                return _started(existing.record, owned=owned)
         now = self.now()
         operation = Operation(
             id=id_,
@@ -154,12 +152,15 @@ class Operations:
             cancel_policy=request.cancel_policy or CancelPolicy.IMMEDIATE,
             lease_expires_at=None if lease is None else _timestamp(now + lease),
             revision=1,
+            labels=request.labels,
         )
         timeout_at = None if timeout is None else now + timeout
+        if timeout_at is not None:
+            record.timeout_at.FromMicroseconds(timeout_at)
         self._entries[id_] = Entry(
             record, request.lease_token, lease, timeout_at, retention, request_hash
         )
-        return StartResponse(operation=operation, owned=True)
+        return _started(record, owned=True)
 
     def renew(self, request: RenewRequest) -> RenewResponse:
         check = _check_report(request)
@@ -334,3 +335,10 @@ def _timestamp(microseconds: int) -> Timestamp:
     made = Timestamp()
     made.FromMicroseconds(microseconds)
     return made
+
+
+def _started(record: OperationRecord, *, owned: bool) -> StartResponse:
+    """With what is kept beside the operation, without the operation itself."""
+    answer = StartResponse(operation=record.operation, owned=owned, record=record)
+    answer.record.ClearField("operation")
+    return answer

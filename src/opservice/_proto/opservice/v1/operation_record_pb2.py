@@ -26,17 +26,21 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from opservice._proto.yandex.cloud.operation import operation_pb2 as yandex_dot_cloud_dot_operation_dot_operation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#opservice/v1/operation_record.proto\x12\x0copservice.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&yandex/cloud/operation/operation.proto\"\xf5\x02\n\x0fOperationRecord\x12\x34\n\toperation\x18\x01 \x01(\x0b\x32!.yandex.cloud.operation.Operation\x12\x0e\n\x06parent\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x31\n\rcancel_policy\x18\x04 \x01(\x0e\x32\x1a.opservice.v1.CancelPolicy\x12\x37\n\x13\x63\x61ncel_requested_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x08progress\x18\x06 \x01(\x0b\x32\x16.opservice.v1.Progress\x12\x34\n\x10lease_expires_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\t \x01(\x03\"F\n\x08Progress\x12\x0c\n\x04\x64one\x18\x01 \x01(\x03\x12\r\n\x05total\x18\x02 \x01(\x03\x12\x0c\n\x04unit\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t*^\n\x0c\x43\x61ncelPolicy\x12\x1d\n\x19\x43\x41NCEL_POLICY_UNSPECIFIED\x10\x00\x12\r\n\tIMMEDIATE\x10\x01\x12\x0f\n\x0b\x43OOPERATIVE\x10\x02\x12\x0f\n\x0bUNSUPPORTED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#opservice/v1/operation_record.proto\x12\x0copservice.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&yandex/cloud/operation/operation.proto\"\xcc\x04\n\x0fOperationRecord\x12\x34\n\toperation\x18\x01 \x01(\x0b\x32!.yandex.cloud.operation.Operation\x12\x0e\n\x06parent\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x31\n\rcancel_policy\x18\x04 \x01(\x0e\x32\x1a.opservice.v1.CancelPolicy\x12\x37\n\x13\x63\x61ncel_requested_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x08progress\x18\x06 \x01(\x0b\x32\x16.opservice.v1.Progress\x12\x34\n\x10lease_expires_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\t \x01(\x03\x12\x14\n\x0c\x63\x61ncelled_by\x18\n \x01(\t\x12\x10\n\x08producer\x18\x0b \x01(\t\x12.\n\ntimeout_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x39\n\x06labels\x18\r \x03(\x0b\x32).opservice.v1.OperationRecord.LabelsEntry\x12\x13\n\x0btraceparent\x18\x0e \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"F\n\x08Progress\x12\x0c\n\x04\x64one\x18\x01 \x01(\x03\x12\r\n\x05total\x18\x02 \x01(\x03\x12\x0c\n\x04unit\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t*^\n\x0c\x43\x61ncelPolicy\x12\x1d\n\x19\x43\x41NCEL_POLICY_UNSPECIFIED\x10\x00\x12\r\n\tIMMEDIATE\x10\x01\x12\x0f\n\x0b\x43OOPERATIVE\x10\x02\x12\x0f\n\x0bUNSUPPORTED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'opservice._proto.opservice.v1.operation_record_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CANCELPOLICY']._serialized_start=574
-  _globals['_CANCELPOLICY']._serialized_end=668
+  _globals['_OPERATIONRECORD_LABELSENTRY']._loaded_options = None
+  _globals['_OPERATIONRECORD_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_CANCELPOLICY']._serialized_start=789
+  _globals['_CANCELPOLICY']._serialized_end=883
   _globals['_OPERATIONRECORD']._serialized_start=127
-  _globals['_OPERATIONRECORD']._serialized_end=500
-  _globals['_PROGRESS']._serialized_start=502
-  _globals['_PROGRESS']._serialized_end=572
+  _globals['_OPERATIONRECORD']._serialized_end=715
+  _globals['_OPERATIONRECORD_LABELSENTRY']._serialized_start=670
+  _globals['_OPERATIONRECORD_LABELSENTRY']._serialized_end=715
+  _globals['_PROGRESS']._serialized_start=717
+  _globals['_PROGRESS']._serialized_end=787
 # @@protoc_insertion_point(module_scope)

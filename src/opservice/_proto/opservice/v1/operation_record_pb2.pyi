@@ -3,9 +3,11 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from opservice._proto.yandex.cloud.operation import operation_pb2 as _operation_pb2
 import builtins as _builtins
@@ -59,6 +61,26 @@ class OperationRecord(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     OPERATION_FIELD_NUMBER: _builtins.int
     PARENT_FIELD_NUMBER: _builtins.int
     METHOD_FIELD_NUMBER: _builtins.int
@@ -68,6 +90,11 @@ class OperationRecord(_message.Message):
     LEASE_EXPIRES_AT_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    CANCELLED_BY_FIELD_NUMBER: _builtins.int
+    PRODUCER_FIELD_NUMBER: _builtins.int
+    TIMEOUT_AT_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """The collection that holds the operation: `folders/b1g…`, `projects/p/locations/l`, or empty.
     At most 256 characters. Never changes.
@@ -78,6 +105,19 @@ class OperationRecord(_message.Message):
     """What Cancel does. Never changes, and never CANCEL_POLICY_UNSPECIFIED."""
     revision: _builtins.int
     """Grows with every change of the record. Of two copies, the one with the greater revision is the newer."""
+    cancelled_by: _builtins.str
+    """The subject whose Cancel was the first to be accepted. Empty if nobody cancelled it, and on a server without
+    authentication. It stays set when the operation ends, even with success.
+    """
+    producer: _builtins.str
+    """The subject that called Start. Empty on a server without authentication. Unlike `created_by`, no caller chooses it.
+    Never changes.
+    """
+    traceparent: _builtins.str
+    """The trace that Start was called in, as in the header `traceparent` of W3C Trace Context: 55 characters such as
+    `00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01`. Empty if the caller sent no valid one. Whoever works on the
+    operation can continue this trace. Never changes.
+    """
     @_builtins.property
     def operation(self) -> _operation_pb2.Operation:
         """The public resource, exactly as yandex.cloud.operation.OperationService returns it."""
@@ -104,6 +144,16 @@ class OperationRecord(_message.Message):
         begins with the operation's end. Unset while it is running.
         """
 
+    @_builtins.property
+    def timeout_at(self) -> _timestamp_pb2.Timestamp:
+        """When the operation's timeout is over. If it is still running then, the server ends it with DEADLINE_EXCEEDED. Unset for
+        an operation without a timeout. Never changes.
+        """
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The labels that were given to Start, by which operations can be filtered. Never change."""
+
     def __init__(
         self,
         *,
@@ -116,10 +166,15 @@ class OperationRecord(_message.Message):
         lease_expires_at: _timestamp_pb2.Timestamp | None = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
         revision: _builtins.int = ...,
+        cancelled_by: _builtins.str = ...,
+        producer: _builtins.str = ...,
+        timeout_at: _timestamp_pb2.Timestamp | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel_requested_at", b"cancel_requested_at", "expires_at", b"expires_at", "lease_expires_at", b"lease_expires_at", "operation", b"operation", "progress", b"progress"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel_requested_at", b"cancel_requested_at", "expires_at", b"expires_at", "lease_expires_at", b"lease_expires_at", "operation", b"operation", "progress", b"progress", "timeout_at", b"timeout_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_policy", b"cancel_policy", "cancel_requested_at", b"cancel_requested_at", "expires_at", b"expires_at", "lease_expires_at", b"lease_expires_at", "method", b"method", "operation", b"operation", "parent", b"parent", "progress", b"progress", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_policy", b"cancel_policy", "cancel_requested_at", b"cancel_requested_at", "cancelled_by", b"cancelled_by", "expires_at", b"expires_at", "labels", b"labels", "lease_expires_at", b"lease_expires_at", "method", b"method", "operation", b"operation", "parent", b"parent", "producer", b"producer", "progress", b"progress", "revision", b"revision", "timeout_at", b"timeout_at", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,11 +3,13 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import any_pb2 as _any_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.rpc import status_pb2 as _status_pb2
 from opservice._proto.opservice.v1 import operation_record_pb2 as _operation_record_pb2
 from opservice._proto.yandex.cloud.operation import operation_pb2 as _operation_pb2
@@ -28,6 +30,26 @@ class StartRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     PARENT_FIELD_NUMBER: _builtins.int
@@ -40,6 +62,7 @@ class StartRequest(_message.Message):
     RETENTION_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     ID_PREFIX_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     description: _builtins.str
     """What the work is, for people. At most 256 characters."""
     parent: _builtins.str
@@ -89,6 +112,12 @@ class StartRequest(_message.Message):
         otherwise. The server also has a maximum.
         """
 
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Whatever you want to filter operations by. At most 16. A key is `[a-z][a-z0-9_.-]{0,62}`. A value has at most 63
+        characters, none of them control characters. Only Start sets labels; they never change.
+        """
+
     def __init__(
         self,
         *,
@@ -104,10 +133,11 @@ class StartRequest(_message.Message):
         retention: _duration_pb2.Duration | None = ...,
         idempotency_key: _builtins.str = ...,
         id_prefix: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease", "metadata", b"metadata", "retention", b"retention", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_policy", b"cancel_policy", "created_by", b"created_by", "description", b"description", "id_prefix", b"id_prefix", "idempotency_key", b"idempotency_key", "lease", b"lease", "lease_token", b"lease_token", "metadata", b"metadata", "method", b"method", "parent", b"parent", "retention", b"retention", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_policy", b"cancel_policy", "created_by", b"created_by", "description", b"description", "id_prefix", b"id_prefix", "idempotency_key", b"idempotency_key", "labels", b"labels", "lease", b"lease", "lease_token", b"lease_token", "metadata", b"metadata", "method", b"method", "parent", b"parent", "retention", b"retention", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -121,6 +151,7 @@ class StartResponse(_message.Message):
 
     OPERATION_FIELD_NUMBER: _builtins.int
     OWNED_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
     owned: _builtins.bool
     """Whether the request's lease token is the one that started the operation. If not, another attempt owns it: return the
     operation to your caller, but do not run the work. Without lease tokens the server cannot tell attempts apart, and every
@@ -130,15 +161,22 @@ class StartResponse(_message.Message):
     def operation(self) -> _operation_pb2.Operation:
         """The operation as it is now. After a repeated Start it may already be done."""
 
+    @_builtins.property
+    def record(self) -> _operation_record_pb2.OperationRecord:
+        """What the server keeps beside the operation, such as `traceparent` and `timeout_at`. Its field `operation` is unset, so
+        that large metadata is not sent twice: it is `operation` above. Old servers leave all of it unset.
+        """
+
     def __init__(
         self,
         *,
         operation: _operation_pb2.Operation | None = ...,
         owned: _builtins.bool = ...,
+        record: _operation_record_pb2.OperationRecord | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation", "record", b"record"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation", "owned", b"owned"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation", "owned", b"owned", "record", b"record"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

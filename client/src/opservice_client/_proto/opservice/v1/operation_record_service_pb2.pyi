@@ -121,8 +121,9 @@ class ListOperationRecordsRequest(_message.Message):
     """
     filter: _builtins.str
     """Lists only what matches. Empty matches everything. A filter as in AIP-160, over `id`, `done`, `created_by`,
-    `method`, `description`, `created_at`, `modified_at` and `error.code`, for example
+    `producer`, `cancelled_by`, `method`, `description`, `created_at`, `modified_at`, `error.code` and labels, for example
       done = false AND (created_by = "alice" OR created_at > "2026-01-02T03:04:05Z")
+      labels.team = "core" AND labels:urgent
     OR binds more tightly than AND. At most 2048 characters, 100 comparisons and 100 pairs of
     parentheses. A filter that the server does not understand is INVALID_ARGUMENT, and the message shows the place.
     """

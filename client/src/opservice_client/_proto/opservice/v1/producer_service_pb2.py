@@ -22,13 +22,15 @@ from opservice_client._proto.opservice.v1 import operation_record_pb2 as opservi
 from opservice_client._proto.yandex.cloud.operation import operation_pb2 as yandex_dot_cloud_dot_operation_dot_operation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#opservice/v1/producer_service.proto\x12\x0copservice.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a#opservice/v1/operation_record.proto\x1a&yandex/cloud/operation/operation.proto\"\xf7\x02\n\x0cStartRequest\x12\x13\n\x0b\x64\x65scription\x18\x01 \x01(\t\x12&\n\x08metadata\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any\x12\x0e\n\x06parent\x18\x03 \x01(\t\x12\x0e\n\x06method\x18\x04 \x01(\t\x12\x12\n\ncreated_by\x18\x05 \x01(\t\x12\x31\n\rcancel_policy\x18\x06 \x01(\x0e\x32\x1a.opservice.v1.CancelPolicy\x12(\n\x05lease\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0blease_token\x18\x08 \x01(\t\x12*\n\x07timeout\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tretention\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0fidempotency_key\x18\x0b \x01(\t\x12\x11\n\tid_prefix\x18\x0c \x01(\t\"T\n\rStartResponse\x12\x34\n\toperation\x18\x01 \x01(\x0b\x32!.yandex.cloud.operation.Operation\x12\r\n\x05owned\x18\x02 \x01(\x08\"\x8b\x01\n\x0cRenewRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x13\n\x0blease_token\x18\x02 \x01(\t\x12&\n\x08metadata\x18\x03 \x01(\x0b\x32\x14.google.protobuf.Any\x12(\n\x08progress\x18\x04 \x01(\x0b\x32\x16.opservice.v1.Progress\"\x95\x01\n\rRenewResponse\x12\x34\n\toperation\x18\x01 \x01(\x0b\x32!.yandex.cloud.operation.Operation\x12\x18\n\x10\x63\x61ncel_requested\x18\x02 \x01(\x08\x12\x34\n\x10lease_expires_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8c\x01\n\x0f\x43ompleteRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x13\n\x0blease_token\x18\x02 \x01(\t\x12&\n\x08response\x18\x03 \x01(\x0b\x32\x14.google.protobuf.Any\x12&\n\x08metadata\x18\x04 \x01(\x0b\x32\x14.google.protobuf.Any\"\x83\x01\n\x0b\x46\x61ilRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x13\n\x0blease_token\x18\x02 \x01(\t\x12!\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\x12&\n\x08metadata\x18\x04 \x01(\x0b\x32\x14.google.protobuf.Any2\x81\x04\n\x0fProducerService\x12j\n\x05Start\x12\x1a.opservice.v1.StartRequest\x1a\x1b.opservice.v1.StartResponse\"(\x82\xd3\xe4\x93\x02\"\"\x1d/v1/producer/operations:start:\x01*\x12y\n\x05Renew\x12\x1a.opservice.v1.RenewRequest\x1a\x1b.opservice.v1.RenewResponse\"7\x82\xd3\xe4\x93\x02\x31\",/v1/producer/operations/{operation_id}:renew:\x01*\x12\x88\x01\n\x08\x43omplete\x12\x1d.opservice.v1.CompleteRequest\x1a!.yandex.cloud.operation.Operation\":\x82\xd3\xe4\x93\x02\x34\"//v1/producer/operations/{operation_id}:complete:\x01*\x12|\n\x04\x46\x61il\x12\x19.opservice.v1.FailRequest\x1a!.yandex.cloud.operation.Operation\"6\x82\xd3\xe4\x93\x02\x30\"+/v1/producer/operations/{operation_id}:fail:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#opservice/v1/producer_service.proto\x12\x0copservice.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a#opservice/v1/operation_record.proto\x1a&yandex/cloud/operation/operation.proto\"\xde\x03\n\x0cStartRequest\x12\x13\n\x0b\x64\x65scription\x18\x01 \x01(\t\x12&\n\x08metadata\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any\x12\x0e\n\x06parent\x18\x03 \x01(\t\x12\x0e\n\x06method\x18\x04 \x01(\t\x12\x12\n\ncreated_by\x18\x05 \x01(\t\x12\x31\n\rcancel_policy\x18\x06 \x01(\x0e\x32\x1a.opservice.v1.CancelPolicy\x12(\n\x05lease\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0blease_token\x18\x08 \x01(\t\x12*\n\x07timeout\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tretention\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0fidempotency_key\x18\x0b \x01(\t\x12\x11\n\tid_prefix\x18\x0c \x01(\t\x12\x36\n\x06labels\x18\r \x03(\x0b\x32&.opservice.v1.StartRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x83\x01\n\rStartResponse\x12\x34\n\toperation\x18\x01 \x01(\x0b\x32!.yandex.cloud.operation.Operation\x12\r\n\x05owned\x18\x02 \x01(\x08\x12-\n\x06record\x18\x03 \x01(\x0b\x32\x1d.opservice.v1.OperationRecord\"\x8b\x01\n\x0cRenewRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x13\n\x0blease_token\x18\x02 \x01(\t\x12&\n\x08metadata\x18\x03 \x01(\x0b\x32\x14.google.protobuf.Any\x12(\n\x08progress\x18\x04 \x01(\x0b\x32\x16.opservice.v1.Progress\"\x95\x01\n\rRenewResponse\x12\x34\n\toperation\x18\x01 \x01(\x0b\x32!.yandex.cloud.operation.Operation\x12\x18\n\x10\x63\x61ncel_requested\x18\x02 \x01(\x08\x12\x34\n\x10lease_expires_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8c\x01\n\x0f\x43ompleteRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x13\n\x0blease_token\x18\x02 \x01(\t\x12&\n\x08response\x18\x03 \x01(\x0b\x32\x14.google.protobuf.Any\x12&\n\x08metadata\x18\x04 \x01(\x0b\x32\x14.google.protobuf.Any\"\x83\x01\n\x0b\x46\x61ilRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x13\n\x0blease_token\x18\x02 \x01(\t\x12!\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\x12&\n\x08metadata\x18\x04 \x01(\x0b\x32\x14.google.protobuf.Any2\x81\x04\n\x0fProducerService\x12j\n\x05Start\x12\x1a.opservice.v1.StartRequest\x1a\x1b.opservice.v1.StartResponse\"(\x82\xd3\xe4\x93\x02\"\"\x1d/v1/producer/operations:start:\x01*\x12y\n\x05Renew\x12\x1a.opservice.v1.RenewRequest\x1a\x1b.opservice.v1.RenewResponse\"7\x82\xd3\xe4\x93\x02\x31\",/v1/producer/operations/{operation_id}:renew:\x01*\x12\x88\x01\n\x08\x43omplete\x12\x1d.opservice.v1.CompleteRequest\x1a!.yandex.cloud.operation.Operation\":\x82\xd3\xe4\x93\x02\x34\"//v1/producer/operations/{operation_id}:complete:\x01*\x12|\n\x04\x46\x61il\x12\x19.opservice.v1.FailRequest\x1a!.yandex.cloud.operation.Operation\"6\x82\xd3\xe4\x93\x02\x30\"+/v1/producer/operations/{operation_id}:fail:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'opservice_client._proto.opservice.v1.producer_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_STARTREQUEST_LABELSENTRY']._loaded_options = None
+  _globals['_STARTREQUEST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_PRODUCERSERVICE'].methods_by_name['Start']._loaded_options = None
   _globals['_PRODUCERSERVICE'].methods_by_name['Start']._serialized_options = b'\202\323\344\223\002\"\"\035/v1/producer/operations:start:\001*'
   _globals['_PRODUCERSERVICE'].methods_by_name['Renew']._loaded_options = None
@@ -38,17 +40,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PRODUCERSERVICE'].methods_by_name['Fail']._loaded_options = None
   _globals['_PRODUCERSERVICE'].methods_by_name['Fail']._serialized_options = b'\202\323\344\223\0020\"+/v1/producer/operations/{operation_id}:fail:\001*'
   _globals['_STARTREQUEST']._serialized_start=278
-  _globals['_STARTREQUEST']._serialized_end=653
-  _globals['_STARTRESPONSE']._serialized_start=655
-  _globals['_STARTRESPONSE']._serialized_end=739
-  _globals['_RENEWREQUEST']._serialized_start=742
-  _globals['_RENEWREQUEST']._serialized_end=881
-  _globals['_RENEWRESPONSE']._serialized_start=884
-  _globals['_RENEWRESPONSE']._serialized_end=1033
-  _globals['_COMPLETEREQUEST']._serialized_start=1036
-  _globals['_COMPLETEREQUEST']._serialized_end=1176
-  _globals['_FAILREQUEST']._serialized_start=1179
-  _globals['_FAILREQUEST']._serialized_end=1310
-  _globals['_PRODUCERSERVICE']._serialized_start=1313
-  _globals['_PRODUCERSERVICE']._serialized_end=1826
+  _globals['_STARTREQUEST']._serialized_end=756
+  _globals['_STARTREQUEST_LABELSENTRY']._serialized_start=711
+  _globals['_STARTREQUEST_LABELSENTRY']._serialized_end=756
+  _globals['_STARTRESPONSE']._serialized_start=759
+  _globals['_STARTRESPONSE']._serialized_end=890
+  _globals['_RENEWREQUEST']._serialized_start=893
+  _globals['_RENEWREQUEST']._serialized_end=1032
+  _globals['_RENEWRESPONSE']._serialized_start=1035
+  _globals['_RENEWRESPONSE']._serialized_end=1184
+  _globals['_COMPLETEREQUEST']._serialized_start=1187
+  _globals['_COMPLETEREQUEST']._serialized_end=1327
+  _globals['_FAILREQUEST']._serialized_start=1330
+  _globals['_FAILREQUEST']._serialized_end=1461
+  _globals['_PRODUCERSERVICE']._serialized_start=1464
+  _globals['_PRODUCERSERVICE']._serialized_end=1977
 # @@protoc_insertion_point(module_scope)
