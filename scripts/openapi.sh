@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Has schemathesis call a server by what its /openapi.json says, with all checks, about two minutes. Exits 1 when it finds a
+# Has schemathesis call a server by what its /openapi.json says, with all checks, for about a minute. Exits 1 when it finds a
 # fault of the server or of the document. Arguments are those of `schemathesis run`: `scripts/openapi.sh --phases coverage`.
+# SCHEMATHESIS=PATH is one that is installed already.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/venv.sh dev

@@ -52,7 +52,7 @@ def _document() -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {
-            "title": "opservice",
+            "title": "opservice REST API",  # generators name packages by it, and opservice_client is ours
             "version": __version__,
             "description": _DESCRIPTION,
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},

@@ -29,6 +29,12 @@ _SCALARS: Mapping[int, Schema] = {
     FieldDescriptor.TYPE_INT64: _INT64,
     FieldDescriptor.TYPE_STRING: {"type": "string"},
 }
+_RANGES: Mapping[int, Schema] = {
+    FieldDescriptor.TYPE_INT32: {"minimum": -(2**31), "maximum": 2**31 - 1},
+    # Up to 9e18. No short pattern says 2**63.
+    FieldDescriptor.TYPE_INT64: {"pattern": "^-?([0-9]{1,18}|[1-8][0-9]{18})$"},
+}
+"""Of the numbers in requests."""
 _OF_MESSAGES: Mapping[str, Schema] = {
     "google.protobuf.Timestamp": {"type": "string", "format": "date-time"},
     "google.protobuf.Duration": {
@@ -136,7 +142,7 @@ class Schemas:
         if field.GetOptions().deprecated:
             schema["deprecated"] = True
         if is_request:
-            limits = limits_of(field.full_name)
+            limits = _RANGES.get(field.type, {}) | limits_of(field.full_name)
             if "items" in limits:
                 limits["items"] = schema["items"] | limits["items"]
             schema |= limits
