@@ -405,6 +405,19 @@ def test_a_preflight_gives_permission_to_those_that_are_named_alone(
     assert all("access-control-allow-credentials" not in each.headers for each in answers.values())
 
 
+def test_the_openapi_document_is_for_everybody_and_for_pages_that_are_named(
+    site: Site, open_site: ServerProcess
+) -> None:
+    assert httpx.get(f"{site.server.http_url}/openapi.json", trust_env=False).status_code == 200
+    allowed = [
+        httpx.get(
+            f"{open_site.http_url}/openapi.json", headers={"origin": origin}, trust_env=False
+        ).headers.get("access-control-allow-origin")
+        for origin in ("https://ops.example", "https://evil.example")
+    ]
+    assert allowed == ["https://ops.example", None]
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
