@@ -20,10 +20,12 @@ from opservice.background.housekeeping import (
     keep_counting,
     keep_house,
 )
+from opservice.common import tracing
 from opservice.common.addresses import socket_path
 from opservice.common.loggers import get_logger
 from opservice.common.metrics import BUILD, keep_flushing, own_process
 from opservice.common.open_files import connections_for_each
+from opservice.common.threads import OneThread
 from opservice.domain.operation import (
     SECOND,
     DeleteExpired,
@@ -101,6 +103,7 @@ async def run(
             notify=not settings.storage.no_notify,
         )
     BUILD.labels(__version__).set(1)
+    traces = tracing.start(__version__) if owns_process else None
     state = ServingState()
     loop = asyncio.get_running_loop()
     database.driver.when_lost(lambda: loop.call_soon_threadsafe(state.stop, FILE_LOST))
@@ -202,6 +205,8 @@ async def run(
         await server.stop(None)
         listening.close()
         await _close(store, owns_process=owns_process)
+        if traces is not None:
+            await OneThread[None]("traces").run(traces.stop)
 
 
 def _announce(

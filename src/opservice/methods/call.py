@@ -10,7 +10,7 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from google.protobuf.message import Message
 
@@ -35,6 +35,9 @@ class Call(ABC):
     `peer` is where it comes from, in gRPC's form: `ipv4:10.0.0.7:50123`, `ipv6:[::1]:50123` or `unix:`.
     A front passes it when the call is made: later there may be nobody to ask.
     """
+
+    front: ClassVar[str]
+    """What the call came by."""
 
     __slots__ = ("_request_id", "found", "headers", "known_caller", "peer", "request", "started")
 

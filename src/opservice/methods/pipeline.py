@@ -20,8 +20,10 @@ from contextlib import aclosing, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
+from google.rpc.code_pb2 import Code
 from google.rpc.status_pb2 import Status
 
+from opservice.common import tracing
 from opservice.common.metrics import WAITS
 from opservice.domain.errors import IamNotServed, OpserviceError, ServerBusy, TooManyHeaders
 from opservice.methods.admission import Admission
@@ -32,6 +34,7 @@ from opservice.methods.lasting import Lasting, until_ended
 from opservice.methods.method_policy import METHOD_POLICIES, Access
 from opservice.methods.registry import Method
 from opservice.methods.status import error_to_pb
+from opservice.methods.validation import MAX_ID
 
 MAX_HEADERS = 128
 """Of a call. gRPC limits their bytes, but only for peers that say that they know of the limit."""
@@ -108,6 +111,7 @@ class MethodPipeline:
         self._waits = WAITS.labels(method.path) if policy.waits else None
         self._sums = shared.sums.of(policy)
         self._log = CallLog(method.path, policy, self._sums)
+        self._traces = None if policy.probe else tracing.active()
 
     def early_refusal(self, headers: int) -> EarlyRefusal | None:
         """What a call with so many headers is to be refused with, before it is run."""
@@ -127,6 +131,21 @@ class MethodPipeline:
         Of an unexpected error the status tells nothing but the request id. Raises CancelledError, or
         ClientGone, when the caller does not wait for the end.
         """
+        if self._traces is None:
+            return await self._run(call)
+        method = self.method
+        name = method.path.removeprefix("/")
+        known = {"rpc__system": "grpc", "rpc__service": method.service, "rpc__method": method.name}
+        with self._traces.call(name, call.headers, **known, opservice__front=call.front) as span:
+            code, message = int(Code.CANCELLED), "the client did not wait for the end"
+            try:
+                status = await self._run(call)
+                code, message = (0, "") if status is None else (status.code, status.message)
+            finally:
+                tracing.end_call(span, code, message, *_traced(call))
+        return status
+
+    async def _run(self, call: Call) -> Status | None:
         counted = False
         try:
             if self._may_begin_later:
@@ -205,3 +224,13 @@ class MethodPipeline:
                 await self._admission.admit(call, self.policy)
             first = False
             yield request
+
+
+def _traced(call: Call) -> tuple[str, str]:
+    """The id of the operation that a call was about, and the trace in which that was started."""
+    outcome = None if call.known_caller is None else call.known_caller.outcome
+    record = call.found if outcome is None else outcome.record
+    if record is not None:
+        return record.id, record.traceparent
+    id_: str = getattr(call.request, "operation_id", "")
+    return id_[:MAX_ID], ""

@@ -10,8 +10,12 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import Generic, TypeVar
 
+from opentelemetry.trace import SpanContext
+
+from opservice.common import tracing
 from opservice.common.metrics import BATCH_ERRORS, BATCH_ITEMS, BATCH_SECONDS
 from opservice.domain.errors import ServerBusy, StoreError, StoreUnavailable
 
@@ -65,6 +69,8 @@ class Batcher(Generic[Item, Result]):
         self._items = BATCH_ITEMS.labels(kind)
         self._seconds = BATCH_SECONDS.labels(kind)
         self._kind = kind
+        self._callers: list[SpanContext] = []
+        """The spans of those who wait, when there are traces."""
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
         self._runner: asyncio.Task[None] | None = None
@@ -81,6 +87,9 @@ class Batcher(Generic[Item, Result]):
         if self._max_waiting is not None and len(self._waiting) >= self._max_waiting:
             raise ServerBusy
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        traces = tracing.active()
+        if traces is not None and (caller := tracing.current()) is not None:
+            self._callers.append(caller)
         self._waiting.append((item, future))
         if self._runner is None:
             self._runner = asyncio.create_task(self._run_batches())
@@ -108,7 +117,8 @@ class Batcher(Generic[Item, Result]):
         began = time.perf_counter()
         self._watch_for_hang(batch)
         try:
-            results = await self._results(items)
+            with self._traced(len(items)):
+                results = await self._results(items)
         except Exception as error:  # noqa: BLE001 - goes to the callers
             results = [error] * len(batch)
         finally:
@@ -133,6 +143,13 @@ class Batcher(Generic[Item, Result]):
             loop = asyncio.get_running_loop()
             results = await loop.run_in_executor(self._thread, self._run, items)
         return results
+
+    def _traced(self, size: int) -> AbstractContextManager[None]:
+        traces = tracing.active()
+        if traces is None:
+            return nullcontext()
+        callers, self._callers = self._callers[:size], self._callers[size:]
+        return traces.batch(self._kind, size, callers)
 
     def _watch_for_hang(self, batch: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
         loop = asyncio.get_running_loop()

@@ -137,6 +137,8 @@ class GrpcCall(Call):
     does not stream is kept in `answer`, for grpc to send with the status.
     """
 
+    front = "grpc"
+
     __slots__ = ("_context", "_received", "_route", "answer")
 
     def __init__(self, route: _Route, received: Any, context: Context) -> None:

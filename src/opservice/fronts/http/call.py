@@ -106,6 +106,8 @@ class Codec:
 class HttpCall(Call):
     """A call that came as an HTTP request."""
 
+    front = "http"
+
     __slots__ = (
         "_codec",
         "_exchange",
