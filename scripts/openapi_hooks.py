@@ -82,9 +82,12 @@ def filter_case(context: Any, case: Any) -> bool:
 def filter_failure(context: Any, failure: Any, case: Any, response: Any) -> bool:
     """A request that is right may be refused because of the operation's state.
 
-    Right or wrong, it may have a URL of more than 64 KiB, with many ids in it.
+    Right or wrong, it may have a URL of more than 64 KiB, with many ids in it. A stream gets so little time
+    (openapi.toml) that a busy machine has not begun it by then.
     """
     kind = type(failure).__name__
+    if kind == "ServerError" and response.status_code == 504:
+        return not case.path.lower().endswith("watch")
     if kind not in {"RejectedPositiveData", "AcceptedNegativeData"}:
         return True
     if kind == "AcceptedNegativeData" or response.status_code != 400:

@@ -13,12 +13,15 @@ from google.rpc.code_pb2 import Code
 from opservice.methods.filtering import MAX_FILTER
 from opservice.methods.listing import MAX_PAGE_TOKEN
 from opservice.methods.validation import (
+    LABEL_KEY,
     MAX_CREATED_BY,
     MAX_DESCRIPTION,
     MAX_DETAILS,
     MAX_ID,
     MAX_IDEMPOTENCY_KEY,
     MAX_IDS,
+    MAX_LABEL_VALUE,
+    MAX_LABELS,
     MAX_LEASE_TOKEN,
     MAX_NAME,
     MAX_PROGRESS_MESSAGE,
@@ -65,6 +68,11 @@ LIMITS: Mapping[str, Mapping[str, Any]] = {
     "opservice.v1.StartRequest.created_by": _line(MAX_CREATED_BY),
     "opservice.v1.StartRequest.lease_token": {
         "pattern": rf"^([^\x00]{{{MIN_LEASE_TOKEN},{MAX_LEASE_TOKEN}}})?$"
+    },
+    "opservice.v1.StartRequest.labels": {
+        "maxProperties": MAX_LABELS,
+        "propertyNames": {"pattern": f"^{LABEL_KEY.pattern}$"},
+        "additionalProperties": {"type": "string", **_line(MAX_LABEL_VALUE)},
     },
     "opservice.v1.StartRequest.lease": _FROM_1_SECOND,
     "opservice.v1.StartRequest.timeout": _FROM_1_MICROSECOND,
