@@ -8,8 +8,8 @@ _OTHER_FILES = 256
 """For the database, logs, and the rest."""
 
 
-def connections_for_each(most: int, fronts: int) -> int:
-    """`most`, or fewer, if so many of each of the fronts are more than the process may have.
+def connections_of(most: int, part: float = 1) -> int:
+    """`most`, or fewer, if they are more than this part of what the process may have.
 
     Lets the process open as many files as it may.
     """
@@ -19,4 +19,4 @@ def connections_for_each(most: int, fronts: int) -> int:
         files = allowed
     if files == resource.RLIM_INFINITY:
         return most
-    return max(1, min(most, (files - _OTHER_FILES) // fronts))
+    return max(1, min(most, int((files - _OTHER_FILES) * part)))

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
+from opservice.common.open_files import connections_of
 from opservice.fronts.backpressure import UnreadResponses
 from opservice.fronts.grpc.services import KnownTypes
 from opservice.fronts.http.api import Api
@@ -29,6 +30,8 @@ from opservice.runtime.settings import Settings
 from opservice.runtime.settings.groups import OFF, WITH_HTTP
 from opservice.runtime.tls import ReloadableTls, ssl_context
 
+HTTP_PART = 2 / 3
+"""Of the files for connections. The calls of a gRPC client share one; a stream of HTTP has its own."""
 _MONITORS = 100
 """Connections that may monitor at a time."""
 
@@ -56,7 +59,7 @@ class HttpFront:
             pipeline, methods, ProtoJson(types), unread, origins, connections.max_message_bytes
         )
         options = HttpOptions(
-            max_connections=connections.max_connections,
+            max_connections=connections_of(connections.max_connections, HTTP_PART),
             handshake_timeout=connections.handshake_timeout,
         )
         answers = {"livez": alive, "readyz": readiness(not_ready)}

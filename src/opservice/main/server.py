@@ -8,7 +8,6 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 
 from opservice import __version__
 from opservice.auth.authenticator import Authenticator
@@ -24,7 +23,7 @@ from opservice.common import tracing
 from opservice.common.addresses import socket_path
 from opservice.common.loggers import get_logger
 from opservice.common.metrics import BUILD, keep_flushing, own_process
-from opservice.common.open_files import connections_for_each
+from opservice.common.open_files import connections_of
 from opservice.common.threads import OneThread
 from opservice.domain.operation import (
     SECOND,
@@ -39,7 +38,7 @@ from opservice.fronts.grpc.adapter import Methods
 from opservice.fronts.grpc.server import GrpcOptions, listen, new_server
 from opservice.fronts.grpc.services import KnownTypes, known_types, own_methods
 from opservice.main import demo
-from opservice.main.http import HttpFront, MetricsFront
+from opservice.main.http import HTTP_PART, HttpFront, MetricsFront
 from opservice.methods.admission import Admission, AdmissionLimits
 from opservice.methods.convert import LEASE_EXPIRED, TIMED_OUT
 from opservice.methods.endpoints import OWN_ENDPOINTS
@@ -109,12 +108,8 @@ async def run(
     database.driver.when_lost(lambda: loop.call_soon_threadsafe(state.stop, FILE_LOST))
     readiness = Readiness(state, store, security.keys)
     # Else a flood of connections to one front would leave no files for the other, nor for the database.
-    most = connections_for_each(
-        settings.connections.max_connections, 1 + settings.listening.serves_http
-    )
-    connections = replace(settings.connections, max_connections=most)
-    settings = replace(settings, connections=connections)
-    server = new_server(grpc_options(settings.connections, share_port=share_port))
+    part = 1 - HTTP_PART if settings.listening.serves_http else 1
+    server = new_server(grpc_options(settings.connections, part=part, share_port=share_port))
     listening = ExitStack()
     try:
         credentials = None if security.tls is None else security.tls.grpc_credentials
@@ -252,12 +247,14 @@ def build_known_types(settings: DiscoverySettings) -> KnownTypes:
     return known_types(demo.FILES, settings.descriptor_set)
 
 
-def grpc_options(settings: ConnectionSettings, *, share_port: bool = False) -> GrpcOptions:
-    """The settings of connections, as the gRPC front takes them."""
+def grpc_options(
+    settings: ConnectionSettings, *, part: float = 1, share_port: bool = False
+) -> GrpcOptions:
+    """The settings of connections, as the gRPC front takes them. `part` is its part of the open files."""
     return GrpcOptions(
         max_message_bytes=settings.max_message_bytes,
         max_concurrent_streams=settings.max_concurrent_streams,
-        max_connections=settings.max_connections,
+        max_connections=connections_of(settings.max_connections, part),
         max_pending_requests=settings.max_pending_requests,
         handshake_timeout=settings.handshake_timeout,
         keepalive=settings.keepalive,

@@ -392,7 +392,7 @@ class ConnectionSettings:
         "count",
         20_000,
         "Connections to a worker, by gRPC and by HTTP each. It closes further ones at once. There are never"
-        " more in all than the files that the process may open, less 256.",
+        " more in all than the files that the process may open, less 256: a third by gRPC, the rest by HTTP.",
         change_when="memory is short, or more clients than that connect.",
         least=1,
     )
