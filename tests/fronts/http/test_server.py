@@ -235,6 +235,15 @@ async def test_what_comes_beside_a_body_is_bounded(served: Served, endless: byte
         assert await connection.refusal(endless) == 431
 
 
+async def test_a_body_may_have_many_chunks_but_not_many_tiny_ones(served: Served) -> None:
+    head = b"POST /echo HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
+    async with served.connect() as connection:
+        chunks = b"1\r\nx\r\n" * 1_000 + b"80\r\n%s\r\n" % bytes(128) * 4_000 + b"0\r\n\r\n"
+        status, body = await connection.ask(head + chunks)
+        assert (status, body[-129_000:]) == (200, bytes(129_000))
+        assert (await connection.ask(head + b"1\r\nx\r\n" * 3_000))[0] == 400
+
+
 async def test_a_trailer_is_none_of_the_headers(served: Served) -> None:
     sent = (
         b"POST /echo HTTP/1.1\r\n%sTransfer-Encoding: chunked\r\n\r\n"

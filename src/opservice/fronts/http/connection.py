@@ -34,6 +34,8 @@ _MAX_HEADERS = 2 * MAX_HEADERS
 """Those beyond it are not kept. Calls may have MAX_HEADERS, and are told so."""
 _MAX_PIPELINED = 16
 """Requests that wait for the answer to an earlier one, on the same connection."""
+_SMALL_PART, _MAX_SMALL_PARTS = 64, 2_000
+"""Bytes, and how many parts of a body may be smaller, on average."""
 _WRITE_SECONDS = 60.0
 """Without the client reading anything. Then the connection is ended."""
 _LATE_SECONDS = 1.0
@@ -83,6 +85,7 @@ class Connection(HttpToolsProtocol):
         """Of the head of this request, and of its trailers, as far as they were parsed."""
         self._unparsed_bytes = 0
         """That have come since the parser last made something of them: of one endless line."""
+        self._body_bytes = self._parts = 0
         self._is_too_long = False
         self._running: RequestResponseCycle | None = None
         """The request that is being answered. `cycle` is the last one, which may wait behind it."""
@@ -153,7 +156,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._head_bytes = 0
+        self._head_bytes = self._body_bytes = self._parts = 0
 
     def on_url(self, url: bytes) -> None:
         self._count(len(url))
@@ -186,6 +189,10 @@ class Connection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._unparsed_bytes = 0
+        self._parts += 1
+        self._body_bytes += len(body)
+        if self._parts > max(_MAX_SMALL_PARTS, self._body_bytes // _SMALL_PART):
+            raise ValueError("too many small chunks")  # each costs as much as a large one
         super().on_body(body)
 
     def on_message_complete(self) -> None:
