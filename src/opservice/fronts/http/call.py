@@ -39,15 +39,34 @@ _ROOM_OF_JSON = 16 << 10
 _ENDPOINTS = "yandex.cloud.endpoint.ApiEndpointService"
 
 
+_LEAVING_AT_ONCE = 10
+
+
+class Turns:
+    """What is done for few calls at a time, so that others get their turn in between."""
+
+    def __init__(self) -> None:
+        self.converting = asyncio.Lock()
+        """Held while a large message is converted from JSON or to JSON: threads would hold up all others."""
+        self.leaving = asyncio.Semaphore(_LEAVING_AT_ONCE)
+        """Held while a call is ended whose client has left: thousands may leave at once."""
+
+
 class Codec:
     """How requests of one method are read, and its responses written, by HTTP."""
 
     def __init__(
-        self, method: Method, policy: MethodPolicy, converter: ProtoJson, max_message_bytes: int
+        self,
+        method: Method,
+        policy: MethodPolicy,
+        converter: ProtoJson,
+        max_message_bytes: int,
+        turns: Turns,
     ) -> None:
         self.method = method
         self.policy = policy
         self.json = converter
+        self.turns = turns
         self.max_body = _TIMES_OF_JSON * (policy.max_bytes or max_message_bytes) + _ROOM_OF_JSON
         self._decode = decoder_of(method.request, policy)
 
@@ -74,10 +93,27 @@ class Codec:
         # As bytes it meets the same limits as by gRPC.
         return self._decode(message.SerializeToString())
 
+    async def read(
+        self, body: bytes, query: bytes, path: dict[str, str], *, takes_body: bool
+    ) -> Message:
+        """As `request`, on a thread when there is much to read."""
+        read = partial(self.request, body, query, path, takes_body=takes_body)
+        if len(body) < LARGE:
+            return read()
+        async with self.turns.converting:
+            return await asyncio.to_thread(read)
+
     async def response(self, message: Message) -> bytes:
         """The JSON of a response. Large ones are made on a thread, and pages in slices."""
-        if not self.policy.pages:
+        if self.policy.pages:
+            async with self.turns.converting:
+                return await self._page(message)
+        if message.ByteSize() < LARGE:
             return await self._one(message)
+        async with self.turns.converting:
+            return await self._one(message)
+
+    async def _page(self, message: Message) -> bytes:
         lists: list[bytes] = []
         page = type(message)()
         for field, value in message.ListFields():
@@ -175,8 +211,7 @@ class HttpCall(Call):
         body = await exchange.body(codec.max_body if self._takes_body else 0)
         if self._codec.policy.waits:
             self._watching = asyncio.create_task(self._watch(asyncio.current_task()))
-        read = partial(codec.request, body, exchange.query, self._path, takes_body=self._takes_body)
-        message = read() if len(body) < LARGE else await asyncio.to_thread(read)
+        message = await codec.read(body, exchange.query, self._path, takes_body=self._takes_body)
         if self.stream is not None:
             self.stream.resume(message, exchange.header("last-event-id"))
         return message
@@ -241,8 +276,10 @@ class HttpCall(Call):
         """Ends the call when the client leaves."""
         await self._exchange.gone()
         self.gone = True
-        if work is not None:
-            work.cancel()
+        async with self._codec.turns.leaving:
+            if work is not None:
+                work.cancel()
+            await asyncio.sleep(0)
 
 
 def wait_of(exchange: Exchange, method: Method) -> int:
