@@ -32,6 +32,10 @@ from support.identities import AUDIENCE, ISSUER, Issuer
 from support.process import cpu_seconds, peak_mib, restart_peak
 
 QUIET = "(quiet)"
+HEADING = (
+    f"{'attack':25} {'p50 ms':>8} {'p99 ms':>8} {'max ms':>8} {'p99 ratio':>9} {'failed':>7}"
+    f" {'cores':>6} {'peak MiB':>9}   sent"
+)
 
 
 @dataclass
@@ -50,10 +54,7 @@ def main() -> None:
     attacks, seconds = arguments.attacks or list(ATTACKS), arguments.seconds
     if unknown := set(attacks) - set(ATTACKS):
         parser.error(f"there is no attack named {', '.join(sorted(unknown))}")
-    print(
-        f"{'attack':22} {'p50 ms':>8} {'p99 ms':>8} {'max ms':>8} {'p99 ratio':>9} {'failed':>7}"
-        f" {'cores':>6} {'peak MiB':>9}   sent"
-    )
+    print(HEADING)
     with open_to_all() as usual, asking_who_calls() as asking:
         quiet: list[float] = []
         for name in (QUIET, *attacks, QUIET):
@@ -93,12 +94,26 @@ async def beside(name: str, served: Served, seconds: float, quiet_p99: float) ->
         lambda: attacker.poll() is not None if attacker else time.monotonic() > over
     )
     cores = (cpu_seconds(pid) - cpu) / (time.monotonic() - began)
-    took = sorted(each * 1000 for each in bystander.took)
+    failed = len(bystander.failures)
+    return row(name, bystander.took, failed, cores, pid, quiet_p99, said_by(attacker))
+
+
+def row(
+    name: str,
+    seconds: list[float],
+    failed: int,
+    cores: float,
+    pid: int,
+    quiet_p99: float,
+    said: str,
+) -> float:
+    """Prints what calls beside an attack took. Returns their p99, in milliseconds."""
+    took = sorted(each * 1000 for each in seconds)
     p50, p99 = took[len(took) // 2], took[len(took) * 99 // 100]
     ratio = f"{p99 / quiet_p99:9.1f}" if quiet_p99 else " " * 9
     print(
-        f"{name:22} {p50:8.1f} {p99:8.1f} {took[-1]:8.1f} {ratio} {len(bystander.failures):7}"
-        f" {cores:6.2f} {peak_mib(pid):9.0f}   {said_by(attacker)}",
+        f"{name:25} {p50:8.1f} {p99:8.1f} {took[-1]:8.1f} {ratio} {failed:7}"
+        f" {cores:6.2f} {peak_mib(pid):9.0f}   {said}",
         flush=True,
     )
     return p99

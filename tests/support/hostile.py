@@ -10,7 +10,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -99,7 +99,7 @@ class Target:
         while True:
             with suppress(OSError):
                 reader, writer = await self.connect()
-                answers = asyncio.create_task(_discard(reader if reads else None))
+                answers = asyncio.create_task(discard(reader if reads else None))
                 try:
                     for chunk in make():
                         writer.write(chunk)
@@ -134,7 +134,7 @@ class Target:
                 reader, writer = await self.connect()
                 writer.write(opening)
                 self.done.bytes += len(opening)
-                held.append((writer, asyncio.create_task(_discard(reader if reads else None))))
+                held.append((writer, asyncio.create_task(discard(reader if reads else None))))
         self._begin()
         try:
             await asyncio.Event().wait()
@@ -148,7 +148,7 @@ class Target:
 Attack: TypeAlias = "Callable[[Target], Awaitable[None]]"
 
 
-async def _discard(reader: asyncio.StreamReader | None) -> None:
+async def discard(reader: asyncio.StreamReader | None) -> None:
     """Reads until the server hangs up; without a reader it reads nothing, for ever."""
     if reader is None:
         await asyncio.Event().wait()
@@ -364,7 +364,7 @@ async def _malformed(target: Target) -> None:
     await asyncio.gather(*[target.call(messages.malformed) for _ in range(8)])
 
 
-def _poured(make: Callable[[], Iterable[bytes]], *, reads: bool = True) -> Attack:
+def poured(make: Callable[[], Iterable[bytes]], *, reads: bool = True) -> Attack:
     """What is made, on a few connections at once."""
 
     async def attack(target: Target) -> None:
@@ -374,61 +374,63 @@ def _poured(make: Callable[[], Iterable[bytes]], *, reads: bool = True) -> Attac
 
 
 ATTACKS: dict[str, Attack] = {
-    "fuzzed bytes": _poured(_fuzzed),
-    "random bytes": _poured(_random_bytes),
-    "random frames": _poured(_random_frames),
-    "broken gRPC frames": _poured(_broken_grpc_frames),
+    "fuzzed bytes": poured(_fuzzed),
+    "random bytes": poured(_random_bytes),
+    "random frames": poured(_random_frames),
+    "broken gRPC frames": poured(_broken_grpc_frames),
     "malformed requests": _malformed,
-    "compressed bombs": _poured(_compressed_bomb),
-    "inflated requests": _poured(_inflated_requests),
-    "reflection streams": _poured(_reflection_streams),
+    "compressed bombs": poured(_compressed_bomb),
+    "inflated requests": poured(_inflated_requests),
+    "reflection streams": poured(_reflection_streams),
     "lists": _lists,
-    FAILED_AUTHENTICATION: _poured(_failed_authentication),
-    "large headers": _poured(_large_headers),
-    "rapid resets": _poured(_rapid_resets),
+    FAILED_AUTHENTICATION: poured(_failed_authentication),
+    "large headers": poured(_large_headers),
+    "rapid resets": poured(_rapid_resets),
     "slow readers": _slow_readers,
     "slow writers": _slow_writers,
-    "ping flood": _poured(_repeated(frame(PING, payload=bytes(8)) * 500)),
-    "ping flood, unread": _poured(_repeated(frame(PING, payload=bytes(8)) * 500), reads=False),
-    "settings flood": _poured(_repeated(frame(SETTINGS, payload=setting(3, 100)) * 500)),
-    "empty frames": _poured(
+    "ping flood": poured(_repeated(frame(PING, payload=bytes(8)) * 500)),
+    "ping flood, unread": poured(_repeated(frame(PING, payload=bytes(8)) * 500), reads=False),
+    "settings flood": poured(_repeated(frame(SETTINGS, payload=setting(3, 100)) * 500)),
+    "empty frames": poured(
         lambda: [
             _HELLO,
             request_headers(1, _GET),
             *[frame(DATA, 0, 1) * 500 + frame(PRIORITY, 0, 1, bytes(5)) * 100] * 10_000,
         ]
     ),
-    "window updates": _poured(
-        _repeated(frame(WINDOW_UPDATE, payload=(1).to_bytes(4, "big")) * 500)
-    ),
+    "window updates": poured(_repeated(frame(WINDOW_UPDATE, payload=(1).to_bytes(4, "big")) * 500)),
     "idle connections": _idle,
 }
 
 
-def launch(name: str, address: str, seconds: float) -> subprocess.Popen[str]:
-    """Begins an attack, in a process of its own; stdout has its Done.
+def launch(
+    name: str, address: str, seconds: float, module: str = "support.hostile"
+) -> subprocess.Popen[str]:
+    """Begins an attack of a module, in a process of its own; stdout has its Done.
 
     It takes the processor only when nobody else wants it: what it costs the server is to be seen, not
     what it takes from it by running on the same machine.
     """
-    command = [sys.executable, "-m", "support.hostile", name, address, str(seconds)]
+    command = [sys.executable, "-m", module, name, address, str(seconds)]
     path = os.pathsep.join((str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")))
     environment = {**os.environ, "PYTHONPATH": path}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
-async def _attack(name: str, address: str, seconds: float) -> Done:
+async def _suffered(attack: Attack, address: str, seconds: float) -> Done:
     target = Target(address, seconds)
-    await target.suffer(ATTACKS[name])
+    await target.suffer(attack)
     return target.done
 
 
-def _main(name: str, address: str, seconds: str) -> None:
+def attack_by_name(attacks: Mapping[str, Attack], name: str, address: str, seconds: str) -> None:
+    """What the process of an attack does."""
     os.nice(_NICEST)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    print(json.dumps(asdict(asyncio.run(_attack(name, address, float(seconds))))))
+    done = asyncio.run(_suffered(attacks[name], address, float(seconds)))
+    print(json.dumps(asdict(done)))
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    attack_by_name(ATTACKS, *sys.argv[1:])
