@@ -17,6 +17,7 @@ from support.client import Client, open_channel
 from wire import (
     test_batch_get,
     test_idempotency,
+    test_labels,
     test_listing,
     test_operations,
     test_producer,
@@ -41,8 +42,11 @@ _WITH_FILTERS = {
     test_listing.test_a_token_of_another_list_is_an_invalid_argument,
     test_listing.test_every_wrong_field_is_named_at_once,
     test_listing.test_a_refusal_fits_into_the_headers_that_clients_accept,
+    test_labels.test_labels_in_filters,
+    test_labels.test_a_key_that_cannot_be_a_label_is_refused_in_a_filter,
+    test_labels.test_the_trace_of_a_start_is_kept,
 }
-"""Which the server in memory does not have."""
+"""Filters, and the headers of a Start. Which the server in memory does not have."""
 
 
 @pytest.fixture(scope="module", params=["server", "memory"])
@@ -65,6 +69,7 @@ def _tests(module: ModuleType) -> dict[str, Callable[..., Any]]:
 for _module in (
     test_batch_get,
     test_idempotency,
+    test_labels,
     test_listing,
     test_operations,
     test_producer,

@@ -54,3 +54,25 @@ def test_one_process_tells_of_itself() -> None:
     names = {family.name for family in text_string_to_metric_families(told.decode())}
     assert {"process_cpu_seconds", "process_open_fds", "opservice_operations_started"} <= names
     assert kind.startswith("text/plain")
+
+
+_FOREIGN = """
+from pathlib import Path
+import opservice.common.metrics as metrics
+metrics.STARTED.inc()
+from prometheus_client import Counter
+Counter("theirs", "Of the program.").inc()
+names = [name.decode(errors="replace") for name in map(Path.read_bytes, Path({directory!r}).iterdir())]
+print("theirs_total" in "".join(names), "opservice" in "".join(names))
+"""
+
+
+def test_the_files_of_a_program_that_runs_a_server_stay_its_own(tmp_path: Path) -> None:
+    told = subprocess.run(
+        [sys.executable, "-c", _FOREIGN.format(directory=str(tmp_path))],
+        env={**os.environ, DIRECTORY_VARIABLE: str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert told.split() == ["True", "False"]

@@ -91,4 +91,4 @@ def test_two_workers_on_each_of_two_replicas(postgres: PostgresServer, tmp_path:
         told.becomes('sum(opservice_operations_ended_total{outcome="cancelled"})', 20)
         told.becomes('sum(grpc_server_handled_total{grpc_method="Cancel",grpc_code="OK"})', 20)
         told.becomes("max(opservice_operations_running)", 2)
-        assert told.value("sum(process_resident_memory_bytes)") or 0 > 1e8
+        assert (told.value("sum(process_resident_memory_bytes)") or 0) > 1e8

@@ -166,6 +166,17 @@ def test_a_database_of_an_earlier_version_keeps_its_operations_as_they_are(
         assert (record["cancelled_by"], record["producer"], record["labels"]) == ("", "", "")
 
 
+def test_a_server_of_the_version_before_goes_on_beside_the_new_schema(database: Database) -> None:
+    added = {"cancelled_by", "producer", "labels", "traceparent"}
+    started = asdict(Ops(database, Repository()).start())
+    row = {name: value for name, value in started.items() if name not in added}
+    row |= {"id": "ops-by-the-old", "cancel_policy": CancelPolicy(row["cancel_policy"])}
+    with database.writer.begin() as connection:
+        connection.execute(insert(operations).values(row))
+    by_the_old = asdict(Ops(database, Repository()).get("ops-by-the-old"))
+    assert {name: by_the_old[name] for name in added} == dict.fromkeys(added, "")
+
+
 def test_a_database_of_an_earlier_version_is_refused_with_what_to_run(empty: Database) -> None:
     migrate_to(empty, "0002")
 

@@ -157,6 +157,21 @@ def test_of_the_grace_period_and_a_rival_exactly_one_ends_a_cancelling_operation
         assert_exactly_one_ends_it(replicas, before, END_GRACE, rival)
 
 
+@pytest.mark.parametrize("policy", [CancelPolicy.IMMEDIATE, CancelPolicy.COOPERATIVE])
+@ROUNDS
+def test_of_two_cancels_the_one_that_is_accepted_is_named(
+    replicas: Replicas, policy: CancelPolicy, rounds: int
+) -> None:
+    for _ in range(rounds):
+        id_ = start(replicas[0], policy).id
+        alice, bob = replicas.race(
+            *(partial(apply_one, command=Cancel(id_, CANCELLED, who)) for who in ("alice", "bob"))
+        )
+        assert [alice.changed, bob.changed].count(True) == 1
+        named = "alice" if alice.changed else "bob"
+        assert replicas.agreed_record(id_).cancelled_by == named
+
+
 @each("sweeping", LAPSE, TIME_OUT, END_GRACE)
 @ROUNDS
 def test_of_two_replicas_that_sweep_exactly_one_ends_an_operation(

@@ -39,6 +39,13 @@ _lease_token_option = click.option(
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="File with the lease token. Default: the variable OPSERVICE_LEASE_TOKEN.",
 )
+labels_option = click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A label, by which operations can be filtered. May be repeated.",
+)
 metadata_option = click.option(
     "--metadata", metavar="JSON", help="What the operation works on, " + _PAYLOAD
 )
@@ -107,13 +114,7 @@ def _renewal_options(command: Command) -> Command:
     help="With the same key, the same call returns the same operation.",
 )
 @click.option("--id-prefix", default="", help="First 3 characters of the id.")
-@click.option(
-    "--label",
-    "labels",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="A label, by which operations can be filtered. May be repeated.",
-)
+@labels_option
 @metadata_option
 @click.option("-q", "--quiet", is_flag=True, help="Print only the id.")
 def start_command(
@@ -143,7 +144,7 @@ def start_command(
         created_by=texts["created_by"],
         idempotency_key=texts["idempotency_key"],
         id_prefix=texts["id_prefix"],
-        labels=_labels(labels),
+        labels=labels_of(labels),
         cancel_policy=CancelPolicy.Value(cancel_policy.upper()),
         lease=_duration(lease),
         lease_token=_lease_token(lease_token_file),
@@ -154,8 +155,8 @@ def start_command(
     output.started(_called(connection, connection.producer.Start, request), quiet=quiet)
 
 
-def _labels(given: tuple[str, ...]) -> dict[str, str]:
-    """Raises UsageError."""
+def labels_of(given: tuple[str, ...]) -> dict[str, str]:
+    """What `labels_option` was given. Raises UsageError."""
     labels: dict[str, str] = {}
     for each in given:
         key, equals, value = each.partition("=")

@@ -18,7 +18,7 @@ from opservice.cli.connection import Connection, exit_code_of
 from opservice.cli.exits import CommandFailed
 from opservice.cli.parameters import Duration
 from opservice.cli.payloads import Payloads
-from opservice.cli.producing import metadata_option
+from opservice.cli.producing import labels_of, labels_option, metadata_option
 from opservice.cli.target import server_options
 from opservice_client import CancelPolicy, Failed, StartFailed, Work
 
@@ -54,6 +54,7 @@ _LONGEST_DESCRIPTION = 256
     help="With the same key, only the first call runs the command.",
 )
 @click.option("--id-prefix", default="", help="First 3 characters of the id.")
+@labels_option
 @metadata_option
 @click.option(
     "--kill-after",
@@ -71,6 +72,7 @@ def run_command(
     lease: int,
     operation_timeout: int | None,
     retention: int | None,
+    labels: tuple[str, ...],
     metadata: str | None,
     kill_after: int,
     quiet: bool,
@@ -111,6 +113,8 @@ def run_command(
     for name, value in (("timeout", operation_timeout), ("retention", retention)):
         if value is not None:
             options[name] = timedelta(microseconds=value)
+    if labels:
+        options["labels"] = labels_of(labels)
     if metadata is not None:
         options["metadata"] = Payloads(connection, ()).from_json("--metadata", metadata)
     with _logged(quiet=quiet), signals_kept() as signals, connection.new_producer() as producer:

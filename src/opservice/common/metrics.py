@@ -2,8 +2,9 @@
 
 Each room counts what it does. With `--workers N` the numbers are in files that all workers share, one set for
 each worker's number: whichever is asked tells the sums of all, a worker that replaces another goes on where
-that one ended, and a killed worker takes nothing with it. This is prometheus-client's multiprocess mode,
-which must be chosen before the first metric is made: the supervisor does so in the worker's environment.
+that one ended, and a killed worker takes at most the calls of its last second with it. This is
+prometheus-client's multiprocess mode, which must be chosen before the first metric is made: the supervisor
+does so in the worker's environment.
 
 No label has values that callers choose.
 """
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, cast
 from weakref import WeakSet
 
@@ -52,6 +54,9 @@ def _share(worker: str, directory: str) -> None:
 
 if _WORKER is not None and _DIRECTORY is not None:
     _share(_WORKER, _DIRECTORY)
+else:
+    # The variable may be another program's, which runs a server for its tests, and has metrics of its own.
+    _theirs, values.ValueClass = values.ValueClass, values.MutexValue
 
 REGISTRY = CollectorRegistry()
 """Of this process alone. prometheus-client's own may be that of a program which runs a server for tests."""
@@ -203,6 +208,10 @@ BUILD = Gauge(
 )
 
 
+if _WORKER is None or _DIRECTORY is None:
+    values.ValueClass = _theirs
+
+
 class CallCounts:
     """What is counted of the calls of one method, in plain numbers until `flush`.
 
@@ -228,7 +237,8 @@ class CallCounts:
         self._codes: dict[int, int] = {}
         self._buckets = [0] * (len(CALL_SECONDS) + 1)
         self._seconds = 0.0
-        _COUNTED.add(self)
+        with _flushing:
+            _COUNTED.add(self)
 
     def ended(self, code: int, seconds: float) -> None:
         """A call that took so long has ended with the code."""
@@ -259,13 +269,15 @@ class CallCounts:
 
 
 _COUNTED: WeakSet[CallCounts] = WeakSet()
+_flushing = Lock()
 FLUSH_SECONDS = 1.0
 
 
 def flush() -> None:
-    """Adds what was counted of calls to the metrics. To be called on the event loop that they run on."""
-    for counts in list(_COUNTED):
-        counts.flush()
+    """Adds what was counted of calls to the metrics."""
+    with _flushing:
+        for counts in list(_COUNTED):
+            counts.flush()
 
 
 async def keep_flushing() -> None:
@@ -273,6 +285,11 @@ async def keep_flushing() -> None:
     while True:
         await asyncio.sleep(FLUSH_SECONDS)
         flush()
+
+
+def counts_for_all() -> bool:
+    """Whether this process counts what is in the database: one of a server's workers does so for all."""
+    return _WORKER in {None, "1"}
 
 
 def own_process() -> None:

@@ -22,7 +22,7 @@ from opservice.background.housekeeping import (
 from opservice.common import tracing
 from opservice.common.addresses import socket_path
 from opservice.common.loggers import get_logger
-from opservice.common.metrics import BUILD, keep_flushing, own_process
+from opservice.common.metrics import BUILD, counts_for_all, flush, keep_flushing, own_process
 from opservice.common.open_files import connections_of
 from opservice.common.threads import OneThread
 from opservice.domain.operation import (
@@ -169,7 +169,9 @@ async def run(
                 ),
             )
             components.start("the metrics of calls", keep_flushing())
-            components.start("the count of running operations", keep_counting(store, COUNT_SECONDS))
+            if counts_for_all():
+                counting = keep_counting(store, COUNT_SECONDS)
+                components.start("the count of running operations", counting)
             if database.driver.embedded:
                 components.start("checkpoints", keep_checkpointing(store, CHECKPOINT_SECONDS))
             if security.keys is not None:
@@ -193,6 +195,7 @@ async def run(
             if http is not None:
                 stopping.append(http.stop(drain))
             await asyncio.gather(*stopping)
+            flush()
             if numbers is not None:  # the last, so that the drain can be seen
                 await numbers.stop(0)
         log.info("stopped")

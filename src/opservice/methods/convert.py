@@ -135,7 +135,7 @@ def record_beside_to_pb(record: Record) -> record_pb.OperationRecord:
         cancelled_by=record.cancelled_by,
         producer=record.producer,
         timeout_at=_optional_timestamp_to_pb(record.timeout_at),
-        labels=labels_from_text(record.labels),
+        labels=labels_from_text(record.labels) if record.labels else None,
         traceparent=record.traceparent,
     )
 
