@@ -295,7 +295,7 @@ class Curl:
 
     def begin(self, line: str, id_: str) -> subprocess.Popen[str]:
         line = re.sub(r"\bID\b", id_, addressed(line, self._server))
-        command = shlex.split(line, comments=True)
+        command = shlex.split(line.partition(" >")[0], comments=True)
         return subprocess.Popen([self._program, *command[1:]], stdout=subprocess.PIPE, text=True)
 
     def __call__(self, line: str, id_: str = "") -> str:
@@ -321,7 +321,7 @@ def last_event(process: subprocess.Popen[str]) -> Any:
 @sqlite
 def test_the_commands_of_the_page_follow_an_operation_to_cancelled(server: ServerProcess) -> None:
     curl = Curl(server)
-    start, by_yandex, by_google, watch, cancel = curl_lines(PAGE)
+    start, by_yandex, by_google, watch, cancel, *others = curl_lines(PAGE)
 
     started = json.loads(curl(start))["operation"]
     assert (started["description"], started["createdBy"]) == ("Build image", "alice")
@@ -333,6 +333,8 @@ def test_the_commands_of_the_page_follow_an_operation_to_cancelled(server: Serve
         cancelled = json.loads(curl(cancel, id_))
         assert (cancelled["done"], cancelled["error"]["code"]) == (True, Code.CANCELLED)
         assert last_event(watching) == cancelled
+    for line in others:
+        assert curl(line, id_)
     (of_readme,) = curl_lines(README)
     assert json.loads(curl(of_readme, id_)) == cancelled
 
@@ -340,7 +342,7 @@ def test_the_commands_of_the_page_follow_an_operation_to_cancelled(server: Serve
 @sqlite
 def test_the_commands_of_the_page_follow_to_success_and_to_failure(server: ServerProcess) -> None:
     curl, client = Curl(server), server.client
-    _, by_yandex, by_google, watch, _ = curl_lines(PAGE)
+    _, by_yandex, by_google, watch, *_ = curl_lines(PAGE)
     error = Status(code=Code.ALREADY_EXISTS, message="it is taken")
     ends: dict[str, Callable[[str], object]] = {
         "response": lambda id_: client.complete(id_, response=packed(RESPONSE)),

@@ -95,7 +95,7 @@ def test_the_trace_of_a_start_is_kept(client: Client, given: str, kept: str) -> 
 PARENT = "folders/labels-in-filters"
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def labelled(server: Any) -> dict[str, str]:
     """The ids of operations, by the value of their label `team`."""
     client = server.client

@@ -23,6 +23,7 @@ from wire import (
     test_endpoints,
     test_headers,
     test_idempotency,
+    test_labels,
     test_listing,
     test_longrunning,
     test_longrunning_list,
@@ -35,11 +36,12 @@ from wire import (
     test_waits,
 )
 from wire.test_idempotency import key
+from wire.test_labels import labelled
 from wire.test_listing import parent, token
 from wire.test_longrunning import operations
 from wire.test_unexpected import broken
 
-__all__ = ["broken", "key", "operations", "parent", "token"]
+__all__ = ["broken", "key", "labelled", "operations", "parent", "token"]
 
 _THE_SERVER = {"server", "client", "operations", "broken"}
 _ANOTHER_SERVER = {"database_url", "two_servers", "tmp_path", "roomy"}
@@ -141,6 +143,7 @@ for _module in (
     test_endpoints,
     test_headers,
     test_idempotency,
+    test_labels,
     test_listing,
     test_longrunning,
     test_longrunning_list,
