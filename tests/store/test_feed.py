@@ -137,6 +137,48 @@ async def test_what_expires_unseen_by_any_process_is_told(database_url: str) -> 
         assert (await soon(anext(events))).news == Removed(id_)
 
 
+async def test_an_operation_that_cannot_be_read_keeps_no_other_from_being_told(
+    database_url: str,
+) -> None:
+    async with (
+        opened(database_url, SOON, notify=False) as store,
+        opened(database_url, NEVER, notify=False) as other,
+        following(store) as events,
+    ):
+        bad = await started(other)
+        await told_of(events, bad, 1)
+        execute(database_url, "UPDATE operations SET cancel_policy = 9, revision = 2")
+
+        good = await started(other)
+
+        await told_of(events, good, 1)
+
+
+async def test_whoever_knows_much_is_asked_once_for_all_that_is_gone(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+    running = Follower.running
+
+    def counted(follower: Follower) -> dict[str, int]:
+        nonlocal asked
+        asked += 1
+        return running(follower)
+
+    async with opened(database_url, NEVER, notify=False) as store, following(store) as events:
+        ids = [await started(store) for _ in range(5)]
+        for id_ in ids:
+            await told_of(events, id_, 1)
+        execute(database_url, "DELETE FROM operations")
+        store._feed._late_at = 0
+        monkeypatch.setattr(Follower, "running", counted)
+
+        await store._feed.look()
+
+        assert {(await soon(anext(events))).news for _ in ids} == set(map(Removed, ids))
+        assert asked == 2, "to compare, and to remove"
+
+
 async def test_one_query_looks_for_all_who_follow(database_url: str) -> None:
     async with opened(database_url, NEVER, notify=False) as store:
         async with following(store), following(store), following(store):

@@ -10,12 +10,19 @@ often, the revisions of what was told and still runs are compared with the datab
 from __future__ import annotations
 
 import asyncio
+from asyncio import CancelledError
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from opservice.common.loggers import get_logger
-from opservice.domain.errors import OperationNotFound, ServerStopping, StoreError
+from opservice.domain.errors import (
+    OperationNotFound,
+    ServerBusy,
+    ServerStopping,
+    StoreError,
+    StoreUnavailable,
+)
 from opservice.domain.operation import SECOND, Change, Record
 from opservice.store.following import Follower
 
@@ -171,32 +178,38 @@ class Feed:
     async def _read_and_tell(self, ids: Sequence[str]) -> None:
         for start in range(0, len(ids), _AT_ONCE):
             slice_ = ids[start : start + _AT_ONCE]
-            for found in await asyncio.gather(*map(self._find, slice_), return_exceptions=True):
+            results = await asyncio.gather(*map(self._find, slice_), return_exceptions=True)
+            for id_, found in zip(slice_, results, strict=True):
                 if isinstance(found, Record):
                     self.publish(found)
-                elif not isinstance(found, OperationNotFound):  # which the next look tells of
+                elif isinstance(found, StoreUnavailable | ServerBusy | CancelledError):
                     raise found
+                elif not isinstance(found, OperationNotFound):  # of which the next look tells
+                    # It concerns this operation. The others are told of, whatever is wrong with it.
+                    log.error("a changed operation cannot be read", id=id_, exc_info=found)
             await asyncio.sleep(0)
 
     async def _compare(self) -> None:
         """Reads what followers know in another state than the database has it, whenever it was changed."""
         known: dict[str, int] = {}
-        for follower in self._followers:
+        for follower in [*self._followers]:
             for id_, revision in follower.running().items():
                 known[id_] = min(revision, known.get(id_, revision))
+            await asyncio.sleep(0)
         if known:
             ids, revisions = [*known], dict[str, int]()
             for start in range(0, len(ids), _COMPARED_AT_ONCE):
                 revisions |= await self._revisions(ids[start : start + _COMPARED_AT_ONCE])
             other = [id_ for id_, revision in known.items() if revisions.get(id_, 0) > revision]
             await self._read_and_tell(other)
-            self._remove(id_ for id_ in known if id_ not in revisions)
+            if gone := known.keys() - revisions.keys():
+                await self._remove(gone)
 
-    def _remove(self, ids: Iterable[str]) -> None:
-        for id_ in ids:
-            for follower in self._followers:
-                if id_ in follower.running():
-                    follower.remove(id_)
+    async def _remove(self, ids: set[str]) -> None:
+        for follower in [*self._followers]:
+            for id_ in follower.running().keys() & ids:
+                follower.remove(id_)
+            await asyncio.sleep(0)
 
     def _followers_of(self, operation_id: str, parent: str) -> list[Follower]:
         return [
