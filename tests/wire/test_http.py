@@ -247,6 +247,24 @@ def test_a_watch_is_server_sent_events(rest: Rest, client: Client) -> None:
     assert (known.status_code, known.content) == (204, b"")
 
 
+def test_a_watch_that_is_continued_begins_before_there_is_news(rest: Rest, client: Client) -> None:
+    id_ = rest.start()
+    path = f"/v1/operationRecords/{id_}:watch"
+    since = {"accept": "text/event-stream", "last-event-id": "1"}
+    with rest("GET", path, headers=since, stream=True) as answer:
+        assert answer.status_code == 200
+        client.cancel(id_)
+        assert [each["id"] for each in events(answer)] == ["2"]
+
+
+def test_a_watch_that_is_continued_tells_of_another_operation_by_the_same_id(rest: Rest) -> None:
+    id_ = rest.start()
+    path = f"/v1/operationRecords/{id_}:watch"
+    since = {"accept": "text/event-stream", "last-event-id": "7"}
+    with rest("GET", path, headers=since, stream=True) as answer:
+        assert next(events(answer))["id"] == "1"
+
+
 def test_a_watch_is_else_a_line_of_json_for_each_change(rest: Rest, client: Client) -> None:
     id_ = rest.start()
     with rest("GET", f"/v1/operationRecords/{id_}:watch", stream=True) as answer:

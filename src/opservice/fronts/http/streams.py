@@ -58,9 +58,14 @@ class MessageStream:
         """Sends a message, unless the client has it. Raises ServerBusy or ClientGone."""
         id_ = _event_id(message)
         if self._as_events and id_.isdecimal():
-            if int(id_) <= self._known:
+            revision = int(id_)
+            if revision < self._known and not self.started:
+                self._known = 0  # another operation has the id now: a revision never goes back
+            if revision <= self._known:
+                if not (self.started or message.operation.done):
+                    await self._start(headers)  # a proxy takes silence for a failure
                 return
-            self._known = int(id_)
+            self._known = revision
         if message.ByteSize() < LARGE:
             line = self._json.to_json(message, with_defaults=True)
         else:
