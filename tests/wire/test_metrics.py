@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,17 @@ def test_a_wait_is_counted_while_it_waits(numbers: Numbers, client: Client) -> N
     assert [record.operation.done for record in watching] == [True]
     assert numbers.value("opservice_wake_seconds_count") == 1
     eventually(lambda: numbers.value("opservice_waits", method=method) == 0)
+
+
+def test_a_client_that_leaves_waits_no_longer(
+    numbers: Numbers, metered: ServerProcess, client: Client
+) -> None:
+    id_ = client.started()
+    labels = {"method": f"/{SERVICE}/Get"}
+    with closing(HTTPConnection(metered.http_url.removeprefix("http://"))) as connection:
+        connection.request("GET", f"/operations/{id_}", headers={"prefer": "wait=50"})
+        eventually(lambda: numbers.value("opservice_waits", **labels) == 1)
+    eventually(lambda: numbers.value("opservice_waits", **labels) == 0, seconds=30)
 
 
 def test_promtool_has_nothing_against_them(numbers: Numbers) -> None:

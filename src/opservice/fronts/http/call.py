@@ -209,7 +209,7 @@ class HttpCall(Call):
     async def receive(self) -> Message:
         exchange, codec = self._exchange, self._codec
         body = await exchange.body(codec.max_body if self._takes_body else 0)
-        if self._codec.policy.waits:
+        if self._codec.policy.waits or self.wait:
             self._watching = asyncio.create_task(self._watch(asyncio.current_task()))
         message = await codec.read(body, exchange.query, self._path, takes_body=self._takes_body)
         if self.stream is not None:
