@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -19,6 +19,7 @@ from opservice.domain.operation import (
     Start,
     new_id,
 )
+from opservice.store import repository
 from opservice.store.engine import open_database
 from opservice.store.feed import LATE, OVERLAP
 from opservice.store.following import Event, Follower
@@ -177,6 +178,35 @@ async def test_whoever_knows_much_is_asked_once_for_all_that_is_gone(
 
         assert {(await soon(anext(events))).news for _ in ids} == set(map(Removed, ids))
         assert asked == 2, "to compare, and to remove"
+
+
+async def test_many_changes_are_read_by_and_by(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repository, "_CHANGES_AT_ONCE", 2)
+    async with (
+        opened(database_url, NEVER, notify=False) as store,
+        opened(database_url, NEVER, notify=False) as other,
+        following(store) as events,
+    ):
+        ids = [await started(other) for _ in range(5)]
+        execute(database_url, "UPDATE operations SET modified_at = 7000000000000000")
+        asked: list[object] = []
+        submit = store._asides.submit
+
+        def counted(question: Callable[[], object]) -> Awaitable[object]:
+            asked.append(question)
+            return submit(question)
+
+        monkeypatch.setattr(store._asides, "submit", counted)
+
+        await store._feed.look()
+
+        news = [(await soon(anext(events))).news for _ in ids]
+        assert sorted(each.id for each in news if isinstance(each, Record)) == sorted(ids)
+        assert len(asked) == 5, (
+            "the clock, three pages of what has changed, one of what has expired"
+        )
 
 
 async def test_one_query_looks_for_all_who_follow(database_url: str) -> None:

@@ -88,26 +88,21 @@ class Repository:
         rows = connection.execute(self._statements.revisions, {"operation_ids": list(ids)})
         return {row.id: row.revision for row in rows}
 
-    def changes(self, connection: Connection, since: int) -> list[Change]:
-        """What has changed, was deleted or has expired since that time, in microseconds since the epoch.
+    def changes(
+        self, connection: Connection, since: int, after: Change | None = None, *, expired: bool
+    ) -> tuple[list[Change], Change | None]:
+        """A page of what has changed or was deleted since that time or, with `expired`, has expired since.
 
-        What changed several times is there once, as it is now.
+        `since` is microseconds since the epoch. With the page comes what the next one is to be `after`; None
+        when there is no more. What changes meanwhile is on a later page once more.
         """
-        found: dict[str, Change] = {}
-        statements = self._statements
-        for statement, moment in (
-            (statements.changed, "modified_at"),
-            (statements.expired, "expires_at"),
-        ):
-            begin, after = since, ""
-            while True:
-                parameters = {"since": begin, "after": after, "most": _CHANGES_AT_ONCE}
-                rows = [Change(*row) for row in connection.execute(statement, parameters)]
-                found.update((row.id, row) for row in rows)
-                if len(rows) < _CHANGES_AT_ONCE:
-                    break
-                begin, after = getattr(rows[-1], moment), rows[-1].id
-        return list(found.values())
+        statement = self._statements.expired if expired else self._statements.changed
+        parameters: dict[str, Any] = {"since": since, "after": "", "most": _CHANGES_AT_ONCE}
+        if after is not None:
+            moment = after.expires_at if expired else after.modified_at
+            parameters |= {"since": moment, "after": after.id}
+        page = [Change(*row) for row in connection.execute(statement, parameters)]
+        return page, page[-1] if len(page) == _CHANGES_AT_ONCE else None
 
     def read_now(self, connection: Connection) -> int:
         """The database's clock in microseconds since the epoch."""

@@ -305,14 +305,23 @@ class OperationStore:
         return revisions
 
     async def _read_changes(self, back: int, at_most: int) -> tuple[int, Sequence[Change]]:
-        def read(connection: Connection) -> tuple[int, Sequence[Change]]:
-            clock = self._repository.read_now(connection)
-            return clock, self._repository.changes(connection, min(clock - back, at_most))
+        async def read(work: Callable[[Connection], Any]) -> Any:
+            return await self._asides.submit(partial(self._database.read, work))
 
-        changes: tuple[int, Sequence[Change]] = await self._asides.submit(
-            partial(self._database.read, read)
-        )
-        return changes
+        clock: int = await read(self._repository.read_now)
+        since = min(clock - back, at_most)
+        found: dict[str, Change] = {}
+        for expired in (False, True):
+            after: Change | None = None
+            while True:  # each page by itself, so that the clock is read between two
+                changes = partial(
+                    self._repository.changes, since=since, after=after, expired=expired
+                )
+                page, after = await read(changes)
+                found.update((each.id, each) for each in page)
+                if after is None:
+                    break
+        return clock, list(found.values())
 
     def _notify(self, *operation_ids: str) -> None:
         """What is to be sent while something is being sent goes with the next."""
