@@ -36,6 +36,20 @@ def test_only_the_owner_may_connect_by_default(server: ServerProcess) -> None:
     assert stat.S_IMODE(status.st_mode) == 0o600
 
 
+@pytest.mark.parametrize(("http_listen", "warnings"), [("127.0.0.1:0", 1), ("off", 0)])
+def test_http_that_everybody_may_use_beside_the_socket_is_warned_of(
+    tmp_path: Path, http_listen: str, warnings: int
+) -> None:
+    with serving(
+        tmp_path,
+        f"sqlite:///{tmp_path}/operations.db",
+        listen=f"unix:{tmp_path}/a.sock",
+        http_listen=http_listen,
+    ) as server:
+        warned = [line["event"] for line in server.log(level="warning")]
+        assert sum("mode of the Unix socket" in event for event in warned) == warnings
+
+
 def test_grpcurl_speaks_through_the_socket(server: ServerProcess) -> None:
     grpcurl = require_tool(
         "grpcurl", "go install github.com/fullstorydev/grpcurl/cmd/grpcurl@latest"

@@ -221,6 +221,11 @@ def _announce(
             "set --advertise: SDKs that discover services here would be told this address",
             address=address,
         )
+    if http_address is not None and _is_for_some(settings):
+        log.warning(
+            "every user of this machine can call by HTTP, whatever the mode of the Unix socket:"
+            " set --http-listen off, or authentication"
+        )
     for warning in security.warnings(is_local=settings.listening.is_local):
         log.warning(warning)
     transport = "plaintext" if security.tls is None else "TLS"
@@ -232,6 +237,12 @@ def _announce(
     log.info(
         "serving", address=address, http_address=http_address, security=transport, database=shown
     )
+
+
+def _is_for_some(settings: Settings) -> bool:
+    """Whether nothing but the mode of a Unix socket says who may call by gRPC."""
+    on_socket = socket_path(settings.listening.listen) is not None
+    return on_socket and not settings.security.authenticates
 
 
 async def _close(store: OperationStore, *, owns_process: bool) -> None:

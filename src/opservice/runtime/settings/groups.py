@@ -35,7 +35,8 @@ class ListeningSettings:
     unix_socket_mode: str = setting(
         "text",
         "0600",
-        "Mode of the socket of --listen unix:PATH, in octal. Whoever may write to the socket may connect.",
+        "Mode of the socket of --listen unix:PATH, in octal. Whoever may write to the socket may connect."
+        " It does not protect --http-listen: set that to off, or use authentication.",
         change_when="callers run as another user than the server.",
     )
 
