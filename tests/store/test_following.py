@@ -110,6 +110,20 @@ def test_a_stream_that_is_continued_knows_what_was_told() -> None:
     assert again.was_told(record("b", 3), since=EPOCH + 4)
 
 
+def test_what_the_stream_before_has_told_is_not_told_again_by_the_feed() -> None:
+    first = follower()
+    first.caught_up(EPOCH)
+    first.tell(record("a", 3))
+    told(first)
+    again = follower(resumed=first.resume_point())
+
+    again.tell(record("a", 3))
+    again.tell(record("b", 1))
+    assert told(again) == [record("b", 1)]
+    again.tell(record("a", 4))
+    assert told(again) == [record("a", 4)]
+
+
 def test_it_is_so_far_as_the_clock_was_once_all_was_told() -> None:
     follows = follower()
     follows.caught_up(EPOCH)

@@ -62,6 +62,7 @@ class Follower:
         self.point = resumed
         self._admits = admits
         self._matches = matches
+        self._continues = resumed is not None
         self._marks = [] if resumed is None else list(resumed.marks)
         self._versions: dict[str, tuple[int, int]] = {}
         self._shown: dict[str, bool] = {}
@@ -91,6 +92,9 @@ class Follower:
     def tell(self, record: Record) -> None:
         """Notes a record, unless it is none of its business or no news."""
         if self.wants(record):
+            if self._has_mark(record):
+                self._note_told(record)
+                return
             self._versions.pop(record.id, None)
             self._versions[record.id] = (record.created_at, record.revision)
             self._note(record.id, record)
@@ -111,14 +115,25 @@ class Follower:
 
         It has told all that had changed before `since`.
         """
-        mark = _mark(record.id, record.created_at, record.revision)
-        if record.modified_at >= since and mark not in self._marks:
+        if record.modified_at >= since and not self._has_mark(record):
             return False
+        self._note_told(record)
+        return True
+
+    def _has_mark(self, record: Record) -> bool:
+        """Whether the stream that it continues has told the record lately.
+
+        The feed may tell of it before what there is was read.
+        """
+        if not self._continues:
+            return False
+        return _mark(record.id, record.created_at, record.revision) in self._marks
+
+    def _note_told(self, record: Record) -> None:
         self._versions[record.id] = (record.created_at, record.revision)
         self._shown[record.id] = record.done
         if record.done:
             self.settle(record.id)
-        return True
 
     def settle(self, operation_id: str) -> None:
         """Of one of its ids there is nothing to be told any more."""
