@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any, TypeAlias
 
 from opservice.common.addresses import cannot_listen, split_address
+
+Address: TypeAlias = tuple[Any, ...]
+"""As sockets have it: the host, the port, and more for IPv6."""
 
 
 @contextmanager
@@ -19,13 +24,10 @@ def reserved_port(listen: str, flag: str = "--listen") -> Iterator[str]:
     host, port = split_address(listen)
     with ExitStack() as held:
         try:
-            for family, _, _, _, address in socket.getaddrinfo(
-                host.strip("[]"), port, type=socket.SOCK_STREAM
-            ):
+            for family, address in _addresses(host):
                 if port:
-                    _bound(family, (address[0], port, *address[2:]), share=False).close()
-                holder = _bound(family, (address[0], port, *address[2:]), share=True)
-                held.enter_context(holder)
+                    _bound(family, address, port, share=False).close()
+                holder = held.enter_context(_bound(family, address, port, share=True))
                 port = holder.getsockname()[1]
         except OSError as error:
             raise cannot_listen(listen, flag) from error
@@ -47,25 +49,44 @@ def listening_sockets(
     with ExitStack() as held:
         sockets: list[socket.socket] = []
         try:
-            for family, _, _, _, address in socket.getaddrinfo(
-                host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            ):
-                made = _bound(family, (address[0], port, *address[2:]), share=share)
-                sockets.append(held.enter_context(made))
+            for family, address in _addresses(host):
+                made = held.enter_context(_bound(family, address, port, share=share))
+                sockets.append(made)
                 port = made.getsockname()[1]
         except OSError as error:
             raise cannot_listen(listen, flag) from error
         yield sockets, f"{host}:{port}"
 
 
-def _bound(family: int, address: tuple[object, ...], *, share: bool) -> socket.socket:
+def _addresses(host: str) -> Sequence[tuple[int, Address]]:
+    """The addresses of a host, each once, with its family; those that this machine has, if it has any.
+
+    A name such as `localhost` may be in /etc/hosts twice, or for IPv6 on a machine without it. The port of
+    each address is 0.
+    """
+    found = socket.getaddrinfo(
+        host.strip("[]"), 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    every = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+    return [each for each in every if _is_here(*each)] or every
+
+
+def _is_here(family: int, address: Address) -> bool:
+    try:
+        _bound(family, address, 0, share=False).close()
+    except OSError as error:
+        return error.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
+    return True
+
+
+def _bound(family: int, address: Address, port: int, *, share: bool) -> socket.socket:
     made = socket.socket(family, socket.SOCK_STREAM)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of a former server
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(share))
         if family == socket.AF_INET6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # as gRPC has it
-        made.bind(address)
+        made.bind((address[0], port, *address[2:]))
     except OSError:
         made.close()
         raise
