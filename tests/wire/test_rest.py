@@ -142,21 +142,26 @@ for _module in (
     test_batch_watch,
     test_endpoints,
     test_headers,
-    test_idempotency,
     test_labels,
-    test_listing,
     test_longrunning,
-    test_longrunning_list,
     test_operations,
     test_producer,
-    test_producer_input,
     test_records,
     test_request_ids,
     test_unexpected,
-    test_waits,
 ):
     globals().update(_tests(_module))
 
+# These take longer, and so they are slow tests, which CI runs.
+for _module in (
+    test_idempotency,
+    test_listing,
+    test_longrunning_list,
+    test_producer_input,
+    test_waits,
+):
+    globals().update({name: pytest.mark.slow(test) for name, test in _tests(_module).items()})
+
 for _module in (test_batch_watch, test_records):
     for _name, _test in _tests(_module, "test_events").items():
-        globals()[_name] = pytest.mark.usefixtures("with_events")(_test)
+        globals()[_name] = pytest.mark.slow(pytest.mark.usefixtures("with_events")(_test))
