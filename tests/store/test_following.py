@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from opservice.domain.errors import ServerBusy
+from opservice.domain.errors import ServerBusy, ServerStopping
 from opservice.domain.operation import Change, Record, Removed
-from opservice.store.following import MAX_KNOWN, PENDING_BYTES, Follower, ResumePoint
+from opservice.store.following import MAX_KNOWN, PENDING_BYTES, Follower, ResumePoint, Room
 from store.conftest import EPOCH
 from store.test_listing import TEMPLATE
 
@@ -149,6 +149,46 @@ def test_large_payloads_are_not_kept_until_they_are_told() -> None:
     kept = [taken[1] is not None for _ in range(10) if (taken := follows.take(None))]
 
     assert kept == [True] * 4 + [False] * 6
+
+
+def test_streams_that_read_nothing_keep_payloads_in_one_room() -> None:
+    room = Room(PENDING_BYTES)
+    large = b"x" * (PENDING_BYTES // 4)
+
+    def kept_by_another() -> int:
+        follows = follower()
+        follows.room = room
+        for number in range(4):
+            follows.tell(record(f"{number}", metadata=large))
+        kept = sum(taken[1] is not None for _ in range(3) if (taken := follows.take(None)))
+        follows.end(ServerStopping())
+        return kept
+
+    first = follower()
+    first.room = room
+    for number in range(4):
+        first.tell(record(f"{number}", metadata=large))
+    assert kept_by_another() == 0
+    first.take(None)
+    assert kept_by_another() == 1
+    first.forget_payloads()
+    assert kept_by_another() == 3
+    assert room.used == 0
+
+
+def test_whoever_is_ended_is_no_further_than_what_was_told() -> None:
+    follows = follower()
+    follows.caught_up(EPOCH)
+    for number in range(2):
+        follows.tell(record(f"{number}"))
+    taken = follows.take(EPOCH + 9)
+    assert taken is not None
+    assert taken[1] is not None
+
+    follows.end(ServerStopping())  # while a record is being read
+
+    follows.told(taken[1])
+    assert follows.point == ResumePoint(EPOCH)
 
 
 def test_who_reads_too_slowly_is_ended_and_holds_nothing_any_more() -> None:

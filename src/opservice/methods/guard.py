@@ -236,17 +236,23 @@ class GuardedStore:
             followed.condition if since is None else None,
             changed_since=since,
         )
-        while True:
-            page = await self.page(caller, query, name)
-            for record in page.records:
+
+        def tell(records: Sequence[Record]) -> None:
+            for record in records:
                 if record.expires_at is not None and record.expires_at <= clock:
                     follower.tell_gone(Change.end_of(record))
                 elif since is None or not follower.was_told(record, since):
                     follower.tell(record)
+
+        while True:
+            page = await self.page(caller, query, name)
+            tell(page.records)
+            end = page.end
+            del page  # it may be large, and its reader slow
             yield
-            if page.end is None:
+            if end is None:
                 return
-            query = replace(query, after=page.end)
+            query = replace(query, after=end)
 
     async def wait(self, caller: Caller, operation_id: str, at_most: int) -> Record:
         """The operation once it is done, or as it is after `at_most` microseconds.

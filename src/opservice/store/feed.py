@@ -24,7 +24,7 @@ from opservice.domain.errors import (
     StoreUnavailable,
 )
 from opservice.domain.operation import SECOND, Change, Record
-from opservice.store.following import Follower
+from opservice.store.following import PENDING_BYTES_OF_ALL, Follower, Room
 
 log = get_logger("opservice.changes")
 
@@ -56,6 +56,7 @@ class Feed:
         self._find = find
         self._revisions = revisions
         self._followers: set[Follower] = set()
+        self._room = Room(PENDING_BYTES_OF_ALL)
         self._by_id: defaultdict[str, set[Follower]] = defaultdict(set)
         self._by_parent: defaultdict[str | None, set[Follower]] = defaultdict(set)
         self._seen: dict[str, tuple[int, int, bool]] = {}
@@ -74,6 +75,7 @@ class Feed:
     @contextmanager
     def follow(self, follower: Follower) -> Iterator[None]:
         """The follower is told of changes during the block; before it reads what there is, `look` once."""
+        follower.room = self._room
         if self._closed:
             follower.end(ServerStopping())
         if not self._followers:
@@ -91,6 +93,7 @@ class Feed:
             yield
         finally:
             self._followers.discard(follower)
+            follower.forget_payloads()
             for place in places:
                 place.discard(follower)
             for id_ in ids:

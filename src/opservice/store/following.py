@@ -19,6 +19,8 @@ MAX_KNOWN = 10_000
 """Operations of a stream that are remembered, and that may wait to be told."""
 PENDING_BYTES = 4 << 20
 """Payloads that are kept for a stream. The others are read when their turn comes."""
+PENDING_BYTES_OF_ALL = 64 << 20
+"""The same, of all streams of a process together: of those who read nothing, too."""
 MAX_MARKS = 64
 MARK_BYTES = 6
 
@@ -44,6 +46,14 @@ class Event:
     point: ResumePoint | None
 
 
+@dataclass(slots=True)
+class Room:
+    """For payloads that are kept for streams, in bytes."""
+
+    most: int
+    used: int = 0
+
+
 class Follower:
     """Of one stream. What it does not admit it must not be told, and it says that other news are removed."""
 
@@ -60,6 +70,8 @@ class Follower:
         """Those that are not done and not removed, as far as was told; None when it follows a parent."""
         self.parent = parent
         self.point = resumed
+        self.room = Room(PENDING_BYTES)
+        """Of all streams; the feed sets it before there is anything to tell."""
         self._admits = admits
         self._matches = matches
         self._continues = resumed is not None
@@ -152,8 +164,14 @@ class Follower:
         """Ends the stream. The first error counts."""
         if self._error is None:
             self._error = error
-        self._pending.clear()
+        self.forget_payloads()
         self._wake()
+
+    def forget_payloads(self) -> None:
+        """Nothing is to be told any more."""
+        self._pending.clear()
+        self._current.clear()
+        self._keep(-self._bytes)
 
     async def sleep(self) -> None:
         """Until there is something to be told. Raises what the stream was ended with."""
@@ -183,7 +201,7 @@ class Follower:
         operation_id = next(iter(self._current))
         news = self._current.pop(operation_id)
         if isinstance(news, Record):
-            self._bytes -= news.payload_bytes
+            self._keep(-news.payload_bytes)
         return operation_id, news
 
     def read(self, record: Record) -> bool:
@@ -222,6 +240,8 @@ class Follower:
         self.point = ResumePoint(clock)
 
     def _advance(self) -> None:
+        if self._error is not None:
+            return  # what was not told was forgotten
         if self._clock_after is not None and self.point is not None:
             self.point = ResumePoint(max(self.point.clock, self._clock_after))
 
@@ -235,17 +255,22 @@ class Follower:
         waiting = self._current if operation_id in self._current else self._pending
         before = waiting.get(operation_id)
         if isinstance(before, Record):
-            self._bytes -= before.payload_bytes
+            self._keep(-before.payload_bytes)
         kept: Record | Removed | None = news
         if isinstance(news, Record):
-            if self._bytes + news.payload_bytes > PENDING_BYTES:
+            size = news.payload_bytes
+            if self._bytes + size > PENDING_BYTES or self.room.used + size > self.room.most:
                 kept = None
             else:
-                self._bytes += news.payload_bytes
+                self._keep(size)
         waiting[operation_id] = kept
         if len(self._pending) > MAX_KNOWN:
             self.end(ServerBusy("You read too slowly: continue with the resume token."))
         self._wake()
+
+    def _keep(self, size: int) -> None:
+        self._bytes += size
+        self.room.used += size
 
     def _wake(self) -> None:
         if self._sleeper is not None and not self._sleeper.done():
