@@ -232,9 +232,9 @@ def test_nobody_waits_for_what_he_may_not_see(site: Site, method: str) -> None:
     assert not site.bob.get(theirs).done
 
 
-@pytest.mark.parametrize("parent", ["-", THEIRS])
-def test_who_follows_many_is_told_nothing_of_what_he_may_not_see(site: Site, parent: str) -> None:
-    hidden = running(site.bob, THEIRS)
+@pytest.mark.parametrize("parent", ["-", f"{THEIRS}/followed"])
+def test_who_follows_many_is_told_nothing_of_what_they_may_not_see(site: Site, parent: str) -> None:
+    hidden = running(site.bob, f"{THEIRS}/followed")
     request = BatchWatchOperationRecordsRequest(parent=parent)
     events = site.ann.records.BatchWatch(request)
     for event in events:
@@ -244,7 +244,7 @@ def test_who_follows_many_is_told_nothing_of_what_he_may_not_see(site: Site, par
 
     site.bob.complete(hidden, lease_token=TOKEN)
     site.root.records.Delete(DeleteOperationRecordRequest(operation_id=hidden))
-    own = site.bob.started(parent=THEIRS, created_by="ann", lease_token=TOKEN)
+    own = site.bob.started(parent=f"{THEIRS}/followed", created_by="ann", lease_token=TOKEN)
 
     assert next(events).record.operation.id == own
     events.cancel()
