@@ -102,7 +102,6 @@ class Connection(HttpToolsProtocol):
         der = None if encrypted is None else encrypted.getpeercert(binary_form=True)
         self.app_state = {
             "certificate": None if der is None else ssl.DER_cert_to_PEM_cert(der).encode(),
-            "secure": encrypted is not None,
         }
         self._expect_head()
 

@@ -71,12 +71,6 @@ class Exchange:
         return found
 
     @property
-    def is_secure(self) -> bool:
-        """Whether the connection is encrypted."""
-        secure: bool = self._state["secure"]
-        return secure
-
-    @property
     def has_body(self) -> bool:
         """Whether the request has a body, of at least one byte when its length is told."""
         told = self.header("content-length")
