@@ -27,7 +27,7 @@ from opservice.methods.registry import Method
 from opservice.runtime.components import Components
 from opservice.runtime.security import Security
 from opservice.runtime.settings import Settings
-from opservice.runtime.settings.groups import OFF, WITH_HTTP
+from opservice.runtime.settings.listening import OFF, WITH_HTTP
 from opservice.runtime.tls import ReloadableTls, ssl_context
 
 HTTP_PART = 2 / 3

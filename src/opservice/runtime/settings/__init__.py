@@ -15,12 +15,12 @@ from opservice.runtime.settings.groups import (
     ConnectionSettings,
     DiscoverySettings,
     LimitSettings,
-    ListeningSettings,
     LoggingSettings,
     OperationSettings,
     ProcessSettings,
     StorageSettings,
 )
+from opservice.runtime.settings.listening import ListeningSettings
 from opservice.runtime.settings.security import SecuritySettings
 from opservice.runtime.settings.setting import Setting, settings_of
 
