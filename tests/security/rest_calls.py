@@ -116,7 +116,7 @@ class RestAnswer:
 
     @property
     def outcome(self) -> str:
-        """In the words of the table of test_matrix.py."""
+        """In the words of the table of matrix.py."""
         words = {401: "UNAUTH", 403: "DENIED", 404: "NOT_FOUND"}
         return words.get(self.status, str(self.status))
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -28,115 +24,38 @@ from opservice._proto.opservice.v1.operation_record_service_pb2 import (
     WaitOperationRecordRequest,
     WatchOperationRecordRequest,
 )
-from opservice.domain.operation import new_id
 from security.calls import (
     BY_NAME,
     GOOGLE,
     OF_IDS,
     OF_NOTHING,
     OF_OPERATION,
-    PRODUCER,
     RECORDS,
-    Metadata,
     PendingCall,
     full_name,
     request_for,
 )
-from support.client import TOKEN, Client, refusal_from, refused
-from support.fixtures import empty_database, without_column
-from support.identities import (
-    Issuer,
-    TokenFile,
-    bearer,
-    calling_with,
-    make_key,
-    with_another_signature,
+from security.tenants import (
+    MINE,
+    MISSING,
+    SHARED,
+    THEIRS,
+    Site,
+    done,
+    everything_told,
+    running,
+    site,
 )
-from support.server import ServerProcess, eventually, serving
+from support.client import TOKEN, Client, refused
+from support.fixtures import without_column
+from support.identities import bearer
+
+__all__ = ["site"]
 
 pytestmark = pytest.mark.slow  # many servers are started, and stopped
 
-MINE, THEIRS, SHARED = "folders/mine", "folders/theirs", "folders/shared"
-MISSING = "ops00000000000000000"
-GRANTS = {
-    "root": ["admin:*"],
-    "ann": [f"producer:{MINE}/*", f"editor:{MINE}/*", f"producer:{SHARED}"],
-    "bob": [f"admin:{THEIRS}/*", f"producer:{SHARED}"],
-    "eve": [f"viewer:{MINE}"],
-}
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where Ann and Bob are two tenants, Root has every right, and Eve may look at what is Ann's."""
-
-    server: ServerProcess
-    tokens: dict[str, str]
-    clients: dict[str, Client]
-    audit_log: Path
-
-    @property
-    def root(self) -> Client:
-        return self.clients["root"]
-
-    @property
-    def ann(self) -> Client:
-        return self.clients["ann"]
-
-    @property
-    def bob(self) -> Client:
-        return self.clients["bob"]
-
-    def channel_of(self, who: str) -> tuple[grpc.Channel, Metadata]:
-        return self.server.client.channel, bearer(self.tokens[who])
-
-
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def site(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Site]:
-    directory = tmp_path_factory.mktemp("leaks")
-    issuer, static = Issuer(directory), TokenFile(directory)
-    tokens = {who: issuer.token(who, *grants) for who, grants in GRANTS.items()}
-    tokens["eve"] = static.add("eve", *GRANTS["eve"])
-    settings = {
-        **issuer.settings,
-        "tokens": static.file,
-        "audit_log": directory / "audit.log",
-        "log_level": "debug",
-        "max_wait": "10m",
-    }
-    with serving(directory, empty_database(request, directory), **settings) as server:
-        clients = {who: calling_with(server.channel(), token) for who, token in tokens.items()}
-        yield Site(server, tokens, clients, settings["audit_log"])
-
-
-def running(client: Client, parent: str) -> str:
-    return client.started(parent=parent, lease_token=TOKEN)
-
-
-def done(client: Client, parent: str) -> str:
-    id_ = running(client, parent)
-    client.complete(id_, lease_token=TOKEN)
-    return id_
-
-
 STATES = pytest.mark.parametrize("made", [running, done], ids=["running", "done"])
 Made = Callable[[Client, str], str]
-
-
-def everything_told(site: Site, method: str, request: Any) -> list[object]:
-    """All that Ann gets on the wire when she is refused."""
-    channel, metadata = site.channel_of("ann")
-    call = PendingCall(channel, method, request, (*metadata, ("x-request-id", "the-same")))
-    with refused() as refusal:
-        call.answer()
-    return [
-        refusal.code,
-        refusal.message,
-        sorted(refusal.trailers.items()),
-        call.call.initial_metadata(),
-    ]
 
 
 def renamed(told: list[object], id_: str) -> str:
@@ -415,95 +334,3 @@ def test_what_is_open_to_all_tells_nothing_of_tenants(site: Site) -> None:
     assert [
         name for name in (id_, THEIRS, "bob") for answer in before if name.encode() in answer
     ] == []
-
-
-def test_no_token_reaches_the_log_the_audit_log_or_an_error(site: Site, tmp_path: Path) -> None:
-    good = site.tokens["ann"]
-    other = Issuer(tmp_path)
-    broken = {
-        "tampered": with_another_signature(good),
-        "expired": other.token("ann", exp=int(time.time()) - 3600),
-        "of an unknown key": other.token("ann", key=make_key("unknown")),
-        "unknown": "opservice_0123456789-0123456789-0123456789-012",
-        "no token": "not.a.token",
-    }
-    headers = [bearer(token) for token in (*site.tokens.values(), *broken.values())]
-    headers += [(("authorization", f"Basic {good}"),), (("authorization", good),)]
-    id_ = running(site.bob, THEIRS)
-    channel = site.server.client.channel
-    calls = [
-        PendingCall(channel, method, request_for(method, id_, THEIRS), metadata)
-        for metadata in headers
-        for method in (f"{RECORDS}/Get", f"{PRODUCER}/Renew", f"{PRODUCER}/Start", *BY_NAME)
-    ]
-    told = "".join(map(all_that_is_told, calls))
-
-    secrets = [*site.tokens.values(), *broken.values(), TOKEN]
-    parts = {part for secret in secrets for part in secret.split(".") if len(part) > 10}
-    for where in (site.server.stderr, site.audit_log.read_text(), told):
-        assert [part for part in parts if part in where] == []
-    assert '"subject": "eve"' in site.server.stderr
-
-
-def all_that_is_told(call: PendingCall) -> str:
-    try:
-        return repr(call.answer())
-    except grpc.RpcError as error:
-        refusal = refusal_from(error)
-        return f"{refusal.message} {refusal.trailers}"
-
-
-@pytest.mark.parametrize("method", OF_OPERATION)
-def test_the_audit_log_tells_of_attempts_at_what_may_not_be_seen(site: Site, method: str) -> None:
-    id_ = running(site.bob, THEIRS)
-
-    everything_told(site, method, request_for(method, id_, THEIRS))
-
-    attempt = told_of(site, method, id_)
-    told = (attempt["subject"], attempt["code"], attempt.get("hidden"))
-    assert told == ("ann", "NOT_FOUND", True)
-
-
-@pytest.mark.parametrize("method", OF_IDS)
-def test_the_audit_log_tells_alike_of_what_may_not_be_seen_and_does_not_exist_among_several(
-    site: Site, method: str
-) -> None:
-    channel, metadata = site.channel_of("ann")
-    ids = running(site.bob, THEIRS), new_id()
-    for id_ in ids:
-        PendingCall(channel, method, request_for(method, id_, ""), metadata).answer()
-
-    def lines() -> list[dict[str, Any]]:
-        every = [*map(json.loads, site.audit_log.read_text().splitlines())]
-        return [line for id_ in ids for line in every if line.get("operation_ids") == [id_]]
-
-    hidden, missing = eventually(lambda: found if len(found := lines()) == 2 else None)
-    assert hidden.keys() == missing.keys()
-    assert (hidden["subject"], hidden["not_found"], hidden["method"]) == ("ann", 1, method)
-
-
-def told_of(site: Site, method: str, id_: str) -> dict[str, Any]:
-    """The audit log's line of the one call for this operation."""
-    (line,) = [
-        line
-        for line in map(json.loads, site.audit_log.read_text().splitlines())
-        if line["method"] == method
-        and id_ in (line.get("operation_id"), line.get("name", "")[-20:])
-    ]
-    assert isinstance(line, dict)
-    return line
-
-
-@pytest.mark.parametrize("method", OF_OPERATION)
-def test_the_audit_log_tells_as_much_of_attempts_at_what_does_not_exist(
-    site: Site, method: str
-) -> None:
-    """What is told of one alone would make its answer come later."""
-    hidden, missing = running(site.bob, THEIRS), new_id()
-
-    for id_ in (hidden, missing):
-        everything_told(site, method, request_for(method, id_, THEIRS))
-
-    of_hidden, of_missing = (told_of(site, method, id_) for id_ in (hidden, missing))
-    assert of_hidden.keys() - of_missing.keys() == {"hidden"}
-    assert of_missing["code"] == "NOT_FOUND"

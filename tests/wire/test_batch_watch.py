@@ -1,112 +1,16 @@
 """OperationRecordService.BatchWatch."""
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from queue import SimpleQueue
-from threading import Thread
 from typing import Any
 
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from grpc import RpcError, StatusCode
+from grpc import StatusCode
 
-from opservice._proto.opservice.v1.operation_record_pb2 import OperationRecord, Progress
-from opservice._proto.opservice.v1.operation_record_service_pb2 import (
-    BatchWatchOperationRecordsRequest,
-    DeleteOperationRecordRequest,
-    GetOperationRecordRequest,
-    OperationRecordEvent,
-)
+from opservice._proto.opservice.v1.operation_record_pb2 import OperationRecord
 from opservice.domain.operation import new_id
+from support.batch_watch import Stream, delete, get, ids_of, renew
 from support.client import Client, refusal_from, refused
-from support.server import PATIENCE, ServerProcess, serving
-
-CAUGHT_UP = "caught up"
-
-
-class Stream:
-    """A BatchWatch, and what it has told. `known` is what its client knows: revisions by id."""
-
-    def __init__(self, client: Client, **fields: Any) -> None:
-        self.call = client.records.BatchWatch(BatchWatchOperationRecordsRequest(**fields))
-        self.known: dict[str, int] = {}
-        self.token = ""
-        self._arrived: SimpleQueue[OperationRecordEvent | RpcError | None] = SimpleQueue()
-        Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        try:
-            for event in self.call:
-                self._arrived.put(event)
-            self._arrived.put(None)
-        except RpcError as error:
-            self._arrived.put(error)
-
-    def next(self) -> OperationRecord | str | None:
-        """A record, the id of what was removed, CAUGHT_UP, or None at the end."""
-        event = self._arrived.get(timeout=PATIENCE)
-        if isinstance(event, RpcError):
-            raise event
-        if event is None:
-            return None
-        self.token = event.resume_token or self.token
-        match event.WhichOneof("event"):
-            case "record":
-                id_ = event.record.operation.id
-                assert event.record.revision >= self.known.get(id_, 0), "a revision went back"
-                self.known[id_] = event.record.revision
-                return event.record
-            case "removed_id":
-                self.known.pop(event.removed_id, None)
-                return event.removed_id
-            case _:
-                return CAUGHT_UP
-
-    def first(self) -> list[OperationRecord | str]:
-        """What there is at first."""
-        return [*iter(self._next_of_first, CAUGHT_UP)]
-
-    def _next_of_first(self) -> OperationRecord | str:
-        told = self.next()
-        assert told is not None
-        return told
-
-    def record(self) -> OperationRecord:
-        told = self.next()
-        assert isinstance(told, OperationRecord), told
-        return told
-
-    def until(self, id_: str, revision: int) -> OperationRecord:
-        """Passes over what comes before the record in this revision."""
-        while not isinstance(told := self.next(), OperationRecord) or (
-            (told.operation.id, told.revision) != (id_, revision)
-        ):
-            assert told is not None
-        return told
-
-    def cut(self) -> str:
-        """Breaks off. The token to continue with."""
-        self.call.cancel()
-        return self.token
-
-
-def ids_of(told: list[OperationRecord | str]) -> list[str]:
-    return [each if isinstance(each, str) else each.operation.id for each in told]
-
-
-def get(client: Client, operation_id: str) -> OperationRecord:
-    return client.records.Get(GetOperationRecordRequest(operation_id=operation_id))
-
-
-def delete(client: Client, operation_id: str) -> None:
-    client.records.Delete(DeleteOperationRecordRequest(operation_id=operation_id))
-
-
-def renew(client: Client, operation_id: str, done: int = 1) -> None:
-    client.renew(operation_id, progress=Progress(done=done))
 
 
 @pytest.fixture
@@ -364,16 +268,6 @@ def test_a_token_of_another_request_is_an_invalid_argument(client: Client, paren
         assert (refusal.code, refusal.fields) == (StatusCode.INVALID_ARGUMENT, ["resume_token"])
 
 
-def test_a_token_that_is_too_old_is_told_so(database_url: str, tmp_path: Path) -> None:
-    with serving(tmp_path, database_url, resume_window="0s") as server:
-        stream = Stream(server.client, parent="folders/a")
-        stream.first()
-        with refused() as refusal:
-            Stream(server.client, parent="folders/a", resume_token=stream.cut()).next()
-
-    assert (refusal.code, refusal.reason) == (StatusCode.ABORTED, "RESUME_TOKEN_EXPIRED")
-
-
 # What is wrong.
 
 
@@ -396,143 +290,6 @@ def test_a_wrong_parent_and_filter_are_an_invalid_argument(client: Client) -> No
         Stream(client, parent="folders/-", filter="(").next()
 
     assert refusal.fields == ["parent", "filter"]
-
-
-# In time.
-
-
-def test_a_quiet_stream_says_again_that_it_is_caught_up(database_url: str, tmp_path: Path) -> None:
-    with serving(tmp_path, database_url, watch_repeat="100ms") as server:
-        id_ = server.client.started()
-        stream = Stream(server.client, operation_ids=[id_])
-        stream.first()
-
-        assert [stream.next() for _ in range(3)] == [CAUGHT_UP] * 3
-        server.client.complete(id_)
-        while (told := stream.next()) == CAUGHT_UP:
-            pass
-        assert isinstance(told, OperationRecord)
-        assert stream.next() is None
-
-
-def test_a_server_that_drains_ends_streams_with_unavailable(
-    sqlite_url: str, tmp_path: Path
-) -> None:
-    with serving(tmp_path, sqlite_url) as server:
-        streams = [
-            Stream(server.client, operation_ids=[server.client.started()]),
-            Stream(server.client, parent="-"),
-        ]
-        for stream in streams:
-            stream.first()
-
-        server.send_signal(signal.SIGTERM)
-
-        for stream in streams:
-            with refused() as refusal:
-                stream.next()
-            assert (refusal.code, refusal.reason) == (StatusCode.UNAVAILABLE, "SERVER_STOPPING")
-        assert server.wait() == 0
-
-
-def test_a_stream_goes_on_with_a_server_that_was_killed(database_url: str, tmp_path: Path) -> None:
-    with serving(tmp_path, database_url) as server:
-        ids = [server.client.started(parent="folders/a") for _ in range(3)]
-        stream = Stream(server.client, parent="folders/a")
-        stream.first()
-        server.client.complete(ids[0])
-        assert stream.record().operation.done
-
-        server.kill()
-        with pytest.raises(grpc.RpcError):
-            stream.next()
-        server.start()
-        client = server.client
-        client.complete(ids[1])
-        again = Stream(client, parent="folders/a", resume_token=stream.token)
-
-        assert ids_of(again.first()) == [ids[1]]
-
-
-@contextmanager
-def two_servers(directory: Path, database: str, **settings: Any) -> Iterator[list[ServerProcess]]:
-    settings = {"poll_interval": "100ms", "housekeeping_interval": "100ms", **settings}
-    with (
-        serving(directory, database, **settings) as one,
-        serving(directory, database, **settings) as other,
-    ):
-        yield [one, other]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("no_notify", [False, True], ids=["notify", "no notify"])
-def test_what_another_server_changes_is_told(
-    database_url: str, tmp_path: Path, no_notify: bool
-) -> None:
-    with two_servers(tmp_path, database_url, no_notify=no_notify) as (one, other):
-        old = other.client.started(parent="folders/a")
-        by_parent = Stream(one.client, parent="folders/a")
-        by_ids = Stream(one.client, operation_ids=[old])
-        assert ids_of(by_parent.first()) == ids_of(by_ids.first()) == [old]
-
-        new = other.client.started(parent="folders/a")
-        by_parent.until(new, 1)
-        renew(other.client, new)
-        by_parent.until(new, 2)
-        other.client.complete(old)
-        assert by_parent.until(old, 2).operation.done
-        assert by_ids.until(old, 2).operation.done
-        assert by_ids.next() is None
-        delete(other.client, old)
-        assert by_parent.next() == old
-        expiring = other.client.started(
-            parent="folders/a", retention=Duration(nanos=1_000), timeout=Duration(nanos=500_000_000)
-        )
-        by_parent.until(expiring, 1)
-        while (told := by_parent.next()) != expiring:
-            assert isinstance(told, OperationRecord)
-
-
-@pytest.mark.slow
-def test_a_stream_is_continued_by_another_server_while_both_write(
-    database_url: str, tmp_path: Path
-) -> None:
-    with two_servers(tmp_path, database_url) as servers:
-        ids = [servers[0].client.started(parent="folders/a") for _ in range(20)]
-        stop: list[bool] = []
-
-        def write(client: Client, mine: list[str]) -> None:
-            count = 0
-            while not stop:
-                count += 1
-                renew(client, mine[count % len(mine)], count)
-
-        writers = [
-            Thread(target=write, args=(servers[0].client, ids[:10])),
-            Thread(target=write, args=(servers[1].client, ids[10:])),
-        ]
-        for writer in writers:
-            writer.start()
-        known: dict[str, int] = {}
-        token = ""
-        try:
-            for number in range(20):
-                stream = Stream(servers[number % 2].client, parent="folders/a", resume_token=token)
-                stream.first()
-                for _ in range(10):
-                    stream.next()
-                for id_, revision in stream.known.items():
-                    known[id_] = max(revision, known.get(id_, 0))
-                token = stream.cut()
-        finally:
-            stop.append(True)
-            for writer in writers:
-                writer.join()
-        last = Stream(servers[0].client, parent="folders/a", resume_token=token)
-        last.first()
-        known |= last.known
-
-        assert known == {id_: get(servers[1].client, id_).revision for id_ in ids}
 
 
 def test_a_refusal_of_a_stream_tells_what_is_wrong(client: Client) -> None:
