@@ -181,6 +181,10 @@ def test_a_client_that_takes_gzip_gets_it(rest: Rest) -> None:
     assert zipped.headers["vary"] == "accept-encoding"
     assert zipped.headers["etag"] == 'W/"1"'
     assert zipped.json() == plain.json()
+    known = rest.get(f"/operations/{id_}", accept_encoding="gzip", if_none_match='W/"1"')
+    assert (known.status_code, known.headers["etag"]) == (304, 'W/"1"')
+    short = rest.get(f"/operations/{rest.start()}")
+    assert {each.headers["vary"] for each in (plain, known, short)} == {"accept-encoding"}
 
 
 def test_head_has_the_headers_of_get_and_changes_nothing(rest: Rest) -> None:

@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 from opservice.domain.errors import InvalidArgument, Violation
 from opservice.fronts.backpressure import UnreadResponses
 from opservice.fronts.http.conditions import (
-    matches,
+    matching,
     preferred_wait,
     server_timeout,
     wants_events,
@@ -222,7 +222,9 @@ class HttpCall(Call):
             return
         if self.found is not None:
             self.etag = f'"{self.found.revision}"'
-            if matches(self._exchange.header("if-none-match"), self.etag):
+            held = matching(self._exchange.header("if-none-match"), self.etag)
+            if held is not None:
+                self.etag = held
                 return
         answer = await self._codec.response(response)
         self._read = self._unread.add(self.peer, len(answer))

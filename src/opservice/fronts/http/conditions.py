@@ -8,7 +8,7 @@ LONGEST_SECONDS = 86_400.0
 
 _WAIT = re.compile(r"(?:^|,)\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?=$|[,;])", re.IGNORECASE)
 _SECONDS = re.compile(r"\d{1,9}(\.\d{1,9})?")
-_TAG = re.compile(r'(?:W/)?("[^"]*")')
+_TAG = re.compile(r'(W/)?("[^"]*")')
 
 
 def preferred_wait(prefer: str | None) -> int:
@@ -24,11 +24,17 @@ def server_timeout(given: str | None) -> float | None:
     return min(float(given), LONGEST_SECONDS)
 
 
-def matches(if_none_match: str | None, etag: str) -> bool:
-    """Whether the client has this version already (RFC 9110, section 13.1.2)."""
+def matching(if_none_match: str | None, etag: str) -> str | None:
+    """The tag of this version as the client has it, weak or strong; None when they have it not.
+
+    RFC 9110, section 13.1.2. `*` has any version.
+    """
     if if_none_match is None:
-        return False
-    return if_none_match.strip() == "*" or etag in _TAG.findall(if_none_match)
+        return None
+    if if_none_match.strip() == "*":
+        return etag
+    held = (weak + tag for weak, tag in _TAG.findall(if_none_match) if tag == etag)
+    return next(held, None)
 
 
 def wants_events(accept: str | None) -> bool:

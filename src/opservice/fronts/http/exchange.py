@@ -108,14 +108,13 @@ class Exchange:
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
-    async def respond(
-        self, status: int, headers: HttpHeaders, body: bytes, *, compress: bool = True
-    ) -> None:
+    async def respond(self, status: int, headers: HttpHeaders, body: bytes) -> None:
         """Sends a whole response. Raises ClientGone."""
         extra: list[tuple[str, str]] = []
-        if compress and len(body) >= _LEAST_COMPRESSED:
+        if status != 204:
+            # Also where this body is short, or there is none: the next one at this URL may be compressed.
             extra.append(("vary", "accept-encoding"))
-            if accepts_gzip(self.header("accept-encoding")):
+            if len(body) >= _LEAST_COMPRESSED and accepts_gzip(self.header("accept-encoding")):
                 body = await _compressed(body)
                 extra.append(("content-encoding", "gzip"))
                 headers = [_weakened(*header) for header in headers]

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from opservice.fronts.http.conditions import matches
+from opservice.fronts.http.conditions import matching
 from opservice.fronts.http.exchange import accepts_gzip, gzipped
 
 PATH = "/openapi.json"
@@ -31,8 +31,9 @@ def openapi_route() -> Route:
             "etag": f"W/{tag}" if has_gzip else tag,
             "vary": "accept-encoding",
         }
-        if matches(request.headers.get("if-none-match"), tag):
-            return Response(status_code=304, headers=headers)
+        held = matching(request.headers.get("if-none-match"), tag)
+        if held is not None:
+            return Response(status_code=304, headers={**headers, "etag": held})
         if has_gzip:
             headers["content-encoding"] = "gzip"
         return Response(zipped if has_gzip else plain, 200, headers, "application/json")
