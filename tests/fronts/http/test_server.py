@@ -26,7 +26,7 @@ _PIECE = 8_000
 
 class Application:
     """`/echo` tells the method, the headers and the body; `/wait` ends with `release`; `/rude` reads no body;
-    `/large` is more than a connection takes unread.
+    `/large` is more than a connection takes unread; `/parts` has two parts, and does not say how long it is.
     """
 
     def __init__(self) -> None:
@@ -41,6 +41,9 @@ class Application:
             "/rude": self._rude,
             "/large": self._large,
         }
+        if scope["path"] == "/parts":
+            await self._parts(send)
+            return
         body = await answers[scope["path"]](scope, receive)
         await send({"type": "http.response.start", "status": 200, "headers": [
             (b"content-length", b"%d" % len(body))]})  # fmt: skip
@@ -54,6 +57,12 @@ class Application:
             more = message.get("more_body", False)
         names = b",".join(name for name, _ in scope["headers"])
         return b"%s %s %s" % (scope["method"].encode(), names, body)
+
+    async def _parts(self, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for part in (b"one ", b"two"):
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
 
     async def _wait(self, _scope: Any, receive: Any) -> bytes:
         await receive()
@@ -242,6 +251,21 @@ async def test_a_body_may_have_many_chunks_but_not_many_tiny_ones(served: Served
         status, body = await connection.ask(head + chunks)
         assert (status, body[-129_000:]) == (200, bytes(129_000))
         assert (await connection.ask(head + b"1\r\nx\r\n" * 3_000))[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("version", "is_chunked"), [(b"1.0", False), (b"1.1", True)], ids=["1.0", "1.1"]
+)
+async def test_only_who_knows_chunks_is_sent_chunks(
+    served: Served, version: bytes, is_chunked: bool
+) -> None:
+    async with served.connect() as connection:
+        await connection.send(
+            b"GET /parts HTTP/%s\r\n%sConnection: close\r\n\r\n" % (version, HOST)
+        )
+        head, _, body = (await connection.ended()).partition(b"\r\n\r\n")
+        assert (b"\r\ntransfer-encoding: chunked" in head) is is_chunked
+        assert body == (b"4\r\none \r\n3\r\ntwo\r\n0\r\n\r\n" if is_chunked else b"one two")
 
 
 async def test_a_trailer_is_none_of_the_headers(served: Served) -> None:

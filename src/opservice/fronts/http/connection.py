@@ -25,6 +25,7 @@ from uvicorn.protocols.http.httptools_impl import (
 from uvicorn.server import ServerState
 
 from opservice.domain.operation import SECOND
+from opservice.fronts.http.unframed import without_chunks
 from opservice.methods.pipeline import MAX_HEADERS
 
 MAX_HEAD_BYTES = 64 << 10
@@ -212,6 +213,8 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
+        if cycle.scope["http_version"] == "1.0":
+            app = without_chunks(cycle, app)
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
