@@ -7,6 +7,8 @@ import json
 import re
 import threading
 from collections.abc import Iterator
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +205,18 @@ def test_options_tell_what_a_path_takes(rest: Rest) -> None:
     refused = rest("PUT", "/v1/operations/x")
     assert (refused.status_code, refused.headers["allow"]) == (405, "DELETE, GET, HEAD, OPTIONS")
     assert rest("OPTIONS", "/nothing").status_code == 404
+
+
+def test_options_of_the_server_tell_every_method(rest: Rest) -> None:
+    with closing(HTTPConnection(rest.url.removeprefix("http://"))) as connection:
+        connection.request("OPTIONS", "*")
+        answer = connection.getresponse()
+        assert (answer.status, answer.headers["allow"]) == (204, "DELETE, GET, HEAD, OPTIONS, POST")
+
+
+def test_metrics_are_not_told_to_pages(rest: Rest) -> None:
+    assert rest.get("/metrics").status_code == 200
+    assert rest.get("/metrics", host="evil.example").status_code == 403
 
 
 def test_a_deadline_is_kept(rest: Rest) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
+from opservice.common.addresses import is_loopback, split_address
 from opservice.common.open_files import connections_of
 from opservice.fronts.backpressure import UnreadResponses
 from opservice.fronts.grpc.services import KnownTypes
@@ -13,6 +14,7 @@ from opservice.fronts.http.api import Api
 from opservice.fronts.http.application import (
     alive,
     application,
+    for_monitors,
     metrics,
     monitoring,
     not_open,
@@ -62,11 +64,12 @@ class HttpFront:
             max_connections=connections_of(connections.max_connections, HTTP_PART),
             handshake_timeout=connections.handshake_timeout,
         )
-        answers = {"livez": alive, "readyz": readiness(not_ready)}
+        answers = {"livez": alive, "readyz": readiness(not_ready, origins)}
         if not listening.has_metrics_listener and listening.metrics_listen != OFF:
+            for_all = listening.metrics_listen == WITH_HTTP
             answers["metrics"] = (
-                metrics
-                if listening.metrics_listen == WITH_HTTP or listening.http_is_local
+                for_monitors(metrics, Origins((), only_local_names=not for_all))
+                if for_all or listening.http_is_local
                 else not_open
             )
         served = application(api, origins, **answers)
@@ -107,7 +110,13 @@ class MetricsFront:
         self, settings: Settings, not_ready: Callable[[], Awaitable[Sequence[str]]]
     ) -> None:
         """`not_ready` is as for HttpFront."""
-        served = monitoring(livez=alive, metrics=metrics, readyz=readiness(not_ready))
+        host, _ = split_address(settings.listening.metrics_listen)
+        origins = Origins((), only_local_names=is_loopback(host))
+        served = monitoring(
+            livez=alive,
+            metrics=for_monitors(metrics, origins),
+            readyz=readiness(not_ready, origins),
+        )
         self._server = HttpServer(
             served,
             HttpOptions(

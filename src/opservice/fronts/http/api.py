@@ -194,6 +194,10 @@ class Api:
     async def _answer_otherwise(self, exchange: Exchange) -> None:
         """A path or a method that is not served."""
         methods = self.routes.methods_at(exchange.path)
+        if exchange.method == "OPTIONS" and exchange.path == "*":
+            every = {route.http_method for route in self.routes.all} | {"HEAD", "OPTIONS"}
+            await exchange.respond(204, [("allow", ", ".join(sorted(every)))], b"")
+            return
         if not methods:
             await self._refuse(
                 exchange, 404, Code.NOT_FOUND, f"There is nothing at {exchange.path[:200]}"

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from google.rpc.code_pb2 import Code
+from google.rpc.status_pb2 import Status
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from opservice.common.metrics import exposition, flush
 from opservice.fronts.http.api import Api
-from opservice.fronts.http.openapi import openapi_route
+from opservice.fronts.http.openapi import PATH, openapi_answer
 from opservice.fronts.http.origins import Origins
+from opservice.fronts.http.statuses import error_to_dict
 
 Answer: TypeAlias = Callable[[Request], Awaitable[Response]]
 
@@ -50,8 +54,8 @@ def application(api: Api, origins: Origins, **answers: Answer) -> Starlette:
                 max_age=_CORS_SECONDS,
             )
         )
-    own = [Route(f"/{name}", answer, methods=["GET"]) for name, answer in answers.items()]
-    served = Starlette(routes=[*own, openapi_route()], middleware=middleware)
+    own = [_route(f"/{name}", answer) for name, answer in answers.items()]
+    served = Starlette(routes=[*own, _route(PATH, openapi_answer())], middleware=middleware)
     # The API finds its routes itself: no pattern of Starlette's matches a path with a line break.
     served.router.default = api
     served.router.redirect_slashes = False
@@ -60,9 +64,55 @@ def application(api: Api, origins: Origins, **answers: Answer) -> Starlette:
 
 def monitoring(**answers: Answer) -> Starlette:
     """An application of nothing but these answers, by their names."""
-    return Starlette(
-        routes=[Route(f"/{name}", answer, methods=["GET"]) for name, answer in answers.items()]
-    )
+    return Starlette(routes=[_route(f"/{name}", answer) for name, answer in answers.items()])
+
+
+def _route(path: str, answer: Answer) -> Route:
+    return Route(path, _Reads(answer))
+
+
+class _Reads:
+    """Served with GET and HEAD. Other methods are answered as the API answers them."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (await self._respond(Request(scope)))(scope, receive, send)
+
+    async def _respond(self, request: Request) -> Response:
+        if request.method in {"GET", "HEAD"}:
+            return await self._answer(request)
+        allow = {"allow": "GET, HEAD, OPTIONS"}
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers=allow)
+        message = f"{request.method} is not served here, only GET, HEAD"
+        return _refused(405, Code.UNIMPLEMENTED, message, allow)
+
+
+def _refused(
+    http_code: int, code: int, message: str, headers: Mapping[str, str] | None = None
+) -> Response:
+    status = Status(code=code, message=message)
+    body = error_to_dict(status, is_yandex=False, http_code=http_code)
+    return JSONResponse(body, http_code, {"cache-control": "no-store", **(headers or {})})
+
+
+def for_monitors(answer: Answer, origins: Origins) -> Answer:
+    """What tells something, and needs no credentials: not for pages, nor under names that others made up."""
+
+    async def checked(request: Request) -> Response:
+        if not _is_foreign(request, origins):
+            return await answer(request)
+        message = "This is not for web pages, and is asked for by an address or localhost"
+        return _refused(403, Code.PERMISSION_DENIED, message)
+
+    return checked
+
+
+def _is_foreign(request: Request, origins: Origins) -> bool:
+    header = request.headers.get
+    return origins.refuses_page(header) or origins.refuses_host(header)
 
 
 async def metrics(request: Request) -> Response:
@@ -79,7 +129,7 @@ async def not_open(_request: Request) -> Response:
         "Other machines can reach this address: set --metrics-listen to an address of its own, or to"
         " http for metrics here"
     )
-    return JSONResponse({"error": {"code": 403, "message": message}}, 403)
+    return _refused(403, Code.PERMISSION_DENIED, message)
 
 
 async def alive(_request: Request) -> Response:
@@ -87,12 +137,16 @@ async def alive(_request: Request) -> Response:
     return JSONResponse({"alive": True}, headers={"cache-control": "no-store"})
 
 
-def readiness(check: Callable[[], Awaitable[Sequence[str]]]) -> Answer:
-    """Whether the server can serve. `check` returns why it cannot, nothing when it can."""
+def readiness(check: Callable[[], Awaitable[Sequence[str]]], origins: Origins) -> Answer:
+    """Whether the server can serve. `check` returns why it cannot, nothing when it can.
 
-    async def ready(_request: Request) -> Response:
+    Pages that may not call, and whoever asks under a name that others may have made up, learn no reasons.
+    """
+
+    async def ready(request: Request) -> Response:
         reasons = list(await check())
-        content: dict[str, Any] = {"ready": not reasons, "reasons": reasons}
+        told = [] if _is_foreign(request, origins) else reasons
+        content: dict[str, Any] = {"ready": not reasons, "reasons": told}
         headers = {"cache-control": "no-store"}
         return JSONResponse(content, 503 if reasons else 200, headers=headers)
 

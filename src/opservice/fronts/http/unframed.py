@@ -9,7 +9,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 
 def without_chunks(cycle: RequestResponseCycle, app: Any) -> Any:
-    """The ASGI application, for a request by HTTP/1.0 (RFC 9112, section 6.1). uvicorn sends chunks to all."""
+    """The ASGI application, for a request by HTTP/1.0 (RFC 9112, 6.1). uvicorn sends chunks to all."""
 
     async def served(scope: Any, receive: Any, send: Any) -> None:
         is_unframed = False
