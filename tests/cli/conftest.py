@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from typing import Any, Protocol
 
 import pytest
 from click.testing import CliRunner, Result
 
+from opservice._proto.opservice.v1.operation_record_service_pb2 import (
+    ListOperationRecordsRequest,
+)
+from opservice._proto.opservice.v1.producer_service_pb2 import StartRequest
 from opservice.cli import cli
 from support.client import Client
 from support.server import ServerProcess, serving
@@ -26,6 +31,30 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 @pytest.fixture
 def client(server: ServerProcess) -> Client:
     return server.client
+
+
+@pytest.fixture
+def parent() -> str:
+    """A collection that no other test uses."""
+    return f"folders/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="package")
+def crowd(server: ServerProcess) -> tuple[str, list[str]]:
+    """A parent, and the ids of its operations, newest first: more than one call takes."""
+    parent = f"folders/{uuid.uuid4().hex}"
+    start = StartRequest(parent=parent)
+    calls = [server.client.producer.Start.future(start) for _ in range(1100)]
+    ids = {call.result().operation.id for call in calls}
+    records = server.client.records
+    request = ListOperationRecordsRequest(parent=parent, page_size=1000)
+    listed: list[str] = []
+    while len(listed) < len(ids):
+        page = records.List(request)
+        listed += [record.operation.id for record in page.operation_records]
+        request.page_token = page.next_page_token
+    assert set(listed) == ids
+    return parent, listed
 
 
 @pytest.fixture

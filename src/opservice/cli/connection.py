@@ -82,6 +82,11 @@ class Connection:
     def failed(self, error: grpc.RpcError) -> CommandFailed:
         return CommandFailed(describe(self.address, error), exit_code_of(error.code()))
 
+    def not_found(self, operation_id: str) -> CommandFailed:
+        """What is said of an operation that an answer about several has named as missing."""
+        said = f"{self.address}: NOT_FOUND: Operation {operation_id} not found"
+        return CommandFailed(said, Exit.NOT_FOUND)
+
 
 class Calls:
     """Calls one after the other; says which were refused, and knows the worst exit code.
@@ -94,18 +99,27 @@ class Calls:
         self._exits = [Exit.DONE]
 
     def call(
-        self, method: grpc.UnaryUnaryMultiCallable[Request, Response], request: Request
+        self,
+        method: grpc.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        *,
+        raising: grpc.StatusCode | None = None,
     ) -> Response | None:
-        """None when it was refused or not tried."""
+        """None when it was refused or not tried. Raises RpcError when the code is `raising`."""
         if self._exits[-1] is Exit.UNREACHABLE:
             return None
         try:
             return self._connection.call(method, request)
         except grpc.RpcError as error:
-            failed = self._connection.failed(error)
-            failed.show()
-            self._exits.append(Exit(failed.exit_code))
+            if error.code() is raising:
+                raise
+            self.say(self._connection.failed(error))
             return None
+
+    def say(self, failed: CommandFailed) -> None:
+        """Of what else was refused."""
+        failed.show()
+        self._exits.append(Exit(failed.exit_code))
 
     def exit(self) -> None:
         click.get_current_context().exit(worst(self._exits))
@@ -127,6 +141,8 @@ def describe(address: str, error: grpc.RpcError) -> str:
                     said += f"; {violation.field}: {violation.description}"
         elif detail.Unpack(request):
             said += f" (request id {request.request_id})"
+    if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+        said += "; the server is older than this program, or it is no opservice"
     return "\n  ".join([said, *further])
 
 

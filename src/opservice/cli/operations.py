@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import click
 import grpc
@@ -14,6 +14,7 @@ from opservice.cli.connection import Calls, Connection
 from opservice.cli.output import Output, output_options
 from opservice.cli.target import server_options
 from opservice.common.plain import plain
+from opservice.methods.validation import MAX_IDS
 
 _PAGE = 500
 _ALL_PARENTS = "-"
@@ -34,16 +35,38 @@ def get_command(connection: Connection, output: Output, ids: tuple[str, ...]) ->
     \b
     opservice get ops3f1…
     opservice get ops3f1… --format json | jq .operation.response
+    opservice get $(opservice list -q --running)
     """
     calls = Calls(connection)
+    unique = list(dict.fromkeys(ids))
     records = []
-    for id_ in dict.fromkeys(ids):
-        request = pb.GetOperationRecordRequest(operation_id=id_)
-        record = calls.call(connection.records.Get, request)
-        if record is not None:
-            records.append(record)
-    output.records(records, many=len(set(ids)) > 1)
+    for start in range(0, len(unique), MAX_IDS):
+        records += _get(connection, calls, unique[start : start + MAX_IDS])
+    output.records(records, many=len(unique) > 1)
     calls.exit()
+
+
+def _get(connection: Connection, calls: Calls, ids: Sequence[str]) -> list[OperationRecord]:
+    """Those of the operations that can be shown; says what is wrong with the others."""
+    if len(ids) == 1:
+        record = calls.call(
+            connection.records.Get, pb.GetOperationRecordRequest(operation_id=ids[0])
+        )
+        return [] if record is None else [record]
+    try:
+        answer = calls.call(
+            connection.records.BatchGet,
+            pb.BatchGetOperationRecordsRequest(operation_ids=ids),
+            raising=grpc.StatusCode.INVALID_ARGUMENT,
+        )
+    except grpc.RpcError:  # one of them is no id, or their records are too large for one answer
+        half = len(ids) // 2
+        return _get(connection, calls, ids[:half]) + _get(connection, calls, ids[half:])
+    if answer is None:
+        return []
+    for id_ in answer.not_found_ids:
+        calls.say(connection.not_found(id_))
+    return list(answer.operation_records)
 
 
 @click.command("list")
@@ -84,13 +107,10 @@ def list_command(
     opservice list --filter 'error.code = 5' --format json | jq -r '.[].operation.id'
     opservice cancel $(opservice list -q --running --filter 'created_by = "me"')
     """
-    if all_parents and parent:
-        raise click.UsageError("give either --parent or --all-parents")
+    parent = parent_of(parent, all_parents)
     if running:
         filter_ = f"({filter_}) AND done = false" if filter_.strip() else "done = false"
-    request = pb.ListOperationRecordsRequest(
-        parent=_ALL_PARENTS if all_parents else parent, filter=filter_
-    )
+    request = pb.ListOperationRecordsRequest(parent=parent, filter=filter_)
     pages = _pages(connection, request, limit)
     if quiet:
         for page in pages:
@@ -98,6 +118,13 @@ def list_command(
         return
     if output.pages(pages) == 0 and output.format == "table":
         click.echo(_nothing_found(parent, all_parents), err=True)
+
+
+def parent_of(parent: str, all_parents: bool) -> str:
+    """As a request names it. Raises UsageError when both are given."""
+    if all_parents and parent:
+        raise click.UsageError("give either --parent or --all-parents")
+    return _ALL_PARENTS if all_parents else parent
 
 
 def _nothing_found(parent: str, all_parents: bool) -> str:
