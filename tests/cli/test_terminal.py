@@ -35,7 +35,7 @@ def harmful(client: Client, *, failed: bool) -> str:
 def test_no_text_from_the_server_reaches_the_terminal_unescaped(
     run: Run, client: Client, command: str, format_: str
 ) -> None:
-    ids = [harmful(client, failed=True) for _ in range(1 if command == "watch" else 2)]
+    ids = [harmful(client, failed=True) for _ in range(2)]
 
     shown = run(command, *ids, "--format", format_).stdout
 
@@ -69,6 +69,23 @@ def test_a_terminal_gets_a_live_bar_and_then_the_result(
     assert "\x1b" not in left
     assert "\x1b[2J" not in shown
     assert "\x9b" not in shown
+
+
+@pytest.mark.slow
+def test_a_terminal_gets_a_live_bar_for_each_of_several(
+    server: ServerProcess, client: Client
+) -> None:
+    one, two = client.started(), client.complete(client.started()).id
+
+    code, shown = on_a_terminal(
+        server, "watch", one, two, "nowhere", once_shown=("not found", lambda: client.complete(one))
+    )
+
+    assert code == 6
+    bars, result = shown.split("\x1b[?25h")
+    assert all(id_ in bars for id_ in (one, two, "nowhere"))
+    assert re.search(rf"{one}\W.*done[^\n]*\n{two}\W.*done", result)
+    assert "NOT_FOUND: Operation nowhere not found" in result
 
 
 def test_a_terminal_gets_colours_unless_they_are_not_wanted(

@@ -17,6 +17,7 @@ from opservice._proto.opservice.v1.operation_record_pb2 import CancelPolicy, Pro
 from opservice._proto.opservice.v1.operation_record_service_pb2 import (
     WatchOperationRecordRequest,
 )
+from opservice_client.testing import OperationServer
 from support.client import TOKEN, Client
 from support.server import PATIENCE, ServerProcess, eventually, serving
 
@@ -93,20 +94,62 @@ def test_a_server_that_was_never_there_is_unreachable(
     ],
     ids=lambda value: "+".join(value) if isinstance(value, list) else "",
 )
+@pytest.mark.parametrize("command", ["wait", "watch"])
 def test_of_several_the_worst_counts(
-    run: Run, client: Client, hows: list[str], exit_code: int
+    run: Run, client: Client, command: str, hows: list[str], exit_code: int
 ) -> None:
     ids = [ended(client, how) for how in hows]
 
-    assert run("wait", *ids, "--timeout", "500ms").exit_code == exit_code
+    assert run(command, *ids, "--timeout", "0s").exit_code == exit_code
 
 
-def test_an_unknown_id_counts_for_more_than_any_state(run: Run, client: Client) -> None:
-    result = run("wait", ended(client, "NOT_FOUND"), "nowhere", ended(client, "running"),
-                 "--timeout", "500ms")  # fmt: skip
+@pytest.mark.parametrize("command", ["wait", "watch"])
+def test_an_unknown_id_counts_for_more_than_any_state(
+    run: Run, client: Client, command: str
+) -> None:
+    result = run(command, ended(client, "NOT_FOUND"), "nowhere", ended(client, "running"),
+                 "--timeout", "0s")  # fmt: skip
 
     assert result.exit_code == 6
+    assert "NOT_FOUND: Operation nowhere not found\n" in result.stderr
     assert "not done within --timeout" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["wait", "watch"])
+def test_several_of_which_one_is_no_id_are_refused_at_once(
+    run: Run, client: Client, command: str
+) -> None:
+    result = run(command, client.started(), "")
+
+    assert "INVALID_ARGUMENT: operation_ids[1]: must not be empty" in result.stderr
+    assert result.exit_code == 8
+
+
+@pytest.mark.parametrize("command", ["wait", "watch"])
+def test_that_the_server_is_away_is_said_once_of_several(run: Run, command: str) -> None:
+    result = run(command, "a", "b", "--server", NOBODY, "--timeout", "0s")
+
+    assert result.stderr.count("UNAVAILABLE") == 1
+    assert result.exit_code == 7
+
+
+def test_a_server_that_cannot_follow_several_says_so(run: Run) -> None:
+    with OperationServer(backend="memory") as server:
+        result = run("watch", "a", "b", "--server", server.target)
+
+    assert ": UNIMPLEMENTED: " in result.stderr
+    assert "the server is older than this program" in result.stderr
+    assert result.exit_code == 1
+
+
+def test_wait_takes_more_ids_than_one_stream(run: Run, crowd: tuple[str, list[str]]) -> None:
+    _, ids = crowd
+
+    result = run("wait", *ids, "--timeout", "0s", "--format", "json")
+
+    assert [each["operation"]["id"] for each in json.loads(result.stdout)] == ids
+    assert result.stderr.count("not done within --timeout\n") == len(ids)
+    assert result.exit_code == 5
 
 
 def test_wait_shows_several_in_the_order_asked_for(run: Run, client: Client) -> None:
@@ -158,6 +201,36 @@ def test_watch_prints_each_state_as_a_line(server: ServerProcess, client: Client
     ]
 
 
+def test_watch_prints_the_states_of_several_with_their_ids(
+    server: ServerProcess, client: Client
+) -> None:
+    one, two = client.started(description="One"), client.started()
+    with running(server, "watch", one, "nowhere", two, one) as watch:
+        assert watch.stdout is not None
+        assert watch.stderr is not None
+        lines = [watch.stdout.readline() for _ in range(2)]
+        missing = watch.stderr.readline()
+        client.renew(two, progress=Progress(done=1, total=2, unit="steps"))
+        lines.append(watch.stdout.readline())
+        client.complete(one)
+        lines.append(watch.stdout.readline())
+        client.cancel(two)
+        lines += watch.stdout.readlines()
+        assert watch.wait(PATIENCE) == 6
+        assert watch.stderr.read() == ""
+
+    assert [line.split()[1:] for line in sorted(lines[:2])] + [
+        line.split()[1:] for line in lines[2:]
+    ] == [
+        [one, "running", "One"],
+        [two, "running"],
+        [two, "running", "1/2", "steps"],
+        [one, "done", "One"],
+        [two, "cancelled", "CANCELLED:", "The", "operation", "was", "cancelled"],
+    ]
+    assert missing.endswith(": NOT_FOUND: Operation nowhere not found\n")
+
+
 def test_watch_prints_a_state_once_though_the_server_repeats_it(tmp_path: Path) -> None:
     database = f"sqlite:///{tmp_path}/a.db"
     with serving(tmp_path, database, watch_repeat="100ms") as server:
@@ -187,6 +260,33 @@ def test_watch_prints_each_state_as_a_document(run: Run, client: Client, format_
         documents = list(yaml.safe_load_all(printed))
     assert [document["revision"] for document in documents] == ["1", "2"]
     assert documents[-1]["operation"]["done"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["watch", "wait"])
+def test_following_several_outlives_a_restart_of_the_server(tmp_path: Path, command: str) -> None:
+    with serving(tmp_path, f"sqlite:///{tmp_path}/a.db") as server:
+        ids = [server.client.started() for _ in range(3)]
+        server.client.complete(ids[0])
+        with running(server, command, *ids, "--format", "json") as process:
+            documents = []
+            if command == "watch":
+                assert process.stdout is not None
+                documents = [json.loads(process.stdout.readline()) for _ in ids]
+            server.terminate()
+            server.start()
+            server.client.complete(ids[2])
+            server.client.complete(ids[1])
+            stdout, stderr = process.communicate(timeout=PATIENCE)
+
+    assert (process.returncode, stderr) == (0, "")
+    if command == "watch":
+        documents += map(json.loads, stdout.splitlines())
+        states = [(each["operation"]["id"], each["revision"]) for each in documents]
+        assert states[:3] == [(ids[0], "2"), (ids[1], "1"), (ids[2], "1")]
+        assert sorted(states[3:]) == sorted([(ids[1], "2"), (ids[2], "2")])
+    else:
+        assert [each["operation"]["id"] for each in json.loads(stdout)] == ids
 
 
 @EITHER_IN_SLOW

@@ -59,6 +59,10 @@ class Bars:
             state=state_of_record(record),
         )
 
+    def missing(self, operation_id: str) -> None:
+        """Shows that there is no such operation."""
+        self._progress.update(self._tasks[operation_id], state="not found")
+
 
 def _column(text: str, ratio: int | None = None) -> TextColumn:
     column = Column(no_wrap=True, overflow="ellipsis", ratio=ratio)

@@ -22,6 +22,7 @@ from opservice.cli.tables import (
     print_card,
     print_event,
     print_line,
+    print_removed,
     print_table,
     print_text,
 )
@@ -95,14 +96,25 @@ class Output:
             shown = MessageToDict(bare, always_print_fields_with_no_presence=True)
             self._print({"operation": self._operation(answer.operation), **shown})
 
-    def event(self, record: OperationRecord) -> None:
-        """Prints one state of a watched operation, as a line or a document."""
+    def event(self, record: OperationRecord, *, many: bool) -> None:
+        """Prints one state of a watched operation, as a line or a document; `many` are watched."""
         if self.format == "table":
-            print_event(record)
-        elif self.format == "json":
-            click.echo(json_text(self._record(record), indent=None))
+            print_event(record, named=many)
         else:
-            click.echo("---\n" + _yaml(self._record(record)), nl=False)
+            self._print_event(self._record(record))
+
+    def removed(self, operation_id: str) -> None:
+        """Prints that one of the watched operations is not there any more."""
+        if self.format == "table":
+            print_removed(operation_id)
+        else:
+            self._print_event({"removedId": operation_id})
+
+    def _print_event(self, value: Any) -> None:
+        if self.format == "json":
+            click.echo(json_text(value, indent=None))
+        else:
+            click.echo("---\n" + _yaml(value), nl=False)
 
     def _print(self, value: Any) -> None:
         if self.format == "yaml":

@@ -130,13 +130,24 @@ def print_line(operation: Operation, *, cancelling: bool = False) -> None:
     _console().print(line, soft_wrap=True)
 
 
-def print_event(record: OperationRecord) -> None:
-    """One state of an operation that is being watched."""
-    line = Text(_time(record.operation.modified_at) + "  ")
+def print_event(record: OperationRecord, *, named: bool) -> None:
+    """One state of an operation that is being watched; `named` when it is one of several."""
+    operation = record.operation
+    line = Text(_time(operation.modified_at) + "  ")
+    if named:
+        line.append(plain(operation.id) + "  ")
     line.append_text(_state_text(state_of_record(record)))
-    progress = progress_of(record)
-    line.append("  " + progress if progress else "")
+    what = plain(operation.description) if named else ""
+    line.append("".join(f"  {text}" for text in (progress_of(record), what) if text))
     _console().print(line, soft_wrap=True)
+
+
+def print_removed(operation_id: str) -> None:
+    """Of an operation that was watched among others. The time is that of this machine."""
+    now = Timestamp()
+    now.FromMilliseconds(time.time_ns() // 1_000_000)
+    line = Text(f"{_time(now)}  {plain(operation_id)}  ")
+    _console().print(line.append("removed", "dim"), soft_wrap=True)
 
 
 def print_text(text: str) -> None:
