@@ -165,6 +165,7 @@ def test_on_a_terminal_it_prints_lines_too(
     assert f"{id_}  \x1b[32mdone\x1b[0m\r\n" in shown
 
 
+@pytest.mark.slow
 def test_a_restart_neither_repeats_nor_loses_anything(tmp_path: Path) -> None:
     with serving(tmp_path, f"sqlite:///{tmp_path}/a.db") as server:
         one, two = (server.client.started(parent="a") for _ in range(2))
@@ -195,7 +196,6 @@ def test_what_went_while_a_stream_could_not_be_continued_is_removed(tmp_path: Pa
             assert told_as_json(watch) == (kept, 2)
 
 
-@pytest.mark.slow
 def test_it_goes_on_with_what_may_be_seen_when_that_changes(tmp_path: Path) -> None:
     tokens, policy = TokenFile(tmp_path), tmp_path / "policy.yaml"
     root, ann = tokens.add("root", "admin:*"), tmp_path / "ann"
