@@ -130,6 +130,49 @@ def test_a_body_that_cannot_be_read_is_refused(
     assert answer.json()["error"]["status"] == "INVALID_ARGUMENT"
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "reason", "told"),
+    [
+        ("GET", "/nothing", {}, "PATH_UNKNOWN", {}),
+        ("GET", "/operations/%zz", {}, "MALFORMED_REQUEST", {}),
+        ("PUT", "/operations/%ff", {}, "METHOD_NOT_ALLOWED", {"allow": "GET, HEAD, OPTIONS"}),
+        ("PUT", "/operations/x", {}, "METHOD_NOT_ALLOWED", {"allow": "GET, HEAD, OPTIONS"}),
+        (
+            "POST",
+            "/operations/x:cancel",
+            {"content-type": "text/plain"},
+            "MEDIA_TYPE_UNSUPPORTED",
+            {"accept": "application/json"},
+        ),
+        (
+            "POST",
+            "/operations/x:cancel",
+            {"content-type": "application/json", "content-encoding": "br"},
+            "MEDIA_TYPE_UNSUPPORTED",
+            {"accept-encoding": "identity"},
+        ),
+    ],
+    ids=["path", "percent sign", "method of no UTF-8", "method", "media type", "coding"],
+)
+def test_what_reaches_no_method_is_refused_with_a_reason(
+    rest: Rest, method: str, path: str, headers: dict[str, str], reason: str, told: dict[str, str]
+) -> None:
+    body = b"{}" if headers else None
+    with closing(HTTPConnection(rest.url.removeprefix("http://"))) as connection:
+        connection.request(method, path, body, {**headers, "x-request-id": "mine"})
+        answer = connection.getresponse()
+        error = json.loads(answer.read())
+    assert error.get("error", error)["details"][0]["reason"] == reason
+    assert told.items() <= {name.lower(): value for name, value in answer.getheaders()}.items()
+    assert answer.headers["x-request-id"] == "mine"
+
+
+def test_a_coding_that_changes_nothing_is_taken_in_any_case(rest: Rest) -> None:
+    headers = {"content-type": "application/json", "content-encoding": "Identity"}
+    answer = rest("POST", "/v1/producer/operations:start", data=b"{}", headers=headers)
+    assert answer.status_code == 200
+
+
 @pytest.mark.parametrize("path", ["/operations/", "/operations/a%0Ab/c", "/livez/", "/v1/%0A"])
 def test_a_path_that_is_not_served_is_told_as_json(rest: Rest, path: str) -> None:
     answer = rest.get(path)

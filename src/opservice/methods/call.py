@@ -51,7 +51,7 @@ class Call(ABC):
         """The request, once it was read; None for a stream of requests."""
         self.found: Record | None = None
         """The operation that a method which reads one has found."""
-        self._request_id = _given_request_id(headers)
+        self._request_id = given_request_id(headers)
 
     @property
     def caller(self) -> Caller:
@@ -138,7 +138,8 @@ def name_of(caller: Caller, peer: str) -> str:
     return f"subject:{subject}" if subject else address_of(peer)
 
 
-def _given_request_id(headers: Headers) -> str | None:
+def given_request_id(headers: Headers) -> str | None:
+    """The caller's, if it is one."""
     for name, value in headers:
         if name == REQUEST_ID and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
             return value

@@ -73,6 +73,7 @@ def test_a_deadline(given: str | None, seconds: float | None) -> None:
     [
         ("application/json", True),
         ("Application/JSON; charset=UTF-8", True),
+        ("application/json; charset=utf8", True),
         ("application/json; charset=latin-1", False),
         ("text/plain", False),
         (None, False),

@@ -45,6 +45,10 @@ def test_no_body_is_an_empty_object() -> None:
     assert parse_body(b" ") == {}
 
 
+def test_a_byte_order_mark_is_passed_over() -> None:
+    assert parse_body(b'\xef\xbb\xbf{"a": 1}') == {"a": 1}
+
+
 @pytest.mark.parametrize(
     ("query", "kind", "value"),
     [
@@ -80,7 +84,10 @@ def test_a_message_in_a_query_is_refused() -> None:
         query_to_json(b"progress=1", RENEW)
 
 
-@pytest.mark.parametrize("query", [b"parent=%FF", b"parent=" + b"&a" * 3_000, b"parent=\xff"])
+@pytest.mark.parametrize(
+    "query",
+    [b"parent=%FF", b"parent=50%", b"parent=%zz", b"parent=" + b"&a" * 3_000, b"parent=\xff"],
+)
 def test_a_malformed_query_is_refused(query: bytes) -> None:
     with pytest.raises(MalformedRequest, match="The query"):
         query_to_json(query, LIST)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from google.rpc.code_pb2 import Code
+from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 
 from opservice.domain.errors import PermissionDenied
@@ -19,11 +20,14 @@ from opservice.fronts.http.exchange import Exchange, HttpHeaders, Receive, Scope
 from opservice.fronts.http.origins import Origins
 from opservice.fronts.http.routes import Route, Routes, is_yandex_path, routes_of
 from opservice.fronts.http.statuses import HTTP_CODES, error_headers, error_to_json
-from opservice.methods.call import REQUEST_ID, ClientGone
+from opservice.methods.call import REQUEST_ID, ClientGone, given_request_id
+from opservice.methods.convert import ERROR_DOMAIN
 from opservice.methods.pipeline import EarlyRefusal, MethodPipeline, Pipeline
 from opservice.methods.protojson import ProtoJson
 from opservice.methods.registry import Method
 
+_MALFORMED, _UNSUPPORTED = "MALFORMED_REQUEST", "MEDIA_TYPE_UNSUPPORTED"
+_IDENTITY = "identity"
 _GONE = Status(code=Code.DEADLINE_EXCEEDED, message="The time of X-Server-Timeout is over")
 
 
@@ -103,7 +107,8 @@ class Api:
         try:
             found = self.routes.find(wanted, exchange.path)
         except ValueError:
-            await self._refuse(exchange, 400, Code.INVALID_ARGUMENT, "The path is not UTF-8")
+            message = "The path is not UTF-8, percent-encoded"
+            await self._refuse(exchange, 400, Code.INVALID_ARGUMENT, _MALFORMED, message)
             return
         served = None if found is None else self._methods[found[0].method]
         if served is not None and exchange.method == "HEAD" and not served.is_safe:
@@ -120,15 +125,20 @@ class Api:
             pipeline.refuse(refusal, exchange.peer)
             await self._fail(exchange, refusal.status, is_yandex=route.is_yandex)
         elif not route.takes_body and exchange.has_body:
-            await self._refuse(
-                exchange, 400, Code.INVALID_ARGUMENT, f"{route.http_method} takes no body here"
-            )
+            message = f"{route.http_method} takes no body here"
+            await self._refuse(exchange, 400, Code.INVALID_ARGUMENT, _MALFORMED, message)
         elif exchange.has_body and not is_json(exchange.header("content-type")):
             message = "The body must be application/json, in UTF-8"
-            await self._refuse(exchange, 415, Code.INVALID_ARGUMENT, message)
-        elif exchange.header("content-encoding") not in {None, "identity"}:
+            accepted = ("accept", "application/json")
+            await self._refuse(
+                exchange, 415, Code.INVALID_ARGUMENT, _UNSUPPORTED, message, accepted
+            )
+        elif (exchange.header("content-encoding") or _IDENTITY).lower() != _IDENTITY:
             message = "The body must not be compressed"
-            await self._refuse(exchange, 415, Code.INVALID_ARGUMENT, message)
+            accepted = ("accept-encoding", _IDENTITY)
+            await self._refuse(
+                exchange, 415, Code.INVALID_ARGUMENT, _UNSUPPORTED, message, accepted
+            )
         else:
             call = HttpCall(
                 exchange,
@@ -199,28 +209,36 @@ class Api:
             await exchange.respond(204, [("allow", ", ".join(sorted(every)))], b"")
             return
         if not methods:
-            await self._refuse(
-                exchange, 404, Code.NOT_FOUND, f"There is nothing at {exchange.path[:200]}"
-            )
+            message = f"There is nothing at {exchange.path[:200]}"
+            await self._refuse(exchange, 404, Code.NOT_FOUND, "PATH_UNKNOWN", message)
             return
-        found = self.routes.find("GET", exchange.path) if "GET" in methods else None
-        if found is not None and self._methods[found[0].method].is_safe:
+        read = self.routes.at("GET", exchange.path)
+        if read is not None and self._methods[read.method].is_safe:
             methods.append("HEAD")
         allow = ("allow", ", ".join([*methods, "OPTIONS"]))
         if exchange.method == "OPTIONS":
             await exchange.respond(204, [allow], b"")
             return
         message = f"{exchange.method} is not served here, only {', '.join(methods)}"
-        await self._refuse(exchange, 405, Code.UNIMPLEMENTED, message, (allow,))
+        await self._refuse(exchange, 405, Code.UNIMPLEMENTED, "METHOD_NOT_ALLOWED", message, allow)
 
     async def _refuse(
-        self, exchange: Exchange, http_code: int, code: int, message: str, headers: HttpHeaders = ()
+        self,
+        exchange: Exchange,
+        http_code: int,
+        code: int,
+        reason: str,
+        message: str,
+        *headers: tuple[str, str],
     ) -> None:
         """Answers what has reached no method."""
         status = Status(code=code, message=message)
+        status.details.add().Pack(ErrorInfo(reason=reason, domain=ERROR_DOMAIN))
         is_yandex = is_yandex_path(exchange.path)
         body = error_to_json(status, is_yandex=is_yandex, http_code=http_code)
-        await exchange.respond(http_code, [*error_headers(status), *headers], body)
+        given = given_request_id(exchange.headers)
+        sent = [*error_headers(status), *headers]
+        await exchange.respond(http_code, [*sent, (REQUEST_ID, given)] if given else sent, body)
 
     async def _fail(
         self, exchange: Exchange, status: Status, headers: HttpHeaders = (), *, is_yandex: bool

@@ -46,4 +46,6 @@ def is_json(content_type: str | None) -> bool:
     """Whether a body is said to be JSON in UTF-8."""
     kind, _, parameters = (content_type or "").lower().partition(";")
     charset = re.search(r"charset\s*=\s*\"?([\w-]+)", parameters)
-    return kind.strip() == "application/json" and (charset is None or charset[1] == "utf-8")
+    return kind.strip() == "application/json" and (
+        charset is None or charset[1] in {"utf-8", "utf8"}
+    )

@@ -15,10 +15,12 @@ from urllib.parse import parse_qsl
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from opservice.domain.errors import InvalidArgument, MalformedRequest, RequestTooLarge, Violation
+from opservice.fronts.http.templates import is_percent_encoded
 
 MAX_VALUES = 100_000
 """Values in the JSON of a request. Each takes far more memory than its text."""
 
+_NOT_ENCODED = "The query is not UTF-8, percent-encoded"
 _MAX_PARAMETERS = 2_000
 """Of a query: a BatchGet has up to 1,000 ids."""
 _HALF_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -41,7 +43,7 @@ def parse_body(body: bytes) -> Any:
     if values > MAX_VALUES:
         raise RequestTooLarge(f"The JSON has more than {MAX_VALUES} values")
     try:
-        text = body.decode()
+        text = body.decode("utf-8-sig")  # with or without a byte order mark
         value = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
         if _HALF_SURROGATE.search(body):
             json.dumps(value, ensure_ascii=False).encode()
@@ -85,14 +87,17 @@ def merge_path(value: dict[str, Any], path: Mapping[str, str], kind: Descriptor)
 def query_to_json(query: bytes, kind: Descriptor) -> dict[str, Any]:
     """The request's JSON from a query string. Raises InvalidArgument that names every violation."""
     try:
+        encoded = query.decode("ascii")
+        if not is_percent_encoded(encoded):
+            raise MalformedRequest(_NOT_ENCODED)
         pairs = parse_qsl(
-            query.decode("ascii"),
+            encoded,
             keep_blank_values=True,
             errors="strict",
             max_num_fields=_MAX_PARAMETERS,
         )
     except UnicodeDecodeError as error:
-        raise MalformedRequest("The query is not UTF-8, percent-encoded") from error
+        raise MalformedRequest(_NOT_ENCODED) from error
     except ValueError as error:
         raise MalformedRequest(
             f"The query has more than {_MAX_PARAMETERS} parameters, or is malformed"

@@ -92,13 +92,22 @@ class Routes:
         self._ranks = [list(same) for _, same in groupby(ordered, _rank)]
 
     def find(self, http_method: str, raw_path: str) -> tuple[Route, dict[str, str]] | None:
-        """The route, and the values of the path's variables. Raises ValueError when one is not UTF-8."""
-        for route in self._at(raw_path):
-            if route.http_method == http_method:
-                values = route.template.match(raw_path)
-                assert values is not None
-                return route, values
-        return None
+        """The route, and the values of the path's variables.
+
+        Raises ValueError when one is not UTF-8, percent-encoded.
+        """
+        route = self.at(http_method, raw_path)
+        if route is None:
+            return None
+        values = route.template.match(raw_path)
+        assert values is not None
+        return route, values
+
+    def at(self, http_method: str, raw_path: str) -> Route | None:
+        """The route, whatever its variables hold."""
+        return next(
+            (route for route in self._at(raw_path) if route.http_method == http_method), None
+        )
 
     def methods_at(self, raw_path: str) -> list[str]:
         """The HTTP methods that a path has, in alphabetical order."""

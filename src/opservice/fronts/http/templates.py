@@ -16,6 +16,7 @@ from urllib.parse import unquote_to_bytes
 _PART = re.compile(
     r"\{(?P<field>[\w.]+)(?:=(?P<pattern>[^}]+))?\}|(?P<any>\*\*|\*)|(?P<text>[^{*]+)"
 )
+_NO_ENCODING = re.compile("%(?![0-9A-Fa-f]{2})")
 _WILDCARDS = {"*": "[^/]+", "**": ".+"}
 
 
@@ -64,14 +65,21 @@ class Template:
     def match(self, raw_path: str) -> dict[str, str] | None:
         """The values of the variables by field, None when the path is another one.
 
-        Raises ValueError when a value is not UTF-8.
+        Raises ValueError when a value is not UTF-8, percent-encoded.
         """
         found = self._pattern.fullmatch(raw_path)
         if found is None:
             return None
+        if not is_percent_encoded(raw_path):
+            raise ValueError(f"{raw_path!r} is not percent-encoded")
         return {
             field: unquote_to_bytes(found[group]).decode() for group, field in self._fields.items()
         }
+
+
+def is_percent_encoded(text: str) -> bool:
+    """Whether every percent sign is one of an encoding."""
+    return "%" not in text or _NO_ENCODING.search(text) is None
 
 
 def _literal(pattern: str) -> str:
