@@ -20,9 +20,8 @@ from opservice.fronts.http.application import (
     not_open,
     readiness,
 )
-from opservice.fronts.http.connection import HttpOptions
 from opservice.fronts.http.origins import Origins
-from opservice.fronts.http.server import HttpServer
+from opservice.fronts.http.server import HttpOptions, HttpServer
 from opservice.methods.pipeline import Pipeline
 from opservice.methods.protojson import ProtoJson
 from opservice.methods.registry import Method
@@ -79,28 +78,26 @@ class HttpFront:
     async def start(self, sockets: Sequence[socket.socket], components: Components) -> None:
         """Takes connections from now on."""
         if self._tls is None:
-            await self._server.start(sockets, None)
+            self._server.start(sockets, None)
         else:
             replaced = asyncio.Event()
             self._tls.when_replaced = replaced.set
             context = await asyncio.to_thread(ssl_context, self._tls.files)
-            await self._server.start(sockets, context)
-            components.start("TLS of HTTP", self._follow(self._tls, replaced, sockets))
+            self._server.start(sockets, context)
+            components.start("TLS of HTTP", self._follow(self._tls, replaced))
         components.start("the clock of HTTP", self._server.keep_time())
 
     async def stop(self, seconds: float) -> None:
         """Lets requests end, at most for so many seconds."""
         await self._server.stop(seconds)
 
-    async def _follow(
-        self, tls: ReloadableTls, replaced: asyncio.Event, sockets: Sequence[socket.socket]
-    ) -> None:
+    async def _follow(self, tls: ReloadableTls, replaced: asyncio.Event) -> None:
         """Uses TLS files that were reloaded."""
         while True:
             await replaced.wait()
             replaced.clear()
             context = await asyncio.to_thread(ssl_context, tls.files)
-            await self._server.start(sockets, context)
+            self._server.replace_tls(context)
 
 
 class MetricsFront:
@@ -126,7 +123,7 @@ class MetricsFront:
 
     async def start(self, sockets: Sequence[socket.socket], components: Components) -> None:
         """Takes connections from now on."""
-        await self._server.start(sockets, None)
+        self._server.start(sockets, None)
         components.start("the clock of metrics", self._server.keep_time())
 
     async def stop(self, seconds: float) -> None:

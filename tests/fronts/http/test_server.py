@@ -6,16 +6,17 @@ import asyncio
 import gc
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
+import uvloop
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from opservice.domain.operation import SECOND
 from opservice.fronts.http import connection as module
-from opservice.fronts.http.connection import MAX_HEAD_BYTES, HttpOptions
-from opservice.fronts.http.server import HttpServer
+from opservice.fronts.http.connection import MAX_HEAD_BYTES
+from opservice.fronts.http.server import HttpOptions, HttpServer
 
 HOST = b"Host: localhost\r\n"
 GET = b"GET /echo HTTP/1.1\r\n" + HOST + b"\r\n"
@@ -146,7 +147,7 @@ async def serving(*, seconds: float = 20, most: int = 100) -> AsyncIterator[Serv
     options = HttpOptions(max_connections=most, handshake_timeout=int(seconds * SECOND))
     server = HttpServer(application, options)
     with socket.create_server(("127.0.0.1", 0)) as bound:
-        await server.start([bound], None)
+        server.start([bound], None)
         try:
             yield Served(server, application, bound.getsockname()[1])
         finally:
@@ -414,4 +415,40 @@ async def test_what_a_stopping_server_gives_up_is_no_error(
         await until(lambda: served.application.waiting == 1)
         await served.server.stop(0)
         assert await connection.ended() == b""
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_clients_who_leave_together_are_told_of_in_turns(served: Served) -> None:
+    """Else nobody else would have a turn for as long as it takes to end what they have asked for."""
+    async with AsyncExitStack() as held:
+        for _ in range(50):
+            connection = await held.enter_async_context(served.connect())
+            await connection.send(WAIT)
+        await until(lambda: served.application.waiting == 50)
+    before = most_in_a_turn = len(served.server._state.connections)
+    most_in_a_turn = 0
+    async with asyncio.timeout(PATIENCE):
+        while before:
+            await asyncio.sleep(0)
+            left = len(served.server._state.connections)
+            most_in_a_turn, before = max(most_in_a_turn, before - left), left
+    assert most_in_a_turn <= module._TOLD_AT_ONCE
+
+
+def test_nothing_is_written_to_who_has_left_and_is_not_told_of_yet(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """On the event loop of the server, which fails when it is asked to."""
+
+    async def leave_together() -> None:
+        async with serving() as served:
+            async with AsyncExitStack() as held:
+                for _ in range(50):
+                    connection = await held.enter_async_context(served.connect())
+                    await connection.send(WAIT)
+                await until(lambda: served.application.waiting == 50)
+            served.application.release.set()
+            await until(lambda: idle(served))
+
+    uvloop.run(leave_together())
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []

@@ -278,10 +278,8 @@ class HttpCall(Call):
         """Ends the call when the client leaves."""
         await self._exchange.gone()
         self.gone = True
-        async with self._codec.turns.leaving:
-            if work is not None:
-                work.cancel()
-            await asyncio.sleep(0)
+        if work is not None:
+            work.cancel()
 
 
 def wait_of(exchange: Exchange, method: Method) -> int:

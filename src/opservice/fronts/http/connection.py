@@ -10,9 +10,10 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
@@ -24,7 +25,6 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 from uvicorn.server import ServerState
 
-from opservice.domain.operation import SECOND
 from opservice.fronts.http.unframed import without_chunks
 from opservice.methods.pipeline import MAX_HEADERS
 
@@ -41,30 +41,33 @@ _WRITE_SECONDS = 60.0
 """Without the client reading anything. Then the connection is ended."""
 _LATE_SECONDS = 1.0
 """For the request of a connection that comes when the server stops."""
+_TOLD_AT_ONCE = 10
+"""Connections that learn in one turn of the event loop that they are lost."""
 _TOO_LONG = "The request line and headers are too long."
 
 _quiet = logging.getLogger("opservice.http")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HttpOptions:
-    """The settings of the same names; `handshake_timeout` in microseconds."""
+class Connections:
+    """What those of a server have in common."""
 
-    max_connections: int
-    handshake_timeout: int
+    def __init__(self) -> None:
+        self.stopping = False
+        """Whether the server stops. Then each connection gets one answer more."""
+        self._lost: deque[Callable[[], None]] = deque()
 
+    def lost(self, tell: Callable[[], None]) -> None:
+        """A connection is lost. It is told in its turn: thousands may be lost at once."""
+        if not self._lost:
+            asyncio.get_running_loop().call_soon(self._tell_some)
+        self._lost.append(tell)
 
-@dataclass(slots=True)
-class Room:
-    """For connections."""
-
-    state: ServerState
-    most: int
-    stopping: bool = False
-    """Whether the server stops. Then each connection gets one answer more."""
-
-    def is_full(self) -> bool:
-        return len(self.state.connections) >= self.most
+    def _tell_some(self) -> None:
+        some = [self._lost.popleft() for _ in range(min(_TOLD_AT_ONCE, len(self._lost)))]
+        if self._lost:
+            asyncio.get_running_loop().call_soon(self._tell_some)
+        for tell in some:
+            tell()
 
 
 class Connection(HttpToolsProtocol):
@@ -74,13 +77,13 @@ class Connection(HttpToolsProtocol):
         self,
         config: Config,
         server_state: ServerState,
-        options: HttpOptions,
-        room: Room,
+        head_seconds: float,
+        shared: Connections,
     ) -> None:
         super().__init__(config, server_state, {})
         self.logger = _quiet  # what anybody can cause as often as they like is told at debug only
-        self._seconds = options.handshake_timeout / SECOND
-        self._room = room
+        self._head_seconds = head_seconds
+        self._shared = shared
         self._in_head = True
         self._head_bytes = 0
         """Of the head of this request, and of its trailers, as far as they were parsed."""
@@ -94,9 +97,6 @@ class Connection(HttpToolsProtocol):
         self._unread_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        if self._room.is_full():
-            transport.abort()
-            return
         super().connection_made(transport)
         _keep_alive(transport.get_extra_info("socket"))
         encrypted = transport.get_extra_info("ssl_object")
@@ -107,20 +107,23 @@ class Connection(HttpToolsProtocol):
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self.transport is None:
-            return
+        for cycle in (self._running, self.cycle):
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True  # nothing more is written
+        self._shared.lost(partial(self._lose, exc))
+
+    def _lose(self, exc: Exception | None) -> None:
+        """What waits for the client learns that they have left."""
         self._forget_head_timer()
         self._forget_unread_timer()
         self._unset_keepalive_if_required()
         self.pipeline.clear()
         super().connection_lost(exc)
-        running = self._running
-        if running is not None and not running.response_complete:
-            running.disconnected = True
-            running.message_event.set()
+        if self._running is not None:
+            self._running.message_event.set()
 
     def data_received(self, data: bytes) -> None:
-        if self.transport is None or self.transport.is_closing():
+        if self.transport.is_closing():
             return
         if self._in_head and self._head_timer is None:
             self._expect_head()
@@ -184,7 +187,7 @@ class Connection(HttpToolsProtocol):
         self.flow.resume_reading()  # else nobody would notice that the client leaves
         self._in_head = False
         self._forget_head_timer()
-        if self._room.stopping:
+        if self._shared.stopping:
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
@@ -244,7 +247,7 @@ class Connection(HttpToolsProtocol):
 
     def _expect_head(self) -> None:
         """Ends the connection when the headers of a request do not come in time."""
-        seconds = _LATE_SECONDS if self._room.stopping else self._seconds
+        seconds = _LATE_SECONDS if self._shared.stopping else self._head_seconds
         self._head_timer = self.loop.call_later(
             seconds, self._refuse, 408, "The request did not arrive in time."
         )

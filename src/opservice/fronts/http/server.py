@@ -7,6 +7,7 @@ import socket
 import ssl
 import time
 from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
 from email.utils import formatdate
 from typing import Any, cast
 
@@ -14,12 +15,20 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from opservice.domain.operation import SECOND
-from opservice.fronts.http.connection import Connection, HttpOptions, Room
+from opservice.fronts.http.connection import Connection, Connections
+from opservice.fronts.http.listener import Listener
 
 _KEEP_ALIVE_SECONDS = 75
 """Longer than nginx and others keep an idle connection, so that it is they who end it."""
-_BACKLOG = 2048
 _LOOK_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpOptions:
+    """The settings of the same names; `handshake_timeout` in microseconds."""
+
+    max_connections: int
+    handshake_timeout: int
 
 
 class HttpServer:
@@ -42,30 +51,20 @@ class HttpServer:
         )
         self._config.load()
         self._state = ServerState()
-        self._options = options
-        self._handshake_seconds = options.handshake_timeout / SECOND
-        self._servers: list[asyncio.Server] = []
-        self._sockets: Sequence[socket.socket] = ()
-        self._room = Room(self._state, options.max_connections)
+        self._shared = Connections()
+        self._seconds = options.handshake_timeout / SECOND
+        self._listener = Listener(
+            self._protocol, self._state.connections, options.max_connections, self._seconds
+        )
 
-    async def start(self, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None) -> None:
-        """Takes connections on the sockets from now on. Called again, with other TLS for new connections.
+    def start(self, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None) -> None:
+        """Takes connections on the sockets from now on. They are closed when the server stops."""
+        self._listener.tls = tls
+        self._listener.start(sockets)
 
-        The sockets are closed when the server stops.
-        """
-        self._sockets = sockets
-        before, self._servers = self._servers, []
-        for each in sockets:
-            server = await asyncio.get_running_loop().create_server(
-                self._protocol,
-                sock=each.dup(),
-                ssl=tls,
-                ssl_handshake_timeout=None if tls is None else self._handshake_seconds,
-                backlog=_BACKLOG,
-            )
-            self._servers.append(server)
-        for server in before:
-            server.close()
+    def replace_tls(self, tls: ssl.SSLContext) -> None:
+        """For new connections."""
+        self._listener.tls = tls
 
     def keep_time(self) -> Coroutine[Any, Any, None]:
         """Tells the time in each response: to be run beside the server."""
@@ -73,18 +72,16 @@ class HttpServer:
 
     async def stop(self, seconds: float) -> None:
         """Takes no more connections, and ends the requests that are still there after so many seconds."""
-        self._room.stopping = True
-        for _ in range(2):  # what the kernel has already is taken
+        self._shared.stopping = True
+        self._listener.stop()
+        for _ in range(2):  # connections that were taken just now begin
             await asyncio.sleep(0)
-        for server in self._servers:
-            server.close()
-        for each in self._sockets:  # else the kernel would go on taking connections for them
-            each.close()
         for connection in list(self._state.connections):
             connection.shutdown()
         deadline = time.monotonic() + seconds
         while self._state.connections and time.monotonic() < deadline:  # noqa: ASYNC110 - it is uvicorn's set
             await asyncio.sleep(_LOOK_SECONDS)
+        self._listener.abort()
         for connection in list(self._state.connections):
             cast("Connection", connection).transport.abort()
         await asyncio.sleep(0)  # so that each is told, and nothing is logged of it
@@ -98,11 +95,11 @@ class HttpServer:
         try:
             await self._application(scope, receive, send)
         except asyncio.CancelledError:
-            if not self._room.stopping:
+            if not self._shared.stopping:
                 raise
 
     def _protocol(self) -> asyncio.Protocol:
-        return Connection(self._config, self._state, self._options, self._room)
+        return Connection(self._config, self._state, self._seconds, self._shared)
 
     async def _keep_time(self) -> None:
         while True:

@@ -94,6 +94,7 @@ class MessageStream:
         """No heartbeat is sent any more."""
         if self._beating is not None:
             self._beating.cancel()
+            self._beating = None  # else they keep each other, and wait for garbage collection
 
     async def _start(self, headers: HttpHeaders) -> None:
         kind = "text/event-stream" if self._as_events else "application/x-ndjson"

@@ -1,0 +1,105 @@
+"""Takes connections: few in each turn of the event loop, and never more than there is room for."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import ssl
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+
+from opservice.common.loggers import get_logger
+
+_BACKLOG = 2048
+"""Connections that the kernel keeps for us."""
+_AT_ONCE = 16
+"""Taken in one turn of the event loop. Fewer, and a flood would keep new clients waiting in the kernel; more,
+and it would keep waiting those that are connected."""
+_RETRY_SECONDS = 1.0
+"""After there was no file for a connection."""
+_NO_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+log = get_logger("opservice.http")
+
+
+class Listener:
+    """Takes connections on sockets that are bound, and begins TLS on them."""
+
+    def __init__(
+        self,
+        protocol: Callable[[], asyncio.Protocol],
+        connections: Collection[object],
+        most: int,
+        handshake_seconds: float,
+    ) -> None:
+        """`connections` are those that have begun: with those in a handshake there are at most `most`."""
+        self._protocol = protocol
+        self._connections = connections
+        self._most = most
+        self._handshake_seconds = handshake_seconds
+        self._sockets: Sequence[socket.socket] = ()
+        self._arriving: set[asyncio.Task[None]] = set()
+        """Connections that have not begun."""
+        self.tls: ssl.SSLContext | None = None
+        """For connections that are taken from now on."""
+
+    def start(self, sockets: Sequence[socket.socket]) -> None:
+        """Takes connections from now on. The sockets are closed when the listener stops."""
+        self._sockets = sockets
+        for each in sockets:
+            each.setblocking(False)
+            each.listen(_BACKLOG)
+            self._listen(each)
+
+    def stop(self) -> None:
+        """Takes what the kernel has already, and no more."""
+        for each in self._sockets:
+            asyncio.get_running_loop().remove_reader(each)
+            self._take(each, _BACKLOG)
+            each.close()
+        self._sockets = ()
+
+    def abort(self) -> None:
+        """Ends the handshakes that are in progress."""
+        for task in self._arriving:
+            task.cancel()
+
+    def _listen(self, listening: socket.socket) -> None:
+        if listening.fileno() >= 0:
+            asyncio.get_running_loop().add_reader(listening, self._take, listening, _AT_ONCE)
+
+    def _take(self, listening: socket.socket, most: int) -> None:
+        loop = asyncio.get_running_loop()
+        for _ in range(most):
+            try:
+                taken, _ = listening.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                if error.errno not in _NO_FILES:
+                    continue  # of a connection that is gone already
+                log.warning("a connection has to wait", reason=error.strerror)
+                loop.remove_reader(listening)
+                loop.call_later(_RETRY_SECONDS, self._listen, listening)
+                return
+            if len(self._connections) + len(self._arriving) >= self._most:
+                taken.close()
+                continue
+            taken.setblocking(False)
+            task = loop.create_task(self._begin(taken))
+            self._arriving.add(task)
+            task.add_done_callback(self._arriving.discard)
+
+    async def _begin(self, taken: socket.socket) -> None:
+        with suppress(OSError):  # a handshake that fails, or a client that has left meanwhile
+            try:
+                await asyncio.get_running_loop().connect_accepted_socket(
+                    self._protocol,
+                    taken,
+                    ssl=self.tls,
+                    ssl_handshake_timeout=None if self.tls is None else self._handshake_seconds,
+                )
+            except BaseException:
+                taken.close()
+                raise

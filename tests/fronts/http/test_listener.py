@@ -1,0 +1,161 @@
+"""Taking connections: how many, and what else may come of it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager, closing
+from pathlib import Path
+
+import pytest
+
+from opservice.fronts.http import listener as module
+from opservice.fronts.http.listener import Listener
+from support.certificates import Authority, client_context
+from support.logs import capture_logs
+
+PATIENCE = 30.0
+FLOOD = 200
+
+
+class Greeting(asyncio.Protocol):
+    """Says hello on each connection, and knows those that last."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, lasting: set[Greeting]) -> None:
+        self.lasting = lasting
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self.lasting.add(self)
+        transport.write(b"hello")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lasting.discard(self)
+
+
+class ShortOfFiles(socket.socket):
+    """Cannot take a connection at first."""
+
+    refusals = 1
+
+    def accept(self) -> tuple[socket.socket, object]:
+        if self.refusals:
+            self.refusals -= 1
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return super().accept()
+
+
+@asynccontextmanager
+async def listening(
+    *,
+    most: int = 1_000,
+    tls: ssl.SSLContext | None = None,
+    kind: type[socket.socket] = socket.socket,
+) -> AsyncIterator[tuple[Listener, socket.socket]]:
+    lasting: set[Greeting] = set()
+    listener = Listener(lambda: Greeting(lasting), lasting, most, PATIENCE)
+    listener.tls = tls
+    with closing(kind(socket.AF_INET, socket.SOCK_STREAM)) as bound:
+        bound.bind(("127.0.0.1", 0))
+        listener.start([bound])
+        try:
+            yield listener, bound
+        finally:
+            listener.stop()
+            listener.abort()
+            await asyncio.sleep(0)
+            for each in list(lasting):
+                each.transport.abort()
+            while lasting:  # noqa: ASYNC110 - there is no event
+                await asyncio.sleep(0)
+
+
+async def said(client: socket.socket) -> bytes:
+    """What the server says at first; nothing when it ends the connection."""
+    async with asyncio.timeout(PATIENCE):
+        return await asyncio.get_running_loop().sock_recv(client, 100)
+
+
+def connected(held: ExitStack, bound: socket.socket) -> socket.socket:
+    """Once it returns, the kernel has the connection, and the server need not know of it."""
+    made = held.enter_context(socket.create_connection(bound.getsockname(), PATIENCE))
+    made.setblocking(False)
+    return made
+
+
+async def test_every_connection_of_a_flood_is_taken() -> None:
+    async with listening() as (_, bound):
+        with ExitStack() as held:
+            for client in [connected(held, bound) for _ in range(FLOOD)]:
+                assert await said(client) == b"hello"
+
+
+async def test_others_get_their_turn_while_a_flood_is_taken() -> None:
+    """Turns of the event loop are counted, not time."""
+    async with listening() as (listener, bound):
+        with ExitStack() as held:
+            flood = [connected(held, bound) for _ in range(FLOOD)]
+            most_in_a_turn = before = 0
+            while before < FLOOD:
+                await asyncio.sleep(0)
+                taken = len(listener._connections) + len(listener._arriving)
+                most_in_a_turn, before = max(most_in_a_turn, taken - before), taken
+            assert (
+                0 < most_in_a_turn <= 2 * module._AT_ONCE
+            )  # we may be before it in one turn, after it in the next
+            assert await said(flood[-1]) == b"hello"
+
+
+async def test_a_connection_without_a_handshake_takes_up_room(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    pair = authority.issue("localhost")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pair.certificate, pair.key)
+    async with listening(most=2, tls=context) as (_, bound):
+        with ExitStack() as held:
+            silent = [connected(held, bound) for _ in range(2)]
+            assert await said(connected(held, bound)) == b""
+            for each in silent:
+                each.close()
+            async with asyncio.timeout(PATIENCE):
+                while True:
+                    try:
+                        reader, writer = await asyncio.open_connection(
+                            *bound.getsockname(),
+                            ssl=client_context(authority),
+                            server_hostname="localhost",
+                        )
+                    except OSError:
+                        continue  # it has not seen yet that those have left
+                    break
+            assert await reader.readexactly(5) == b"hello"
+            writer.transport.abort()
+
+
+async def test_connections_wait_while_there_are_no_files_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_RETRY_SECONDS", 0.01)
+    async with listening(kind=ShortOfFiles) as (_, bound):
+        with capture_logs() as lines, ExitStack() as held:
+            assert await said(connected(held, bound)) == b"hello"
+    assert [line["reason"] for line in lines] == [os.strerror(errno.EMFILE)]
+
+
+async def test_what_the_kernel_has_is_taken_when_it_stops_and_nothing_after() -> None:
+    async with listening() as (listener, bound):
+        with ExitStack() as held:
+            clients = [connected(held, bound) for _ in range(FLOOD)]
+            here = bound.getsockname()
+            listener.stop()
+            for client in clients:
+                assert await said(client) == b"hello"
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(here, PATIENCE)
