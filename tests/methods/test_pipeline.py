@@ -394,6 +394,43 @@ async def test_a_response_that_cannot_be_sent_is_an_error_of_the_call() -> None:
     assert reason(status) == "INTERNAL"
 
 
+# Calls that wait, of which thousands may be asked for at once
+
+
+async def test_a_call_that_waits_begins_before_most_of_those_that_another_has_asked_for() -> None:
+    begun: list[str] = []
+
+    async def wait(_request: Any, call: Any) -> OperationRecord:
+        begun.append(call.peer)
+        return OperationRecord()
+
+    pipeline = pipeline_of("Wait", wait, open_to_all(max_waits=1_000, max_waits_per_caller=1_000))
+    peers = ["ipv4:10.0.0.1:50123"] * 500 + ["ipv4:10.0.0.2:50123"]
+    async with asyncio.TaskGroup() as calls:
+        for peer in peers:
+            calls.create_task(pipeline.run(ReceivedCall(REQUEST, peer=peer)))
+
+    assert sorted(begun) == peers
+    assert begun.index(peers[-1]) < 5
+
+
+async def test_few_calls_that_wait_begin_in_one_turn_of_the_event_loop() -> None:
+    begun: list[object] = []
+
+    async def wait(request: Any, _call: Any) -> OperationRecord:
+        begun.append(request)
+        return OperationRecord()
+
+    pipeline = pipeline_of("Wait", wait, open_to_all(max_waits=1_000, max_waits_per_caller=1_000))
+    calls = [asyncio.create_task(pipeline.run(ReceivedCall(REQUEST))) for _ in range(500)]
+    most_in_a_turn = before = 0
+    while not all(call.done() for call in calls):
+        await asyncio.sleep(0)
+        most_in_a_turn, before = max(most_in_a_turn, len(begun) - before), len(begun)
+
+    assert (len(begun), most_in_a_turn) == (500, 1)
+
+
 # Callers who leave
 
 

@@ -25,7 +25,7 @@ FORBIDDEN = [
     ("opservice.main.server", "opservice.cli.token"),
     # sideways
     ("opservice.auth.keys", "opservice.store.schema"),
-    ("opservice.store.turns", "opservice.auth.authenticator"),
+    ("opservice.store.cache", "opservice.auth.authenticator"),
     ("opservice.fronts.grpc.health", "opservice.runtime.settings"),
     ("opservice.fronts.backpressure", "opservice.background.grace"),
     ("opservice.background.housekeeping", "opservice.runtime.tls"),

@@ -18,7 +18,6 @@ from opservice.domain.operation import (
     Renew,
     Start,
     Sweep,
-    Swept,
 )
 
 _CANCELLED = 1
@@ -50,15 +49,11 @@ def count_outcome(command: Command, record: Record) -> None:
             pass  # a Cancel that its producer is to answer
 
 
-def count_swept(sweep: Sweep, swept: Swept) -> None:
+def count_swept(sweep: Sweep, count: int) -> None:
     """Counts operations that a sweep has ended or deleted."""
-    if not swept.ids:
+    if not count:
         return
     if isinstance(sweep, DeleteExpired):
-        DELETED.labels("expired").inc(len(swept.ids))
-        return
-    outcome = _SWEPT[type(sweep)]
-    ENDED.labels(outcome).inc(len(swept.ids))
-    seconds = OPERATION_SECONDS.labels(outcome)
-    for lasted in swept.lasted:
-        seconds.observe(lasted / SECOND)
+        DELETED.labels("expired").inc(count)
+    else:
+        ENDED.labels(_SWEPT[type(sweep)]).inc(count)

@@ -165,9 +165,7 @@ class Repository:
                 parameters["due_by"] = cutoff - sweep.kept
             case _:
                 assert_never(sweep)
-        rows = [*connection.execute(statement, parameters)]
-        lasted = () if isinstance(sweep, DeleteExpired) else tuple(row.lasted for row in rows)
-        return Swept(tuple(row.id for row in rows), lasted)
+        return Swept(tuple(connection.execute(statement, parameters).scalars()))
 
     def _apply(self, connection: Connection, command: Command) -> Outcome:
         match command:

@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 
 from opservice.common.loggers import get_logger
 from opservice.common.metrics import HINTS_LOST, HINTS_SENT, OLDEST_SECONDS, RUNNING
+from opservice.common.turns import Turns
 from opservice.domain.errors import (
     OperationNotFound,
     StoreBusy,
@@ -50,7 +51,6 @@ from opservice.store.listing import Listed, read_page
 from opservice.store.migrations import schema_fault
 from opservice.store.reading import Reads
 from opservice.store.repository import Repository
-from opservice.store.turns import Turns
 from opservice.store.writing import Writer
 
 log = get_logger("opservice.store")
@@ -385,10 +385,9 @@ class OperationStore:
 
     def _after_sweep(self, item: tuple[Sweep, int | None], result: Swept | Exception) -> None:
         sweep, _ = item
-        if isinstance(result, Exception):
-            return
-        count_swept(sweep, result)
-        if result.ids and not isinstance(sweep, DeleteExpired):
+        if isinstance(result, Swept):
+            count_swept(sweep, len(result.ids))
+        if isinstance(result, Swept) and result.ids and not isinstance(sweep, DeleteExpired):
             self._changes.look_at(result.ids)
             self._notify(*result.ids)
 

@@ -256,10 +256,9 @@ def _cancel(touched: dict[str, Any]) -> UpdateBase:
 
 
 def _sweep(executed: ColumnElement[int], column: Column[int], values: dict[str, Any]) -> UpdateBase:
-    """Changes running operations whose column has come to `due_by`; returns how long each had run, too."""
+    """Changes running operations whose column has come to `due_by`."""
     due = _due(~_c.done, executed, column)
-    lasted = (_c.modified_at - _c.created_at).label("lasted")
-    return update(operations).where(due).values(**values).returning(_c.id, lasted)
+    return update(operations).where(due).values(**values).returning(_c.id)
 
 
 def _due(

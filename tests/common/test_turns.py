@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
+from opservice.common.turns import Turns
 from opservice.domain.errors import ServerBusy
-from opservice.store.turns import Turns
 
 
 class Site:
@@ -89,3 +89,17 @@ async def test_more_than_may_wait_are_refused() -> None:
     await site.step()
 
     assert site.let_in == ["a", "b", "c", "d"]
+
+
+async def test_thousands_may_give_up_at_the_moment_in_which_a_turn_ends() -> None:
+    site = Site()
+    first, *others = await site.wait(*["a"] * 3_000)
+
+    site._leave.release()
+    for other in others:
+        other.cancel()
+    await site.settle()
+
+    assert first.done()
+    await site.wait("b")
+    assert site.let_in == ["a", "b"]

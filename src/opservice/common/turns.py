@@ -6,6 +6,7 @@ import asyncio
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from math import inf
 
 from opservice.domain.errors import ServerBusy
 
@@ -13,9 +14,10 @@ from opservice.domain.errors import ServerBusy
 class Turns:
     """Lets one in at a time; of each caller who waits one, before anybody's next."""
 
-    def __init__(self, max_waiting: int) -> None:
+    def __init__(self, max_waiting: float = inf) -> None:
         """At most `max_waiting` wait, of all callers together."""
         self._max_waiting = max_waiting
+        self._waits = 0
         self._busy = False
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
@@ -34,8 +36,9 @@ class Turns:
             self._pass_on()
 
     async def _wait(self, caller: str) -> None:
-        if sum(map(len, self._waiting.values())) >= self._max_waiting:
+        if self._waits >= self._max_waiting:
             raise ServerBusy
+        self._waits += 1
         let_in: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         queue = self._waiting.setdefault(caller, deque())
         queue.append(let_in)
@@ -50,17 +53,17 @@ class Turns:
                 if not queue and self._waiting.get(caller) is queue:
                     del self._waiting[caller]
             raise
+        finally:
+            self._waits -= 1
 
     def _pass_on(self) -> None:
         """To the next caller; the one whose turn it is then goes behind the others."""
         self._busy = False
-        if self._waiting:
+        while self._waiting and not self._busy:
             caller, queue = self._waiting.popitem(last=False)
             let_in = queue.popleft()
             if queue:
                 self._waiting[caller] = queue
-            if let_in.cancelled():
-                self._pass_on()
-                return
-            self._busy = True
-            let_in.set_result(None)
+            if not let_in.cancelled():
+                self._busy = True
+                let_in.set_result(None)
