@@ -67,6 +67,9 @@ CLOSE_SECONDS = 5
 """How long the end of a server may wait for its database."""
 _WILDCARDS = {"0.0.0.0", "[::]"}  # noqa: S104 - to warn of them
 
+_GC_THRESHOLDS = (700, 10, 300)
+"""Python's own, but for full collections, which look at all that calls hold: 0.3 s for 10,000 streams, during
+which no call is answered. Calls that have ended leave next to nothing for them: they keep no cycles."""
 _OPERATION_SERVICE = "yandex.cloud.operation.OperationService"
 
 log = get_logger("opservice.server")
@@ -156,6 +159,7 @@ async def run(
             # What there is now stays until the end: looking for garbage in it would stop all calls for 50 ms.
             gc.collect()
             gc.freeze()
+            gc.set_threshold(*_GC_THRESHOLDS)
         await server.start()
         async with Components(stop) as components:
             components.start(
