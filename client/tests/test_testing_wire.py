@@ -44,9 +44,8 @@ _WITH_FILTERS = {
     test_listing.test_a_refusal_fits_into_the_headers_that_clients_accept,
     test_labels.test_labels_in_filters,
     test_labels.test_a_key_that_cannot_be_a_label_is_refused_in_a_filter,
-    test_labels.test_the_trace_of_a_start_is_kept,
 }
-"""Filters, and the headers of a Start. Which the server in memory does not have."""
+"""Filters, which the server in memory does not have."""
 
 
 @pytest.fixture(scope="module", params=["server", "memory"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -38,6 +39,7 @@ from opservice_client._proto.opservice.v1.producer_service_pb2 import (
     FailRequest,
     RenewRequest,
     StartRequest,
+    StartResponse,
 )
 from opservice_client._proto.yandex.cloud.operation.operation_pb2 import Operation
 from opservice_client._proto.yandex.cloud.operation.operation_service_pb2 import (
@@ -69,6 +71,11 @@ _DEFAULT_PAGE, _LARGEST_PAGE = 100, 1000
 _PAGE_BYTES = 1 << 20
 """After so many a page ends, with the record that goes beyond it: clients take 4 MiB."""
 _BOUND_BYTES = 12
+_TRACEPARENT = re.compile(
+    r"(?P<version>(?!ff)[0-9a-f]{2})"
+    r"(?P<known>-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})(?P<unknown>-.*)?"
+)
+"""https://www.w3.org/TR/trace-context/"""
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -124,7 +131,7 @@ class _Methods(grpc.GenericRpcHandler):
         records = "/opservice.v1.OperationRecordService/"
         yandex = "/yandex.cloud.operation.OperationService/"
         self._handlers = {
-            producer + "Start": _at_once(StartRequest, operations.start),
+            producer + "Start": _unary(StartRequest, self._start),
             producer + "Renew": _at_once(RenewRequest, operations.renew),
             producer + "Complete": _at_once(CompleteRequest, operations.complete),
             producer + "Fail": _at_once(FailRequest, operations.fail),
@@ -141,6 +148,9 @@ class _Methods(grpc.GenericRpcHandler):
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler:
         method: str = handler_call_details.method
         return self._handlers.get(method) or _refusing(unimplemented(method))
+
+    async def _start(self, request: StartRequest, context: Context) -> StartResponse:
+        return self._operations.start(request, _traceparent(context))
 
     async def _get(self, request: GetOperationRequest, context: Context) -> Operation:
         entry = self._find(request)
@@ -299,6 +309,15 @@ async def _abort(context: Context, refusal: Refusal) -> bytes:
     details = (("grpc-status-details-bin", status.SerializeToString()),)
     await context.abort(_STATUS_CODES[status.code], status.message, details)
     return b""
+
+
+def _traceparent(context: Context) -> str:
+    """The caller's, in version 00; empty when there is no valid one, or more than one."""
+    given = [value for name, value in context.invocation_metadata() or () if name == "traceparent"]
+    found = _TRACEPARENT.fullmatch(str(given[0])) if len(given) == 1 else None
+    if found is None or (found["version"] == "00" and found["unknown"] is not None):
+        return ""
+    return "00" + found["known"]
 
 
 def _place(record: OperationRecord) -> tuple[int, str]:

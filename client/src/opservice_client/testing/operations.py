@@ -120,7 +120,7 @@ class Operations:
             raise not_found(operation_id)
         return entry
 
-    def start(self, request: StartRequest) -> StartResponse:
+    def start(self, request: StartRequest, traceparent: str) -> StartResponse:
         lease, timeout, retention = Check().start(request)
         same = StartRequest()
         same.CopyFrom(request)
@@ -153,6 +153,7 @@ class Operations:
             lease_expires_at=None if lease is None else _timestamp(now + lease),
             revision=1,
             labels=request.labels,
+            traceparent=traceparent,
         )
         timeout_at = None if timeout is None else now + timeout
         if timeout_at is not None:
