@@ -16,6 +16,10 @@ import pytest
 import structlog
 from google.rpc.code_pb2 import Code
 
+from opservice._proto.opservice.v1.operation_record_service_pb2 import (
+    BatchWatchOperationRecordsRequest,
+    OperationRecordEvent,
+)
 from opservice._proto.opservice.v1.producer_service_pb2 import StartRequest, StartResponse
 from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
 from opservice._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
@@ -38,7 +42,9 @@ async def embedded(directory: Path) -> AsyncIterator[tuple[EmbeddedServer, grpc.
     await running
 
 
-async def start(channel: grpc.aio.Channel, *, lease: int, lasts: int) -> str:
+async def start(
+    channel: grpc.aio.Channel, *, lease: int, lasts: int, kept: timedelta | None = None
+) -> str:
     call: grpc.aio.UnaryUnaryMultiCallable[StartRequest, StartResponse] = channel.unary_unary(
         "/opservice.v1.ProducerService/Start",
         StartRequest.SerializeToString,
@@ -46,6 +52,8 @@ async def start(channel: grpc.aio.Channel, *, lease: int, lasts: int) -> str:
     )
     request = StartRequest(lease_token=TOKEN)
     request.lease.seconds, request.timeout.seconds = lease, lasts
+    if kept is not None:
+        request.retention.FromTimedelta(kept)
     return (await call(request)).operation.id
 
 
@@ -85,6 +93,35 @@ async def test_more_operations_than_a_page_and_a_sweep_take_lapse_together(tmp_p
 
         found = await asyncio.gather(*(get(channel, id_) for id_ in ids))
         assert all(operation.done for operation in found)
+
+
+async def test_whoever_follows_operations_is_told_which_expired_in_the_time_that_is_skipped(
+    tmp_path: Path,
+) -> None:
+    async with embedded(tmp_path) as (server, channel):
+        expires = await start(channel, lease=60, lasts=60, kept=timedelta(days=1))
+        stays = await start(channel, lease=60, lasts=60, kept=timedelta(days=2))
+        await asyncio.to_thread(server.advance, timedelta(minutes=1))
+        follow: grpc.aio.UnaryStreamMultiCallable[
+            BatchWatchOperationRecordsRequest, OperationRecordEvent
+        ] = channel.unary_stream(
+            "/opservice.v1.OperationRecordService/BatchWatch",
+            BatchWatchOperationRecordsRequest.SerializeToString,
+            OperationRecordEvent.FromString,
+        )
+        events = follow(BatchWatchOperationRecordsRequest())
+
+        told = []
+        async with asyncio.timeout(PATIENCE):
+            async for event in events:
+                told.append(event.removed_id or event.record.operation.id)
+                if event.HasField("caught_up"):
+                    await asyncio.to_thread(server.advance, timedelta(days=1, hours=1))
+                if event.removed_id:
+                    break
+        events.cancel()
+
+        assert told == [stays, expires, "", expires]
 
 
 async def test_the_times_by_which_several_threads_move_the_clock_add_up(tmp_path: Path) -> None:

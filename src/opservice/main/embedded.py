@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from opservice.domain.filters import ListQuery
-from opservice.domain.operation import SECOND, Record
+from opservice.domain.operation import SECOND, Change, Record
 from opservice.main.serve import prepare_database
 from opservice.main.server import build_known_types, run, sweeps_of
 from opservice.runtime.reload import read_files
@@ -58,8 +58,10 @@ class EmbeddedServer:
         self._clock = _Clock()
         self._advancing = threading.Lock()
         self._repository = Repository(clock_that_says(self._clock.now))
-        self._sweeps = sweeps_of(self._settings.operations.cancel_grace, 0)
+        operations = self._settings.operations
+        self._sweeps = sweeps_of(operations.cancel_grace, operations.resume_window)
         self._database: Database | None = None
+        self._tell_gone: Callable[[Sequence[Change]], object] | None = None
 
     async def run(self, stop: asyncio.Event, ready: Callable[[], None]) -> None:
         """Serves until `stop` is set. `ready` is called once it does.
@@ -69,6 +71,10 @@ class EmbeddedServer:
         settings = self._settings
         database = await asyncio.to_thread(prepare_database, settings.storage)
         self._database = database
+        # Without memory: what is in there does not know that the clock was moved.
+        store = OperationStore(database, self._repository, memory_bytes=0)
+        loop = asyncio.get_running_loop()
+        self._tell_gone = lambda ends: loop.call_soon_threadsafe(store.tell_gone, ends)
         await run(
             settings,
             database,
@@ -76,8 +82,7 @@ class EmbeddedServer:
             build_known_types(settings.discovery),
             stop,
             lambda _line: ready(),
-            # Without memory: what is in there does not know that the clock was moved.
-            store=OperationStore(database, self._repository, memory_bytes=0),
+            store=store,
             owns_process=False,
         )
 
@@ -87,23 +92,30 @@ class EmbeddedServer:
         To be called while it serves, from any thread but the server's. Nothing else is written meanwhile.
         """
         assert self._database is not None
+        assert self._tell_gone is not None
         with self._advancing:
-            self._advance(self._database, by // _MICROSECOND)
+            gone = self._advance(self._database, by // _MICROSECOND)
+        # Those who follow operations would look for what was changed a short time ago, and no earlier.
+        self._tell_gone(gone)
 
-    def _advance(self, database: Database, by: int) -> None:
+    def _advance(self, database: Database, by: int) -> list[Change]:
+        """Returns what was there before, and is not there any more."""
         start = self._clock.ahead
         end = start + by
 
-        def work(connection: Any) -> None:
+        def work(connection: Any) -> list[Change]:
+            before = [Change.end_of(record) for record in self._records(connection)]
             until = self._clock.real() + end
             for moment in sorted(self._due(connection, until)):
                 self._clock.ahead = max(start, moment - self._clock.real())
                 self._sweep(connection)
             self._clock.ahead = end
             self._sweep(connection)
+            there = {record.id for record in self._records(connection)}
+            return [each for each in before if each.id not in there]
 
         try:
-            database.write(work)
+            return database.write(work)
         finally:
             self._clock.ahead = end
 

@@ -107,10 +107,10 @@ class Feed:
         for follower in self._followers_of(record.id, record.parent):
             follower.tell(record)
 
-    def publish_gone(self, record: Record) -> None:
-        """Tells of an operation that was just deleted."""
-        for follower in self._followers_of(record.id, record.parent):
-            follower.tell_gone(Change.end_of(record))
+    def publish_gone(self, end: Change) -> None:
+        """Tells of an operation that is gone."""
+        for follower in self._followers_of(end.id, end.parent):
+            follower.tell_gone(end)
 
     def close(self) -> None:
         """Ends whoever follows now, or will."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any
@@ -281,6 +281,11 @@ class OperationStore:
                 await asyncio.sleep(0)
         return None
 
+    def tell_gone(self, ends: Iterable[Change]) -> None:
+        """Tells whoever follows many operations that these were taken away, other than by `apply`."""
+        for end in ends:
+            self._feed.publish_gone(end)
+
     def stop_following(self) -> None:
         """Ends every `follow`, so that clients go on with another replica."""
         self._changes.close()
@@ -376,7 +381,7 @@ class OperationStore:
             if isinstance(result, Outcome | OperationNotFound):
                 self._reads.forget(command.id)
             if isinstance(result, Outcome):
-                self._feed.publish_gone(result.record)
+                self._feed.publish_gone(Change.end_of(result.record))
         elif isinstance(result, Outcome):
             record = result.record
             self._changes.publish(record)
