@@ -21,6 +21,7 @@ from google.rpc.code_pb2 import Code
 from google.rpc.error_details_pb2 import ErrorInfo
 
 from opservice._proto.opservice.v1.operation_record_service_pb2 import (
+    BatchWatchOperationRecordsRequest,
     WatchOperationRecordRequest,
 )
 from opservice_client import CancelPolicy, Failed, Producer, Progress, Work, aio, testing
@@ -284,14 +285,18 @@ def test_closing_ends_calls_in_progress_and_leaves_nothing_behind(
     with open_channel(server.target) as channel:
         client = Client(channel)
         watch = client.records.Watch(WatchOperationRecordRequest(operation_id=client.started()))
-        next(watch)
+        many = client.records.BatchWatch(BatchWatchOperationRecordsRequest(parent="folders/a"))
+        streams: list[Iterator[object]] = [watch, many]
+        for stream in streams:
+            next(stream)
 
         server.close()
 
-        with refused() as refusal:
-            next(watch)
-    assert refusal.code == grpc.StatusCode.UNAVAILABLE
-    assert refusal.reason == "SERVER_STOPPING"
+        for stream in streams:
+            with refused() as refusal:
+                next(stream)
+            assert refusal.code == grpc.StatusCode.UNAVAILABLE
+            assert refusal.reason == "SERVER_STOPPING"
     assert not list(short_path.iterdir())
     left = {each.name for each in threading.enumerate() if each not in before}
     assert not {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from functools import wraps
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +17,7 @@ from opservice_client.testing import OperationServer
 from support.client import Client, open_channel
 from wire import (
     test_batch_get,
+    test_batch_watch,
     test_idempotency,
     test_labels,
     test_listing,
@@ -33,6 +35,12 @@ __all__ = ["key", "parent", "token"]
 _ANOTHER_SERVER = {"server", "database_url", "two_servers", "tmp_path", "roomy"}
 """A test that asks for one of these sets the server otherwise, or looks into it."""
 _WITH_FILTERS = {
+    test_batch_watch.test_a_dash_follows_the_operations_of_all_parents,
+    test_batch_watch.test_what_does_not_match_the_filter_any_more_is_removed_and_comes_back,
+    test_batch_watch.test_of_what_never_matched_nothing_is_told,
+    test_batch_watch.test_what_stopped_to_match_during_a_break_is_removed,
+    test_batch_watch.test_a_token_of_another_filter_is_an_invalid_argument,
+    test_batch_watch.test_a_wrong_parent_and_filter_are_an_invalid_argument,
     test_listing.test_no_parent_lists_the_operations_that_have_none,
     test_listing.test_a_dash_lists_the_operations_of_all_parents,
     test_listing.test_a_filter_narrows_the_list,
@@ -46,6 +54,13 @@ _WITH_FILTERS = {
     test_labels.test_a_key_that_cannot_be_a_label_is_refused_in_a_filter,
 }
 """Filters, which the server in memory does not have."""
+_SLOW = {
+    test_batch_watch.test_an_operation_that_the_server_ends_is_told,
+    test_batch_watch.test_a_thousand_operations_are_followed_in_one_stream,
+    test_batch_watch.test_what_expires_is_removed,
+    test_batch_watch.test_many_operations_of_a_parent_are_told_in_pages,
+}
+"""Tests that take longer, which CI runs."""
 
 
 @pytest.fixture(scope="module", params=["server", "memory"])
@@ -54,10 +69,19 @@ def client(request: pytest.FixtureRequest) -> Iterator[Client]:
         yield Client(channel)
 
 
+def _slow(test: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(test)  # which is marked in its own module otherwise, too
+    def slow(**asked: Any) -> None:
+        test(**asked)
+
+    marked: Callable[..., Any] = pytest.mark.slow(slow)
+    return marked
+
+
 def _tests(module: ModuleType) -> dict[str, Callable[..., Any]]:
     kind = module.__name__.removeprefix("wire.test_")
     return {
-        name.replace("test_", f"test_{kind}_", 1): test
+        name.replace("test_", f"test_{kind}_", 1): _slow(test) if test in _SLOW else test
         for name, test in vars(module).items()
         if name.startswith("test_")
         and test not in _WITH_FILTERS
@@ -67,6 +91,7 @@ def _tests(module: ModuleType) -> dict[str, Callable[..., Any]]:
 
 for _module in (
     test_batch_get,
+    test_batch_watch,
     test_idempotency,
     test_labels,
     test_listing,

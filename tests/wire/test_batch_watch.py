@@ -254,7 +254,6 @@ def test_a_token_of_another_request_is_an_invalid_argument(client: Client, paren
     stream.first()
     token = stream.cut()
     wrong: list[dict[str, Any]] = [
-        {"parent": parent, "resume_token": token, "filter": "done = true"},
         {"parent": f"{parent}/below", "resume_token": token},
         {"operation_ids": ["x"], "resume_token": token},
         {"parent": parent, "resume_token": "x" + token[1:]},
@@ -266,6 +265,15 @@ def test_a_token_of_another_request_is_an_invalid_argument(client: Client, paren
             Stream(client, **fields).next()
 
         assert (refusal.code, refusal.fields) == (StatusCode.INVALID_ARGUMENT, ["resume_token"])
+
+
+def test_a_token_of_another_filter_is_an_invalid_argument(client: Client, parent: str) -> None:
+    stream = Stream(client, parent=parent)
+    stream.first()
+    with refused() as refusal:
+        Stream(client, parent=parent, filter="done = true", resume_token=stream.cut()).next()
+
+    assert (refusal.code, refusal.fields) == (StatusCode.INVALID_ARGUMENT, ["resume_token"])
 
 
 # What is wrong.

@@ -62,6 +62,17 @@ class Check:
             self.wrong(field, "must not be empty")
         self.name(field, value, _MAX_ID)
 
+    def ids(self, values: Sequence[str]) -> None:
+        """Those of a batch."""
+        field = "operation_ids"
+        if not values:
+            self.wrong(field, "must not be empty")
+        elif len(values) > _MAX_IDS:
+            self.wrong(field, f"has {len(values)} ids, at most {_MAX_IDS} are allowed")
+        else:
+            for index, value in enumerate(values):
+                self.id(value, f"{field}[{index}]")
+
     def text(self, field: str, value: str, limit: int) -> None:
         if len(value) > limit:
             self.wrong(field, f"has {len(value)} characters, at most {limit} are allowed")
@@ -184,14 +195,8 @@ def check_id(operation_id: str) -> None:
 
 def check_ids(operation_ids: Sequence[str]) -> None:
     """Raises a Refusal unless a batch may have these ids."""
-    check, field = Check(), "operation_ids"
-    if not operation_ids:
-        check.wrong(field, "must not be empty")
-    elif len(operation_ids) > _MAX_IDS:
-        check.wrong(field, f"has {len(operation_ids)} ids, at most {_MAX_IDS} are allowed")
-    else:
-        for index, operation_id in enumerate(operation_ids):
-            check.id(operation_id, f"{field}[{index}]")
+    check = Check()
+    check.ids(operation_ids)
     check.finish()
 
 

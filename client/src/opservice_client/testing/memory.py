@@ -1,17 +1,15 @@
 """A server in memory, for tests where opservice is not installed.
 
 It speaks gRPC as the real one does, and has those of its methods that producers and their callers use:
-all of ProducerService and OperationService, and those of OperationRecordService, without filters and
-BatchWatch. Whatever else is asked of it is UNIMPLEMENTED.
+all of ProducerService, OperationService and OperationRecordService, but no filters. Whatever else is asked of
+it is UNIMPLEMENTED.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -27,10 +25,12 @@ from opservice_client._proto.opservice.v1.operation_record_pb2 import OperationR
 from opservice_client._proto.opservice.v1.operation_record_service_pb2 import (
     BatchGetOperationRecordsRequest,
     BatchGetOperationRecordsResponse,
+    BatchWatchOperationRecordsRequest,
     DeleteOperationRecordRequest,
     GetOperationRecordRequest,
     ListOperationRecordsRequest,
     ListOperationRecordsResponse,
+    OperationRecordEvent,
     WaitOperationRecordRequest,
     WatchOperationRecordRequest,
 )
@@ -56,8 +56,10 @@ from opservice_client.testing.checks import (
     payload_bytes,
     wait_seconds,
 )
+from opservice_client.testing.following import Following
 from opservice_client.testing.operations import Entry, Operations
 from opservice_client.testing.refusals import Refusal, stopping, unimplemented
+from opservice_client.testing.tokens import place_of, token_of
 
 Request = TypeVar("Request", bound=Message)
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
@@ -70,7 +72,6 @@ _WATCH_REPEAT_SECONDS = 30.0
 _DEFAULT_PAGE, _LARGEST_PAGE = 100, 1000
 _PAGE_BYTES = 1 << 20
 """After so many a page ends, with the record that goes beyond it: clients take 4 MiB."""
-_BOUND_BYTES = 12
 _TRACEPARENT = re.compile(
     r"(?P<version>(?!ff)[0-9a-f]{2})"
     r"(?P<known>-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})(?P<unknown>-.*)?"
@@ -143,6 +144,9 @@ class _Methods(grpc.GenericRpcHandler):
             records + "Delete": _at_once(DeleteOperationRecordRequest, self._delete),
             records + "Wait": _unary(WaitOperationRecordRequest, self._wait),
             records + "Watch": _streaming(WatchOperationRecordRequest, self._watch),
+            records + "BatchWatch": _streaming(
+                BatchWatchOperationRecordsRequest, self._batch_watch
+            ),
         }
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler:
@@ -219,6 +223,11 @@ class _Methods(grpc.GenericRpcHandler):
             if self._operations.is_stopping:
                 raise stopping()
 
+    def _batch_watch(
+        self, request: BatchWatchOperationRecordsRequest, _context: Context
+    ) -> AsyncIterator[OperationRecordEvent]:
+        return Following(self._operations, request).events(_WATCH_REPEAT_SECONDS)
+
     def _list(self, request: ListOperationRecordsRequest) -> ListOperationRecordsResponse:
         if request.filter:
             raise unimplemented("filters")
@@ -227,24 +236,25 @@ class _Methods(grpc.GenericRpcHandler):
             check.parent(request.parent)
         if request.page_size < 0:
             check.wrong("page_size", "must not be negative")
-        after = _position(request)
+        asked = ("List", request.parent)
+        after = _place_after(request.page_token, asked)
         if request.page_token and after is None:
             known = "is not one that this server gave for this parent and filter"
             check.wrong("page_token", known)
         check.finish()
         listed = [
-            entry.record
-            for entry in self._operations.visible()
-            if request.parent in ("-", entry.record.parent)
-            and (after is None or _place(entry.record) < after)
+            entry
+            for entry in self._operations.of_parent(request.parent)
+            if after is None or entry.place < after
         ]
         page = ListOperationRecordsResponse()
         size = min(request.page_size or _DEFAULT_PAGE, _LARGEST_PAGE)
-        for record in sorted(listed, key=_place, reverse=True):
+        for index, entry in enumerate(listed):
             if len(page.operation_records) == size or page.ByteSize() > _PAGE_BYTES:
-                page.next_page_token = _token(_place(page.operation_records[-1]), request.parent)
+                created_at, id_ = listed[index - 1].place
+                page.next_page_token = token_of(f"{created_at} {id_}", asked)
                 break
-            page.operation_records.append(record)
+            page.operation_records.append(entry.record)
         return page
 
     def _find(
@@ -320,24 +330,10 @@ def _traceparent(context: Context) -> str:
     return "00" + found["known"]
 
 
-def _place(record: OperationRecord) -> tuple[int, str]:
-    return record.operation.created_at.ToMicroseconds(), record.operation.id
-
-
-def _token(place: tuple[int, str], parent: str) -> str:
-    """Of the page after this place."""
-    text = f"{place[0]} {place[1]}"
-    bound = hashlib.sha256(f"{parent} {text}".encode()).digest()[:_BOUND_BYTES]
-    return base64.urlsafe_b64encode(bound + text.encode()).decode().rstrip("=")
-
-
-def _position(request: ListOperationRecordsRequest) -> tuple[int, str] | None:
+def _place_after(token: str, asked: Sequence[str]) -> tuple[int, str] | None:
     """Where the page begins; None when the token is not one of this list."""
-    token = request.page_token
-    try:
-        decoded = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
-        created_at, id_ = decoded[_BOUND_BYTES:].decode().split(" ")
-        place = int(created_at), id_
-    except ValueError:
+    place = place_of(token, asked)
+    if place is None:
         return None
-    return place if _token(place, request.parent) == token else None
+    created_at, id_ = place.split(" ")
+    return int(created_at), id_

@@ -6,7 +6,6 @@ Nothing here is for several threads: it belongs to one event loop. What a call i
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import time
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from opservice_client._proto.opservice.v1.producer_service_pb2 import (
 )
 from opservice_client._proto.yandex.cloud.operation.operation_pb2 import Operation
 from opservice_client.retries import ERROR_DOMAIN
+from opservice_client.testing.changes import Changes
 from opservice_client.testing.checks import SECOND, Check
 from opservice_client.testing.refusals import (
     invalid,
@@ -37,6 +37,7 @@ from opservice_client.testing.refusals import (
     shortened,
     wrong_token,
 )
+from opservice_client.testing.tokens import digest
 
 _BASE32HEX = "0123456789abcdefghijklmnopqrstuv"
 
@@ -72,6 +73,12 @@ class Entry:
     """Set at the next change, when another one takes its place."""
 
     @property
+    def place(self) -> tuple[int, str]:
+        """In a list, where the newest comes first."""
+        operation = self.record.operation
+        return operation.created_at.ToMicroseconds(), operation.id
+
+    @property
     def done(self) -> bool:
         return self.record.operation.done
 
@@ -96,12 +103,14 @@ class Operations:
         self._cancel_grace = cancel_grace
         self._ahead: int = 0
         self._entries: dict[str, Entry] = {}
+        self.changes: Changes = Changes(self.now)
         self.is_stopping: bool = False
         """Whoever waits for a change is to go."""
 
     def stop(self) -> None:
         """Wakes whoever waits for a change."""
         self.is_stopping = True
+        self.changes.next.set()
         for entry in self._entries.values():
             entry.changed.set()
 
@@ -109,9 +118,14 @@ class Operations:
         """Microseconds since the epoch."""
         return time.time_ns() // 1000 + self._ahead
 
-    def visible(self) -> list[Entry]:
-        """Those that are not past their retention."""
-        return [entry for entry in self._entries.values() if self._is_visible(entry)]
+    def of_parent(self, parent: str) -> list[Entry]:
+        """Those of the parent, or of all for `-`, that are not past their retention, the newest first."""
+        found = [
+            entry
+            for entry in self._entries.values()
+            if parent in ("-", entry.record.parent) and self._is_visible(entry)
+        ]
+        return sorted(found, key=lambda entry: entry.place, reverse=True)
 
     def find(self, operation_id: str) -> Entry:
         """Raises a Refusal when there is none."""
@@ -127,7 +141,7 @@ class Operations:
         same.ClearField("lease_token")
         request_hash, id_ = None, _new_id(request)
         if request.idempotency_key:
-            request_hash = _digest(same.SerializeToString(deterministic=True))
+            request_hash = digest(same.SerializeToString(deterministic=True))
             existing = self._entries.get(id_)
             if existing is not None and self._is_visible(existing):
                 if existing.request_hash != request_hash:
@@ -158,9 +172,9 @@ class Operations:
         timeout_at = None if timeout is None else now + timeout
         if timeout_at is not None:
             record.timeout_at.FromMicroseconds(timeout_at)
-        self._entries[id_] = Entry(
-            record, request.lease_token, lease, timeout_at, retention, request_hash
-        )
+        entry = Entry(record, request.lease_token, lease, timeout_at, retention, request_hash)
+        self._entries[id_] = entry
+        self.changes.note(id_, request.parent)
         return _started(record, owned=True)
 
     def renew(self, request: RenewRequest) -> RenewResponse:
@@ -178,7 +192,7 @@ class Operations:
             record.progress.CopyFrom(request.progress)
         if entry.lease is not None:
             record.lease_expires_at.FromMicroseconds(self.now() + entry.lease)
-        _touch(entry, self._changed_at(entry))
+        self._touch(entry, self._changed_at(entry))
         return RenewResponse(
             operation=record.operation,
             cancel_requested=record.HasField("cancel_requested_at"),
@@ -194,7 +208,7 @@ class Operations:
         operation = entry.record.operation
         if not entry.done:
             operation.response.CopyFrom(response)
-            _end(entry, self._changed_at(entry), request)
+            self._end(entry, self._changed_at(entry), request)
         elif operation.WhichOneof("result") != "response" or operation.response != response:
             raise _done_already(entry)
         return operation
@@ -207,7 +221,7 @@ class Operations:
         operation = entry.record.operation
         if not entry.done:
             operation.error.CopyFrom(request.error)
-            _end(entry, self._changed_at(entry), request)
+            self._end(entry, self._changed_at(entry), request)
         elif operation.WhichOneof("result") != "error" or operation.error != request.error:
             raise _done_already(entry)
         return operation
@@ -224,9 +238,9 @@ class Operations:
         record.operation.error.CopyFrom(_CANCELLED)
         record.cancel_requested_at.FromMicroseconds(now)
         if record.cancel_policy == CancelPolicy.IMMEDIATE:
-            _end(entry, now)
+            self._end(entry, now)
         else:
-            _touch(entry, now)
+            self._touch(entry, now)
         return record.operation
 
     def delete(self, operation_id: str) -> None:
@@ -234,19 +248,19 @@ class Operations:
         if not entry.done:
             message = "The operation is still running: only a done operation can be deleted."
             raise precondition("OPERATION_RUNNING", message, operation_id)
-        del self._entries[operation_id]
+        self._remove(entry)
 
     def sweep(self) -> None:
         """Ends and deletes what is due."""
         now = self.now()
         for entry in list(self._entries.values()):
             if entry.done and not self._is_visible(entry):
-                del self._entries[entry.record.operation.id]
+                self._remove(entry)
             for due, error in entry.dues(self._cancel_grace):
                 if due <= now:
                     if error is not None:
                         entry.record.operation.error.CopyFrom(error)
-                    _end(entry, self._changed_at(entry))
+                    self._end(entry, self._changed_at(entry))
                     break
 
     def advance(self, microseconds: int) -> None:
@@ -265,6 +279,29 @@ class Operations:
         self._ahead = end
         self.sweep()
 
+    def _remove(self, entry: Entry) -> None:
+        id_ = entry.record.operation.id
+        del self._entries[id_]
+        self.changes.note(id_, entry.record.parent)
+
+    def _end(
+        self, entry: Entry, now: int, last: CompleteRequest | FailRequest | None = None
+    ) -> None:
+        record = entry.record
+        if last is not None and last.HasField("metadata"):
+            record.operation.metadata.CopyFrom(last.metadata)
+        record.operation.done = True
+        record.ClearField("lease_expires_at")
+        record.expires_at.FromMicroseconds(now + entry.retention)
+        self._touch(entry, now)
+
+    def _touch(self, entry: Entry, now: int) -> None:
+        entry.record.operation.modified_at.FromMicroseconds(now)
+        entry.record.revision += 1
+        changed, entry.changed = entry.changed, asyncio.Event()
+        changed.set()
+        self.changes.note(entry.record.operation.id, entry.record.parent)
+
     def _is_visible(self, entry: Entry) -> bool:
         return not entry.done or entry.record.expires_at.ToMicroseconds() > self.now()
 
@@ -278,23 +315,6 @@ class Operations:
     def _changed_at(self, entry: Entry) -> int:
         """Later than every change before, whatever the clock says."""
         return max(self.now(), entry.record.operation.modified_at.ToMicroseconds() + 1)
-
-
-def _end(entry: Entry, now: int, last: CompleteRequest | FailRequest | None = None) -> None:
-    record = entry.record
-    if last is not None and last.HasField("metadata"):
-        record.operation.metadata.CopyFrom(last.metadata)
-    record.operation.done = True
-    record.ClearField("lease_expires_at")
-    record.expires_at.FromMicroseconds(now + entry.retention)
-    _touch(entry, now)
-
-
-def _touch(entry: Entry, now: int) -> None:
-    entry.record.operation.modified_at.FromMicroseconds(now)
-    entry.record.revision += 1
-    changed, entry.changed = entry.changed, asyncio.Event()
-    changed.set()
 
 
 def _check_report(request: RenewRequest | CompleteRequest | FailRequest) -> Check:
@@ -319,17 +339,10 @@ def _new_id(request: StartRequest) -> str:
     number = os.urandom(11)
     if request.idempotency_key:
         owner = (request.created_by, request.parent, request.idempotency_key)
-        number = _digest(*(part.encode() for part in owner))[:11]
+        number = digest(*owner)[:11]
     bits = int.from_bytes(number, "big") >> 3
     prefix = request.id_prefix or "ops"
     return prefix + "".join(_BASE32HEX[(bits >> shift) & 31] for shift in range(80, -1, -5))
-
-
-def _digest(*parts: bytes) -> bytes:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "big") + part)
-    return digest.digest()
 
 
 def _timestamp(microseconds: int) -> Timestamp:

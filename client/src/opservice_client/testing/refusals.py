@@ -67,6 +67,12 @@ def stopping() -> Refusal:
     return Refusal(Code.UNAVAILABLE, "SERVER_STOPPING", message, [again])
 
 
+def outdated() -> Refusal:
+    """Of a stream that cannot be continued."""
+    message = "The stream cannot be continued: forget what it told, and call again without a resume token."
+    return Refusal(Code.ABORTED, "RESUME_TOKEN_EXPIRED", message)
+
+
 def unimplemented(what: str) -> Refusal:
     """Of what only the real server has."""
     message = (
