@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from google.protobuf import descriptor_pool
+from google.protobuf import descriptor_pool, field_mask_pb2
 from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.empty_pb2 import Empty
@@ -19,6 +19,17 @@ from support.client import packed
 JSON = ProtoJson(descriptor_pool.Default())
 UNKNOWN = Any(type_url="example.com/a.B", value=b"\x00\x01\xff")
 SHOWN = {"@type": "example.com/a.B", "value": "AAH/"}
+
+WELL_KNOWN = "type.googleapis.com/google.protobuf."
+STATUS = {"@type": "type.googleapis.com/google.rpc.Status"}
+
+
+def known(name: str, value: object) -> dict[str, object]:
+    """An `Any` with a type of protobuf's own."""
+    return {"@type": WELL_KNOWN + name, "value": value}
+
+
+assert field_mask_pb2.DESCRIPTOR  # which makes the pool know it
 
 
 def there_and_back(request: StartRequest) -> StartRequest:
@@ -94,14 +105,40 @@ def test_a_struct_that_looks_like_an_any_is_left_alone() -> None:
     ("value", "field", "says"),
     [
         ({"descriptio": "x"}, "descriptio", "is not a field of opservice.v1.StartRequest"),
-        ({"description": 3}, "description", "string"),
-        ({"lease": "soon"}, "lease", "Duration"),
-        ({"cancelPolicy": "LATER"}, "cancelPolicy", "Invalid enum value"),
+        ({"description": 3}, "description", "must be a string"),
+        ({"createdBy": "a", "created_by": "b"}, "created_by", "under both of its names"),
+        ({"lease": "soon"}, "lease", "must be a string such as"),
+        ({"lease": 60}, "lease", "must be a string such as"),
+        ({"lease": "1_0s"}, "lease", "must be a string such as"),
+        ({"lease": "\u0666s"}, "lease", "must be a string such as"),
+        ({"lease": "400000000000s"}, "lease", "must be a duration from"),
+        ({"cancelPolicy": "LATER"}, "cancelPolicy", "must be one of .*IMMEDIATE, COOPERATIVE"),
+        ({"cancelPolicy": 2.5}, "cancelPolicy", "must be one of"),
+        ({"cancelPolicy": True}, "cancelPolicy", "must be one of"),
+        ({"labels": ["a"]}, "labels", "must be an object"),
+        ({"labels": {"a": None}}, "labels.a", "must be a string"),
+        ({"metadata": "x"}, "metadata", "must be an object"),
         ({"metadata": {"@type": "example.com/a.B", "x": 1}}, "metadata", '"value": BASE64'),
         ({"metadata": {"@type": "example.com/a.B", "value": 1}}, "metadata", "BASE64"),
-        ({"metadata": {"a": 1}}, "metadata", "@type"),
-        ({"metadata": {"@type": {}, "value": "AA=="}}, "", "@type must be a string"),
-        ({"metadata": {"@type": None}}, "", "@type must be a string"),
+        ({"metadata": {"@type": "example.com/a.B", "value": "!!!"}}, "metadata", "BASE64"),
+        ({"metadata": {"@type": "example.com/a.B", "value": "A"}}, "metadata", "BASE64"),
+        ({"metadata": {"a": 1}}, "metadata", "must have an @type"),
+        ({"metadata": {"@type": {}, "value": "AA=="}}, "metadata", "must have an @type"),
+        ({"metadata": {"@type": None}}, "metadata", "must have an @type"),
+        ({"metadata": known("Duration", "x")}, "metadata.value", "must be a string such as"),
+        ({"metadata": known("Timestamp", "2026-13-01T00:00:00Z")}, "metadata.value", "a time"),
+        ({"metadata": known("Int64Value", "9223372036854775808")}, "metadata.value", "whole"),
+        ({"metadata": known("Int32Value", "1_0")}, "metadata.value", "whole number from"),
+        ({"metadata": known("Int32Value", "1e999999999")}, "metadata.value", "whole number from"),
+        ({"metadata": known("BoolValue", 1)}, "metadata.value", "must be true or false"),
+        ({"metadata": known("DoubleValue", True)}, "metadata.value", "must be a number"),
+        ({"metadata": {"@type": f"{WELL_KNOWN}Duration"}}, "metadata", "an @type and a value"),
+        ({"metadata": {**STATUS, "details": {}}}, "metadata.details", "must be an array"),
+        (
+            {"metadata": {**STATUS, "details": [{**STATUS, "x": 1}]}},
+            "metadata.details[0].x",
+            "not a",
+        ),
         ({"description": "\ud800"}, "description", "surrogate"),
     ],
     ids=str,
@@ -119,3 +156,27 @@ def test_both_names_of_a_field_are_taken() -> None:
     assert request == StartRequest(
         created_by="a", lease_token="b", cancel_policy=CancelPolicy.COOPERATIVE
     )
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        known("Int64Value", "-9223372036854775808"),
+        known("Int64Value", 3.0),
+        known("UInt32Value", "1e3"),
+        known("DoubleValue", "NaN"),
+        known("BytesValue", "_-8"),
+        known("Duration", "-1.5s"),
+        known("Timestamp", "2026-01-31T12:00:00.5+01:00"),
+        known("FieldMask", "a,bC"),
+        known("Value", None),
+        known("Struct", {"a": [None, {"b": 1}]}),
+        {**STATUS, "code": None, "details": [known("StringValue", "x")]},
+        {"@type": "example.com/a.B", "value": "_-8"},
+    ],
+    ids=str,
+)
+def test_each_form_of_a_value_is_taken(payload: dict[str, object]) -> None:
+    request = StartRequest()
+    JSON.fill(request, {"metadata": payload})
+    assert there_and_back(request) == request

@@ -119,7 +119,7 @@ ENDED = Counter(
 )
 OPERATION_SECONDS = Histogram(
     "opservice_operation_duration_seconds",
-    "From the start to the end of operations that a call has ended.",
+    "From the start to the end of operations, whatever ended them.",
     ("outcome",),
     buckets=_WORK_SECONDS,
     registry=REGISTRY,

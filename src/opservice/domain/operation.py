@@ -298,9 +298,12 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """The ids of the operations that a sweep changed; as many as its limit when more may wait."""
+    """What a sweep changed."""
 
     ids: tuple[str, ...]
+    """As many as its limit when more may wait."""
+    lasted: tuple[Microseconds, ...] = ()
+    """How long each had run that it ended, in the order of the ids; empty when they were deleted."""
 
 
 def start_by(

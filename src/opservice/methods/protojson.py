@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 from google.protobuf import json_format
@@ -20,6 +21,14 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.wrappers_pb2 import BytesValue
+
+from opservice.methods.json_values import (
+    is_base64,
+    problem_of,
+    problem_of_duration,
+    problem_of_field_mask,
+    problem_of_timestamp,
+)
 
 _ANY = "google.protobuf.Any"
 _EMPTY = "google.protobuf.Empty"
@@ -33,10 +42,21 @@ _FREE_FORM = {
     "google.protobuf.ListValue",
 }
 """Their JSON is anything: there is no `Any` in it, whatever it looks like."""
-_UNKNOWN_FIELD = re.compile(
-    r'Message type "(?P<type>[^"]*)" has no field named "(?P<field>.*?)" at "(?P<at>[^"]*)"'
-)
+_WRAPPERS = {
+    f"google.protobuf.{name}Value"
+    for name in ("Double", "Float", "Int64", "UInt64", "Int32", "UInt32", "Bool", "String", "Bytes")
+}
+_SCALAR_PROBLEMS = {
+    "google.protobuf.Duration": problem_of_duration,
+    "google.protobuf.Timestamp": problem_of_timestamp,
+    "google.protobuf.FieldMask": problem_of_field_mask,
+}
+_IN_VALUE = _FREE_FORM | _WRAPPERS | _SCALAR_PROBLEMS.keys() | {_ANY}
+"""What an `Any` has of them is in its "value"."""
 _WRONG_FIELD = re.compile(r"Failed to parse (?P<field>\w+) field: (?P<why>.*)")
+_UNKNOWN_ANY = (
+    'is an Any of a type that is not known here: it must be {"@type": URL, "value": BASE64}'
+)
 _LONGEST = 300
 """Characters of what is said of wrong JSON, which repeats some of it."""
 _UNPRINTABLE = (
@@ -59,7 +79,13 @@ class NotJson(ValueError):
 
     def __init__(self, message: str, field: str = "") -> None:
         super().__init__(message)
-        self.field = field
+        self.field = field[:_LONGEST]
+
+    def within(self, place: str) -> NotJson:
+        """The same, of the message or list that is at this place of another one."""
+        dot = "." if self.field and not self.field.startswith("[") else ""
+        self.field = f"{place}{dot}{self.field}"[:_LONGEST]
+        return self
 
 
 class ProtoJson:
@@ -67,6 +93,7 @@ class ProtoJson:
 
     def __init__(self, pool: DescriptorPool) -> None:
         self._pool = pool
+        self._fields: dict[Descriptor, Mapping[str, _Field]] = {}
 
     def to_dict(self, message: Message, *, with_defaults: bool = False) -> dict[str, Any]:
         """The JSON object of the message, which it can always make.
@@ -92,12 +119,14 @@ class ProtoJson:
     def fill(self, message: Message, value: dict[str, Any]) -> None:
         """Sets the fields of the message from a JSON value. Raises NotJson."""
         try:
-            disguised = self._disguise_json(value, _descriptor(message), 0)
+            disguised = self._read_message(value, _descriptor(message), 0)
             json_format.ParseDict(
                 value, message, descriptor_pool=self._pool, max_recursion_depth=_DEEPEST
             )
             if disguised:
                 self._unmask(message)
+        except NotJson:
+            raise
         except _UNPRINTABLE as error:
             raise _explained(error) from error
         except SystemError as error:  # protobuf's, for a string with half a surrogate pair
@@ -152,38 +181,136 @@ class ProtoJson:
             self._unmask(inner)
             message.value = inner.SerializeToString(deterministic=True)
 
-    def _disguise_json(self, value: object, kind: Descriptor, depth: int) -> bool:
-        """Disguises each `Any` of an unknown type in the JSON of a message. Returns whether there was one."""
-        if not isinstance(value, dict) or depth > _DEEPEST or kind.full_name in _FREE_FORM:
+    def _read_message(self, value: object, kind: Descriptor, depth: int) -> bool:
+        """Checks the JSON of a message, and disguises in it each `Any` of an unknown type.
+
+        Returns whether there was one. Raises NotJson, with the place within this message.
+        """
+        name = kind.full_name
+        if name in _SCALAR_PROBLEMS:
+            _refuse(_SCALAR_PROBLEMS[name](value))
             return False
-        if kind.full_name != _ANY:
-            return self._disguise_fields(value, kind, depth)
-        url = value.get("@type", "")
+        if name in _WRAPPERS:
+            _refuse(problem_of(kind.fields_by_name["value"], value))
+            return False
+        if depth > _DEEPEST or name in _FREE_FORM:
+            return False  # json_format takes it, or says what is wrong
+        if not isinstance(value, dict):
+            raise NotJson("must be an object")
+        if name == _ANY:
+            return self._read_any(value, depth)
+        return self._read_fields(value, kind, depth)
+
+    def _read_any(self, value: dict[str, Any], depth: int) -> bool:
+        if not value:
+            return False
+        url = value.get("@type")
         if not isinstance(url, str):
-            raise NotJson("@type must be a string")
+            raise NotJson("must have an @type, which is a string")
         inner = self._type_of(url)
-        if inner is not None:
-            if inner.full_name == _EMPTY and value.get("value") == {}:
-                del value["value"]  # as Go and others write it
-            special = inner.full_name.startswith("google.protobuf.") and "value" in value
-            within = value["value"] if special else value
-            return self._disguise_json(within, inner, depth + 1)
-        known_form = value.keys() == {"@type", "value"} and isinstance(value["value"], str)
-        if known_form:
+        if inner is None:
+            if value.keys() != {"@type", "value"} or not is_base64(value["value"]):
+                raise NotJson(_UNKNOWN_ANY)
             value["@type"] = url + _DISGUISE
             return True
-        return False  # json_format says what is wrong with it
+        if inner.full_name == _EMPTY and value.get("value") == {}:
+            del value["value"]  # as Go and others write it
+        if inner.full_name not in _IN_VALUE:
+            fields = {name: each for name, each in value.items() if name != "@type"}
+            return self._read_fields(fields, inner, depth + 1)
+        if value.keys() != {"@type", "value"}:
+            raise NotJson(f"must have an @type and a value, as it is a {inner.full_name}")
+        try:
+            return self._read_message(value["value"], inner, depth + 1)
+        except NotJson as error:
+            raise error.within("value") from None
 
-    def _disguise_fields(self, value: dict[Any, Any], kind: Descriptor, depth: int) -> bool:
+    def _read_fields(self, value: dict[str, Any], kind: Descriptor, depth: int) -> bool:
         found = False
-        for field in kind.fields:
-            if field.message_type is None:
-                continue
-            for name in {field.json_name, field.name} & value.keys():
-                for each in _values_of(field, value[name]):
-                    message_type = _map_value(field) or field.message_type
-                    found |= self._disguise_json(each, message_type, depth + 1)
+        fields = self._fields_of(kind)
+        known = set()
+        for name, each in value.items():
+            if name.startswith("["):
+                continue  # an extension, which json_format finds
+            field = fields.get(name)
+            if field is None:
+                raise NotJson(f"is not a field of {kind.full_name}", name)
+            if field.number in known:
+                raise NotJson("is there under both of its names", name)
+            known.add(field.number)
+            if each is None:
+                continue  # as if it were not there
+            try:
+                found |= self._read_field(field, each, depth)
+            except NotJson as error:
+                raise error.within(name) from None
         return found
+
+    def _read_field(self, field: _Field, value: Any, depth: int) -> bool:
+        if not field.has_many:
+            return self._read_value(field, value, depth)
+        each_at: Iterable[tuple[str | int, object]]
+        if field.is_map:
+            if not isinstance(value, dict):
+                raise NotJson("must be an object")
+            each_at = value.items()
+        else:
+            if not isinstance(value, list):
+                raise NotJson("must be an array")
+            each_at = enumerate(value)
+        found = False
+        for key, each in each_at:
+            try:
+                found |= self._read_value(field, each, depth)
+            except NotJson as error:
+                raise error.within(str(key) if field.is_map else f"[{key}]") from None
+        return found
+
+    def _read_value(self, field: _Field, value: object, depth: int) -> bool:
+        if field.message is not None:
+            return self._read_message(value, field.message, depth + 1)
+        _refuse(problem_of(field.values, value))
+        return False
+
+    def _fields_of(self, kind: Descriptor) -> Mapping[str, _Field]:
+        """By the names that they have in JSON, and in the .proto file."""
+        known = self._fields.get(kind)
+        if known is None:
+            fields = [_Field.of(field) for field in kind.fields]
+            known = {field.name: field for field in fields}
+            known |= {field.json_name: field for field in fields}
+            self._fields[kind] = known
+        return known
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """What is asked of a field for each value that it has in JSON."""
+
+    name: str
+    json_name: str
+    number: int
+    is_map: bool
+    has_many: bool
+    values: FieldDescriptor
+    """What the field holds, or each value of a map."""
+    message: Descriptor | None
+    """The type of its values; None for others than messages."""
+
+    @classmethod
+    def of(cls, field: FieldDescriptor) -> _Field:
+        entry = field.message_type
+        is_map = entry is not None and entry.GetOptions().map_entry
+        values = entry.fields_by_name["value"] if is_map and entry is not None else field
+        return cls(
+            field.name,
+            field.json_name,
+            field.number,
+            is_map,
+            field.is_repeated,
+            values,
+            values.message_type,
+        )
 
 
 def _descriptor(message: Message) -> Descriptor:
@@ -196,16 +323,6 @@ def _map_value(field: FieldDescriptor) -> Descriptor | None:
     if entry is None or not entry.GetOptions().map_entry:
         return None
     return entry.fields_by_name["value"].message_type
-
-
-def _values_of(field: FieldDescriptor, value: object) -> Iterable[object]:
-    """The JSON values of the messages that a field holds."""
-    if field.message_type is not None and field.message_type.GetOptions().map_entry:
-        has_messages = _map_value(field) is not None and isinstance(value, Mapping)
-        return list(cast("Mapping[str, object]", value).values()) if has_messages else ()
-    if field.is_repeated:
-        return value if isinstance(value, list) else ()
-    return (value,)
 
 
 def _for_each_message(message: Message, visit: Callable[[Message], None]) -> None:
@@ -236,21 +353,16 @@ def _restore_urls(value: object) -> None:
             _restore_urls(each)
 
 
+def _refuse(problem: str | None) -> None:
+    if problem is not None:
+        raise NotJson(problem)
+
+
 def _explained(error: BaseException) -> NotJson:
     """json_format's words, with the field apart."""
     if isinstance(error, RecursionError):
         return NotJson("is nested too deeply")
-    if isinstance(error, KeyError):
-        # What a well-known type holds, such as a Duration, is its "value".
-        return NotJson(f"{error} is missing")
     said = " ".join(str(error).split())
-    unknown = _UNKNOWN_FIELD.search(said)
-    if unknown is not None:
-        inside = unknown["at"].partition(".")[2]
-        field = f"{inside}.{unknown['field']}" if inside else unknown["field"]
-        return NotJson(f"is not a field of {unknown['type']}", field[:_LONGEST])
     wrong = _WRONG_FIELD.match(said)
     field, said = (wrong["field"], wrong["why"]) if wrong is not None else ("", said)
-    if "message descriptor by type_url" in said:
-        said += '. An Any of a type that is not known must be {"@type": URL, "value": BASE64}'
     return NotJson(said[:_LONGEST], field)

@@ -18,6 +18,7 @@ from opservice.domain.operation import (
     Renew,
     Start,
     Sweep,
+    Swept,
 )
 
 _CANCELLED = 1
@@ -49,11 +50,15 @@ def count_outcome(command: Command, record: Record) -> None:
             pass  # a Cancel that its producer is to answer
 
 
-def count_swept(sweep: Sweep, count: int) -> None:
+def count_swept(sweep: Sweep, swept: Swept) -> None:
     """Counts operations that a sweep has ended or deleted."""
-    if not count:
+    if not swept.ids:
         return
     if isinstance(sweep, DeleteExpired):
-        DELETED.labels("expired").inc(count)
-    else:
-        ENDED.labels(_SWEPT[type(sweep)]).inc(count)
+        DELETED.labels("expired").inc(len(swept.ids))
+        return
+    outcome = _SWEPT[type(sweep)]
+    ENDED.labels(outcome).inc(len(swept.ids))
+    seconds = OPERATION_SECONDS.labels(outcome)
+    for lasted in swept.lasted:
+        seconds.observe(lasted / SECOND)

@@ -165,7 +165,9 @@ class Repository:
                 parameters["due_by"] = cutoff - sweep.kept
             case _:
                 assert_never(sweep)
-        return Swept(tuple(connection.execute(statement, parameters).scalars()))
+        rows = [*connection.execute(statement, parameters)]
+        lasted = () if isinstance(sweep, DeleteExpired) else tuple(row.lasted for row in rows)
+        return Swept(tuple(row.id for row in rows), lasted)
 
     def _apply(self, connection: Connection, command: Command) -> Outcome:
         match command:

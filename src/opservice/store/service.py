@@ -390,9 +390,10 @@ class OperationStore:
 
     def _after_sweep(self, item: tuple[Sweep, int | None], result: Swept | Exception) -> None:
         sweep, _ = item
-        if isinstance(result, Swept):
-            count_swept(sweep, len(result.ids))
-        if isinstance(result, Swept) and result.ids and not isinstance(sweep, DeleteExpired):
+        if isinstance(result, Exception):
+            return
+        count_swept(sweep, result)
+        if result.ids and not isinstance(sweep, DeleteExpired):
             self._changes.look_at(result.ids)
             self._notify(*result.ids)
 

@@ -256,9 +256,10 @@ def _cancel(touched: dict[str, Any]) -> UpdateBase:
 
 
 def _sweep(executed: ColumnElement[int], column: Column[int], values: dict[str, Any]) -> UpdateBase:
-    """Changes running operations whose column has come to `due_by`."""
+    """Changes running operations whose column has come to `due_by`; returns how long each had run, too."""
     due = _due(~_c.done, executed, column)
-    return update(operations).where(due).values(**values).returning(_c.id)
+    lasted = (_c.modified_at - _c.created_at).label("lasted")
+    return update(operations).where(due).values(**values).returning(_c.id, lasted)
 
 
 def _due(

@@ -22,6 +22,7 @@ from opservice.domain.operation import (
     ReachTimeouts,
     Renew,
     Sweep,
+    Swept,
 )
 from opservice.store.repository import SWEEP_WITHIN
 from store.conftest import ABORTED, CANCELLED, DEADLINE_EXCEEDED, INTERNAL, Clock, Ops
@@ -176,7 +177,11 @@ def test_it_is_known_that_somebody_may_soon_be_late(
 
 
 def sweep_by(ops: Ops, case: Case, cutoff: int) -> tuple[str, ...]:
-    return ops.database.write(lambda c: ops.repository.sweep(c, case.sweep(10), cutoff)).ids
+    return swept_by(ops, case, cutoff).ids
+
+
+def swept_by(ops: Ops, case: Case, cutoff: int) -> Swept:
+    return ops.database.write(lambda c: ops.repository.sweep(c, case.sweep(10), cutoff))
 
 
 @every_ending_case
@@ -192,6 +197,27 @@ def test_what_a_sweep_ends_has_no_lease_and_expires_after_its_retention(
     assert record.done
     assert record.response is None
     assert (record.lease_expires_at, record.expires_at) == (None, clock.now + DAY)
+
+
+@every_ending_case
+def test_a_sweep_tells_how_long_each_had_run_that_it_ends(
+    ops: Ops, clock: Clock, case: Case
+) -> None:
+    made = [case.make(ops, clock) for _ in range(3)]
+    began = {id_: ops.get(id_).created_at for id_ in made}
+    clock.advance(WAIT + SECOND)
+
+    swept = swept_by(ops, case, clock.now)
+
+    assert dict(zip(swept.ids, swept.lasted, strict=True)) == {
+        id_: clock.now - began[id_] for id_ in made
+    }
+
+
+def test_a_sweep_that_deletes_tells_no_duration(ops: Ops, clock: Clock) -> None:
+    id_ = make_done(ops, clock)
+    clock.advance(WAIT)
+    assert swept_by(ops, RETENTION, clock.now) == Swept((id_,))
 
 
 @pytest.mark.parametrize("case", [TIMEOUT, CANCEL_GRACE], ids=["timeout", "cancel grace"])
