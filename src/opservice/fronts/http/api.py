@@ -13,7 +13,7 @@ from google.rpc.status_pb2 import Status
 
 from opservice.domain.errors import PermissionDenied
 from opservice.fronts.backpressure import UnreadResponses
-from opservice.fronts.http.call import Codec, HttpCall, Turns, wait_of
+from opservice.fronts.http.call import Codec, HttpCall, wait_of
 from opservice.fronts.http.conditions import is_json
 from opservice.fronts.http.counting import RequestCounts
 from opservice.fronts.http.exchange import Exchange, HttpHeaders, Receive, Scope, Send
@@ -63,7 +63,7 @@ class Api:
         self._origins = origins
         self._methods: dict[str, _Served] = {}
         routes: list[Route] = []
-        turns = Turns()
+        converting = asyncio.Lock()
         for method in methods:
             own = routes_of(method.descriptor, method.path)
             if own and not method.streams_requests:
@@ -71,7 +71,7 @@ class Api:
                 self._methods[method.path] = _Served(
                     through,
                     pipeline.of(method, waits=True),
-                    Codec(method, through.policy, json, max_message_bytes, turns),
+                    Codec(method, through.policy, json, max_message_bytes, converting),
                 )
                 routes += own
         self.routes = Routes(routes)

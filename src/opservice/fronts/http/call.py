@@ -39,19 +39,6 @@ _ROOM_OF_JSON = 16 << 10
 _ENDPOINTS = "yandex.cloud.endpoint.ApiEndpointService"
 
 
-_LEAVING_AT_ONCE = 10
-
-
-class Turns:
-    """What is done for few calls at a time, so that others get their turn in between."""
-
-    def __init__(self) -> None:
-        self.converting = asyncio.Lock()
-        """Held while a large message is converted from JSON or to JSON: threads would hold up all others."""
-        self.leaving = asyncio.Semaphore(_LEAVING_AT_ONCE)
-        """Held while a call is ended whose client has left: thousands may leave at once."""
-
-
 class Codec:
     """How requests of one method are read, and its responses written, by HTTP."""
 
@@ -61,12 +48,13 @@ class Codec:
         policy: MethodPolicy,
         converter: ProtoJson,
         max_message_bytes: int,
-        turns: Turns,
+        converting: asyncio.Lock,
     ) -> None:
+        """`converting` is held while a large message is converted: many threads would hold up all others."""
         self.method = method
         self.policy = policy
         self.json = converter
-        self.turns = turns
+        self._converting = converting
         self.max_body = _TIMES_OF_JSON * (policy.max_bytes or max_message_bytes) + _ROOM_OF_JSON
         self._decode = decoder_of(method.request, policy)
 
@@ -100,17 +88,17 @@ class Codec:
         read = partial(self.request, body, query, path, takes_body=takes_body)
         if len(body) < LARGE:
             return read()
-        async with self.turns.converting:
+        async with self._converting:
             return await asyncio.to_thread(read)
 
     async def response(self, message: Message) -> bytes:
         """The JSON of a response. Large ones are made on a thread, and pages in slices."""
         if self.policy.pages:
-            async with self.turns.converting:
+            async with self._converting:
                 return await self._page(message)
         if message.ByteSize() < LARGE:
             return await self._one(message)
-        async with self.turns.converting:
+        async with self._converting:
             return await self._one(message)
 
     async def _page(self, message: Message) -> bytes:
