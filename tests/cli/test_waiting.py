@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Timer
 
+import grpc
 import pytest
 import yaml
 from google.rpc.code_pb2 import Code
@@ -17,7 +19,6 @@ from opservice._proto.opservice.v1.operation_record_pb2 import CancelPolicy, Pro
 from opservice._proto.opservice.v1.operation_record_service_pb2 import (
     WatchOperationRecordRequest,
 )
-from opservice_client.testing import OperationServer
 from support.client import TOKEN, Client
 from support.server import PATIENCE, ServerProcess, eventually, serving
 
@@ -134,8 +135,13 @@ def test_that_the_server_is_away_is_said_once_of_several(run: Run, command: str)
 
 
 def test_a_server_that_cannot_follow_several_says_so(run: Run) -> None:
-    with OperationServer(backend="memory") as server:
-        result = run("watch", "a", "b", "--server", server.target)
+    server = grpc.server(ThreadPoolExecutor(1))  # that serves no method at all
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        result = run("watch", "a", "b", "--server", f"127.0.0.1:{port}")
+    finally:
+        server.stop(None)
 
     assert ": UNIMPLEMENTED: " in result.stderr
     assert "the server is older than this program" in result.stderr

@@ -69,7 +69,11 @@ class Counted:
         """By outcome: how many, how many of which the duration is known, and the seconds of those."""
         now = self._now()
         return {
-            outcome: (now[outcome][0] - count, now[outcome][1] - known, now[outcome][2] - seconds)
+            outcome: (
+                now[outcome][0] - count,
+                now[outcome][1] - known,
+                round(now[outcome][2] - seconds, 3),
+            )
             for outcome, (count, known, seconds) in self._before.items()
             if now[outcome] != self._before[outcome]
         }
