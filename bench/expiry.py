@@ -54,6 +54,7 @@ def fill(database: Database) -> list[str]:
     empty = dict.fromkeys(field.name for field in fields(Record))
     common = {
         **empty,
+        **dict.fromkeys(("cancelled_by", "producer", "labels", "traceparent"), ""),
         "parent": "folders/bench",
         "method": "bench",
         "description": "An operation",

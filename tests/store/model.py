@@ -56,7 +56,7 @@ class Model:
             case Delete():
                 if not record.done:
                     return OperationRunning
-                return self._change(replace(record, expires_at=0))
+                return self._change(replace(record, expires_at=-self._changed_at(record)))
             case _:
                 return self._held(command, record)
 

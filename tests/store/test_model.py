@@ -162,7 +162,7 @@ class StoreMachine(RuleBasedStateMachine):
         for id_ in self.before.keys() & after.keys() - self.started:
             old, new = self.before[id_], after[id_]
             assert (
-                old == new or not old.done or new.expires_at == 0
+                old == new or not old.done or new.expires_at == -new.modified_at
             )  # only Delete changes a done one
             assert (old == new) == (old.revision == new.revision)
             assert new.revision >= old.revision

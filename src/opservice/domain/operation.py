@@ -65,7 +65,8 @@ class Record:
     """An operation with what the server keeps beside it: one row, in the order of its columns.
 
     `revision` is 1 at first and grows with every change. `lease` and `retention` are durations; they end at
-    `lease_expires_at` and `expires_at`. There is an `expires_at` only when the operation is done.
+    `lease_expires_at` and `expires_at`. There is an `expires_at` only when the operation is done. When it was
+    deleted, that is the negative of `modified_at`.
     """
 
     id: str

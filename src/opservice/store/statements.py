@@ -105,7 +105,9 @@ class Statements:
         self.cancel = _cancel(touched)
         # There for nobody from now on, whatever becomes of the clock. The row is left for DeleteExpired.
         self.delete = _returning_record(
-            update(operations).where(THIS, _c.done, visible).values(**touched, expires_at=0)
+            update(operations)
+            .where(THIS, _c.done, visible)
+            .values(**touched, expires_at=-changed_at)
         )
         self.now = select(now)
         gone = ~visible
@@ -116,9 +118,11 @@ class Statements:
         self.lapse = _sweep(executed, _c.lease_expires_at, {**ended, **_new_error()})
         self.time_out = _sweep(executed, _c.timeout_at, {**ended, **_new_error()})
         self.end_grace = _sweep(executed, _c.cancel_requested_at, ended)
-        # One that was deleted has no time in expires_at: its change is what counts.
-        # An expression, so that the index by expiry is read, and not the one by change.
-        kept = and_(_c.done, _c.modified_at + 0 <= bindparam("due_by", type_=BigInteger))
+        # Of one that was deleted, expires_at is when, with a minus. So what is due, of these and of those
+        # that have expired, is one range of the index, and what waits is outside of it. The version before
+        # leaves 0 behind: then the change is what counts (an expression, lest its index is read).
+        due_by = bindparam("due_by", type_=BigInteger)
+        kept = and_(_c.done, _c.expires_at >= -due_by, _c.modified_at + 0 <= due_by)
         expired = _due(kept, executed, _c.expires_at)
         self.delete_expired = delete(operations).where(expired).returning(_c.id)
 

@@ -111,7 +111,8 @@ def test_delete_takes_a_done_operation_away(ops: Ops) -> None:
 
     outcome = ops.apply(Delete(id_))
 
-    left = replace(done, revision=3, modified_at=outcome.record.modified_at, expires_at=0)
+    at = outcome.record.modified_at
+    left = replace(done, revision=3, modified_at=at, expires_at=-at)
     assert (outcome.record, outcome.changed) == (left, True)
     assert outcome.record.modified_at > done.modified_at
     assert ops.find(id_) is None

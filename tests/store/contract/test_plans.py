@@ -180,3 +180,17 @@ def test_a_sweep_finds_what_is_due_by_its_partial_index(
 
     assert uses(plan, index), plan
     assert not scans(plan), plan
+
+
+def test_a_sweep_passes_over_nothing_that_was_deleted_lately(full: Database) -> None:
+    """What is due is one range of the index: these are before it, and what has not expired is after it."""
+    sweep = DeleteExpired(10, kept=HOUR)
+
+    (plan,) = plans(full, lambda connection: Repository().sweep(connection, sweep, 0))
+
+    if full.url.is_sqlite:
+        assert uses(plan, "operations_by_expiry (expires_at>? AND expires_at<?)"), plan
+    else:
+        (ends,) = (line for line in plan if "Index Cond:" in line and "expires_at" in line)
+        assert "expires_at >=" in ends, plan
+        assert "expires_at <=" in ends, plan

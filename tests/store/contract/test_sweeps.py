@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
+from sqlalchemy import update
 
 from opservice.domain.operation import (
     DAY,
@@ -14,6 +15,7 @@ from opservice.domain.operation import (
     CancelPolicy,
     Command,
     Complete,
+    Delete,
     DeleteExpired,
     EndCancelGrace,
     Fail,
@@ -25,6 +27,7 @@ from opservice.domain.operation import (
     Swept,
 )
 from opservice.store.repository import SWEEP_WITHIN
+from opservice.store.schema import operations
 from store.conftest import ABORTED, CANCELLED, DEADLINE_EXCEEDED, INTERNAL, Clock, Ops
 
 WAIT = 30 * SECOND
@@ -379,3 +382,34 @@ def test_a_running_operation_is_never_deleted(ops: Ops, clock: Clock) -> None:
 
     assert ops.sweep(DeleteExpired(10)) == ()
     assert ops.find(id_) is not None
+
+
+def make_deleted(ops: Ops) -> str:
+    id_ = ops.start().id
+    ops.apply(Complete(id_, b"response"))
+    ops.apply(Delete(id_))
+    return id_
+
+
+def make_deleted_by_the_version_before(ops: Ops) -> str:
+    id_ = make_deleted(ops)
+    left = update(operations).where(operations.c.id == id_).values(expires_at=0)
+    ops.database.write(lambda connection: connection.execute(left))
+    return id_
+
+
+def make_expired(ops: Ops) -> str:
+    id_ = ops.start(retention=2).id
+    ops.apply(Complete(id_, b"response"))
+    return id_
+
+
+@pytest.mark.parametrize("make", [make_deleted, make_deleted_by_the_version_before, make_expired])
+def test_what_is_gone_is_kept_for_as_long_as_the_sweep_says(
+    ops: Ops, clock: Clock, make: Callable[[Ops], str]
+) -> None:
+    id_ = make(ops)  # gone some ticks of the clock later
+    clock.advance(WAIT)
+    assert ops.sweep(DeleteExpired(10, kept=WAIT)) == ()
+    clock.advance(SECOND)
+    assert ops.sweep(DeleteExpired(10, kept=WAIT)) == (id_,)
