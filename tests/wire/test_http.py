@@ -326,6 +326,38 @@ def test_a_watch_that_is_continued_tells_of_another_operation_by_the_same_id(res
         assert next(events(answer))["id"] == "1"
 
 
+def test_who_follows_many_by_ids_is_sent_away_after_the_end(rest: Rest) -> None:
+    """Else browsers would come back every few seconds, for ever."""
+    ids = [rest.start(), rest.start()]
+    path = f"/v1/operationRecords:batchWatch?operationIds={ids[0]}&operationIds={ids[1]}"
+    with rest("GET", path, headers={"accept": "text/event-stream"}, stream=True) as answer:
+        told = events(answer)
+        tokens = [next(told)["id"] for _ in range(3)]
+        for id_ in ids:
+            rest("POST", f"/operations/{id_}:cancel")
+        tokens += [each["id"] for each in told]
+    since = {"accept": "text/event-stream", "last-event-id": tokens[2]}
+    with rest("GET", path, headers=since, stream=True) as answer:
+        assert len(list(events(answer))) > 1  # what has changed since, and that this is all
+    known = rest("GET", path, headers={**since, "last-event-id": tokens[-1]})
+    assert (known.status_code, known.content) == (204, b"")
+
+
+def test_who_continues_to_follow_many_is_answered_before_there_is_news(rest: Rest) -> None:
+    id_ = rest.start()
+    path = f"/v1/operationRecords:batchWatch?operationIds={id_}"
+    with rest("GET", path, headers={"accept": "text/event-stream"}, stream=True) as answer:
+        told = events(answer)
+        token = [next(told)["id"] for _ in range(2)][-1]
+    # As a browser that began with a token in its URL comes back: with the same, and the last id.
+    since = {"accept": "text/event-stream", "last-event-id": token}
+    with rest("GET", f"{path}&resumeToken=old", headers=since, stream=True) as answer:
+        told = events(answer)
+        assert json.loads(next(told)["data"])["caughtUp"] == {}
+        rest("POST", f"/operations/{id_}:cancel")
+        assert json.loads(next(told)["data"])["record"]["operation"]["done"] is True
+
+
 def test_a_watch_is_else_a_line_of_json_for_each_change(rest: Rest, client: Client) -> None:
     id_ = rest.start()
     with rest("GET", f"/v1/operationRecords/{id_}:watch", stream=True) as answer:

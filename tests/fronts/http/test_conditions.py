@@ -62,6 +62,26 @@ def test_gzip_for_those_who_take_it(header: str | None, takes: bool) -> None:
 
 
 @pytest.mark.parametrize(
+    ("accept", "events"),
+    [
+        (None, False),
+        ("*/*", False),
+        ("text/*", False),
+        ("text/event-stream", True),
+        ("TEXT/Event-Stream; charset=utf-8", True),
+        ("application/json, text/event-stream", True),
+        ("application/json, text/event-stream;q=0.5", False),
+        ("application/json;q=0.5, text/event-stream;q=0.9", True),
+        ("text/event-stream;q=0", False),
+        ("text/event-streams", False),
+        ("application/x-text/event-stream", False),
+    ],
+)
+def test_events_for_those_who_ask_for_them(accept: str | None, events: bool) -> None:
+    assert conditions.wants_events(accept) is events
+
+
+@pytest.mark.parametrize(
     ("given", "seconds"), [("1.5", 1.5), ("x", None), (None, None), ("-1", None), ("9" * 9, 86_400)]
 )
 def test_a_deadline(given: str | None, seconds: float | None) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 LONGEST_SECONDS = 86_400.0
 
 _WAIT = re.compile(r"(?:^|,)\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?=$|[,;])", re.IGNORECASE)
 _SECONDS = re.compile(r"\d{1,9}(\.\d{1,9})?")
+_LINES = ("application/json", "application/x-ndjson")
 _TAG = re.compile(r'(W/)?("[^"]*")')
 
 
@@ -38,8 +40,30 @@ def matching(if_none_match: str | None, etag: str) -> str | None:
 
 
 def wants_events(accept: str | None) -> bool:
-    """Whether a stream is to be server-sent events."""
-    return accept is not None and "text/event-stream" in accept.lower()
+    """Whether a stream is to be server-sent events (RFC 9110, section 12.5.1).
+
+    Only for who names them, and prefers no form of JSON.
+    """
+    kinds = {} if accept is None else weights(accept)
+    wanted = kinds.get("text/event-stream", 0)
+    return wanted > 0 and all(wanted >= kinds.get(other, 0) for other in _LINES)
+
+
+def weights(accept: str) -> Mapping[str, float]:
+    """What a header such as Accept names, in lower case, each with its weight."""
+    return dict(map(_weighted, accept.lower().split(",")))
+
+
+def _weighted(item: str) -> tuple[str, float]:
+    name, *parameters = (part.strip() for part in item.split(";"))
+    for parameter in parameters:
+        key, _, value = parameter.partition("=")
+        if key.strip() == "q":
+            try:
+                return name, float(value)
+            except ValueError:
+                return name, 0.0
+    return name, 1.0
 
 
 def is_json(content_type: str | None) -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeAlias
 
 from opservice.domain.errors import MalformedRequest, RequestTooLarge
+from opservice.fronts.http.conditions import weights
 from opservice.methods.call import ClientGone
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -163,17 +164,8 @@ def accepts_gzip(accept_encoding: str | None) -> bool:
     """Whether a client takes gzip (RFC 9110, section 12.5.3)."""
     if accept_encoding is None:
         return False
-    weights: Mapping[str, float] = dict(map(_weighted, accept_encoding.lower().split(",")))
-    return weights.get("gzip", weights.get("*", 0)) > 0
-
-
-def _weighted(item: str) -> tuple[str, float]:
-    coding, _, parameter = item.partition(";")
-    name, _, weight = parameter.strip().partition("=")
-    try:
-        return coding.strip(), float(weight) if name.strip() == "q" else 1.0
-    except ValueError:
-        return coding.strip(), 0.0
+    codings = weights(accept_encoding)
+    return codings.get("gzip", codings.get("*", 0)) > 0
 
 
 async def _compressed(body: bytes) -> bytes:
