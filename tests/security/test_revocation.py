@@ -26,12 +26,14 @@ from support.client import Client, Refusal, refusal_from, refused
 from support.identities import (
     Issuer,
     TokenFile,
+    bearer,
     calling_with,
     client_certificate,
     make_key,
     replace_text,
     write_policy,
 )
+from support.rest_channel import RestChannel
 from support.server import ServerProcess, eventually, serving
 
 pytestmark = pytest.mark.slow  # many servers are started, and stopped
@@ -44,7 +46,8 @@ CONNECTIONS = 6
 class Site:
     """A server and the files that say who may do what, all of which may change while it runs."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, by_http: bool) -> None:
+        self._by_http = by_http
         self.issuer = Issuer(directory, make_key("first"), make_key("second"))
         self.static = TokenFile(directory)
         self.policy = directory / "policy.yaml"
@@ -56,9 +59,11 @@ class Site:
             **self.issuer.settings,
             "tokens": self.static.file,
             "policy": self.policy,
+            "http_listen": "127.0.0.1:0" if by_http else "off",
         }
         self.server: ServerProcess
         self.channels: Sequence[grpc.Channel]
+        self.rest_channels: list[RestChannel] = []
 
     def grant(self, subject: str, *grants: str) -> None:
         """These, and none that they had before."""
@@ -76,11 +81,16 @@ class Site:
 
     @property
     def root(self) -> Client:
-        return self.calling(self.issuer.token("root"))[0]
+        return calling_with(self.channels[0], self.issuer.token("root"))
 
     def calling(self, token: str) -> list[Client]:
         """On connections that lead to all workers."""
-        return [calling_with(channel, token) for channel in self.channels]
+        if not self._by_http:
+            return [calling_with(channel, token) for channel in self.channels]
+        url, brought = self.server.http_url, bearer(token)
+        made = [RestChannel(url, events=True, metadata=brought) for _ in self.channels]
+        self.rest_channels += made
+        return [Client(channel) for channel in made]
 
 
 def sees(client: Client, id_: str) -> bool:
@@ -90,17 +100,24 @@ def sees(client: Client, id_: str) -> bool:
         return False
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["alone", "two"])
+@pytest.fixture(
+    scope="module",
+    params=[(1, False), (2, False), (2, True)],
+    ids=["alone", "two", "two by HTTP"],
+)
 def site(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Site]:
     directory = tmp_path_factory.mktemp("revocation")
-    made = Site(directory)
+    workers, by_http = request.param
+    made = Site(directory, by_http=by_http)
     database = f"sqlite:///{directory}/operations.db"
-    with serving(directory, database, workers=request.param, **made.settings) as server:
+    with serving(directory, database, workers=workers, **made.settings) as server:
         made.server = server
         made.channels = [server.channel() for _ in range(CONNECTIONS)]
         yield made
+        for channel in made.rest_channels:
+            channel.close()
 
 
 def watching(clients: Sequence[Client], id_: str) -> list[Any]:

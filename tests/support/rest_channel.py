@@ -102,9 +102,15 @@ class RestChannel(grpc.Channel):
     """Calls a server by HTTP. With `events` its streams are server-sent events, else lines of JSON."""
 
     def __init__(
-        self, url: str, *, events: bool = False, tls: ssl.SSLContext | None = None
+        self,
+        url: str,
+        *,
+        events: bool = False,
+        tls: ssl.SSLContext | None = None,
+        metadata: Metadata = (),
     ) -> None:
-        """`url` is the server's: http://127.0.0.1:50080. For https give `tls`."""
+        """`url` is the server's: http://127.0.0.1:50080. For https give `tls`. Each call has the metadata."""
+        self.metadata = metadata
         parts = urlsplit(url)
         self._host, self._port, self._tls = parts.hostname or "", parts.port, tls
         assert (parts.scheme == "https") == (tls is not None)
@@ -188,7 +194,7 @@ class _Callable:
         http_method, url, body = transcoded(routes, request)
         # None but those that are needed: calls have their headers counted.
         connection.putrequest(http_method, url, skip_accept_encoding=True)
-        for name, value in metadata:
+        for name, value in (*self._channel.metadata, *metadata):
             connection.putheader(name, value)
         if accept:
             connection.putheader("Accept", accept)
