@@ -202,6 +202,17 @@ def test_a_read_has_a_version_and_says_when_to_ask_again(rest: Rest) -> None:
     assert "retry-after" not in changed.headers
 
 
+@pytest.mark.parametrize(
+    "condition", [{"if-match": '"77"'}, {"if-none-match": "*"}], ids=["match", "none match"]
+)
+def test_a_condition_on_a_write_is_not_passed_over(rest: Rest, condition: dict[str, str]) -> None:
+    id_ = rest.start()
+    refused = rest("POST", f"/operations/{id_}:cancel", headers=condition)
+    assert (refused.status_code, refused.json()["code"]) == (412, 9)
+    assert rest.get(f"/operations/{id_}").json()["done"] is False
+    assert rest("POST", f"/operations/{id_}:cancel", headers={"if-match": "*"}).ok
+
+
 def test_a_read_waits_for_the_end_when_the_client_prefers(rest: Rest, client: Client) -> None:
     id_ = rest.start()
     threading.Timer(0.3, lambda: client.cancel(id_)).start()

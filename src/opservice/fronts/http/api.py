@@ -14,7 +14,7 @@ from google.rpc.status_pb2 import Status
 from opservice.domain.errors import PermissionDenied
 from opservice.fronts.backpressure import UnreadResponses
 from opservice.fronts.http.call import Codec, HttpCall, wait_of
-from opservice.fronts.http.conditions import is_json
+from opservice.fronts.http.conditions import has_condition, is_json
 from opservice.fronts.http.counting import RequestCounts
 from opservice.fronts.http.exchange import Exchange, HttpHeaders, Receive, Scope, Send
 from opservice.fronts.http.origins import Origins
@@ -124,6 +124,10 @@ class Api:
         if refusal is not None:
             pipeline.refuse(refusal, exchange.peer)
             await self._fail(exchange, refusal.status, is_yandex=route.is_yandex)
+        elif pipeline.policy.writes and has_condition(exchange.header):
+            message = "Only reads take conditions (If-Match, If-None-Match)"
+            code, reason = Code.FAILED_PRECONDITION, "CONDITION_UNSUPPORTED"
+            await self._refuse(exchange, 412, code, reason, message)
         elif not route.takes_body and exchange.has_body:
             message = f"{route.http_method} takes no body here"
             await self._refuse(exchange, 400, Code.INVALID_ARGUMENT, _MALFORMED, message)

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 LONGEST_SECONDS = 86_400.0
 
-_WAIT = re.compile(r"(?:^|,)\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?=$|[,;])", re.IGNORECASE)
-_SECONDS = re.compile(r"\d{1,9}(\.\d{1,9})?")
+_LONGEST_PREFERENCES = 300
+"""Characters. Quotes without an end take as many steps as the square of it."""
+_PREFERENCE = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*")+')
+_WAIT = re.compile(r'\s*wait\s*=\s*("?)([0-9]{1,9})\1\s*(;.*)?', re.IGNORECASE)
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _LINES = ("application/json", "application/x-ndjson")
 _TAG = re.compile(r'(W/)?("[^"]*")')
 
 
 def preferred_wait(prefer: str | None) -> int:
     """The seconds of `Prefer: wait=SECONDS` (RFC 7240, section 4.3); 0 when it is not preferred."""
-    found = None if prefer is None else _WAIT.search(prefer)
-    return 0 if found is None else int(found[1])
+    if prefer is None or len(prefer) > _LONGEST_PREFERENCES:
+        return 0
+    for preference in _PREFERENCE.findall(prefer):
+        found = _WAIT.fullmatch(preference)
+        if found is not None:
+            return int(found[2])
+    return 0
 
 
 def server_timeout(given: str | None) -> float | None:
@@ -37,6 +45,14 @@ def matching(if_none_match: str | None, etag: str) -> str | None:
         return etag
     held = (weak + tag for weak, tag in _TAG.findall(if_none_match) if tag == etag)
     return next(held, None)
+
+
+def has_condition(header: Callable[[str], str | None]) -> bool:
+    """Whether a request is to be done in some state only of what it is about (RFC 9110, section 13.1)."""
+    if header("if-none-match") is not None:
+        return True
+    if_match = header("if-match")
+    return if_match is not None and if_match.strip() != "*"
 
 
 def wants_events(accept: str | None) -> bool:

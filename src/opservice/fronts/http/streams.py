@@ -107,7 +107,9 @@ class MessageStream:
         for task in (self._beating, self._later):
             if task is not None:
                 task.cancel()
-        self._beating = self._later = None  # else they keep each other, and wait for garbage collection
+        self._beating = self._later = (
+            None  # else they keep each other, and wait for garbage collection
+        )
 
     async def _send_later(self, event: bytes, headers: HttpHeaders) -> None:
         """A stream that ends with nothing to tell is a 204, which must be known before it begins."""
