@@ -149,6 +149,16 @@ _CODES: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
         "There is no such thing, it has expired, or the caller may not see it.",
         {},
     ),
+    "409": (
+        "Conflict",
+        "The stream cannot be continued: forget what it told, and ask without a token.",
+        {},
+    ),
+    "412": (
+        "PreconditionFailed",
+        "The request has `If-Match` or `If-None-Match`, and is no GET that only reads.",
+        {},
+    ),
     "415": ("UnsupportedMediaType", "The body is not JSON in UTF-8, or is compressed.", {}),
     "429": ("TooManyRequests", "A limit of the server is reached.", _RETRY),
     "500": (
@@ -168,11 +178,23 @@ ANSWERS: Mapping[str, Any] = {
 }
 
 
-def errors_of(is_yandex: bool, *, takes_body: bool, has_variable: bool) -> dict[str, Any]:
+def errors_of(
+    is_yandex: bool,
+    *,
+    takes_body: bool,
+    has_variable: bool,
+    takes_conditions: bool,
+    is_continued: bool,
+) -> dict[str, Any]:
     """The errors that a route may answer with."""
     family = "Yandex" if is_yandex else "Google"
-    left_out = {"415"} - ({"415"} if takes_body else set())
-    left_out |= set() if has_variable else {"404"}
+    only_if = {
+        "404": has_variable,
+        "409": is_continued,
+        "412": not takes_conditions,
+        "415": takes_body,
+    }
+    left_out = {code for code, is_so in only_if.items() if not is_so}
     return {
         code: {"$ref": f"#/components/responses/{family}{name}"}
         for code, (name, _, _) in _CODES.items()

@@ -43,7 +43,7 @@ OPERATION_OF_NAME = {"minLength": 1, "maxLength": MAX_ID, "pattern": f"^[^/{_CON
 """The id in a name of google.longrunning."""
 PARENT_OF_NAME = {"minLength": 1, "maxLength": MAX_NAME, "pattern": f"^(-|{_PARENT})$"}
 _ANY_PARENT = {"maxLength": MAX_NAME, "pattern": f"^(-|{_PARENT})?$"}
-_NOT_NEGATIVE = {"pattern": "^([0-9]{1,18}|[1-8][0-9]{18})$"}
+_NOT_NEGATIVE = {"pattern": "^(0|[1-9][0-9]{0,17}|[1-8][0-9]{18})$"}
 _SECONDS = r"[0-9]{0,11}[1-9][0-9]{0,11}(\.[0-9]{1,9})?"
 _DURATION = {"pattern": r"^[0-9]{1,12}(\.[0-9]{1,9})?s$"}
 _FROM_1_SECOND = {"pattern": f"^{_SECONDS}s$"}

@@ -158,7 +158,8 @@ def _operation(served: Served, schemas: Schemas) -> dict[str, Any]:
     method, route = served.method, served.route
     description = schemas.comment(method.full_name)
     summary = re.split(r"(?<=[.:;]) ", description.partition("\n")[0])[0].rstrip(".:;")
-    if route.http_method == "GET" and METHOD_POLICIES[route.method].writes:
+    policy = METHOD_POLICIES[route.method]
+    if route.http_method == "GET" and policy.writes:
         description += f"\n\n{_BY_GET}"
     operation: dict[str, Any] = {
         "operationId": served.operation_id,
@@ -171,9 +172,15 @@ def _operation(served: Served, schemas: Schemas) -> dict[str, Any]:
         operation["requestBody"] = _body(served, schemas)
     operation["responses"] = {
         **_successes(served, schemas),
-        **errors_of(route.is_yandex, takes_body=route.takes_body, has_variable="{" in served.path),
+        **errors_of(
+            route.is_yandex,
+            takes_body=route.takes_body,
+            has_variable="{" in served.path,
+            takes_conditions=route.http_method == "GET" and not policy.writes,
+            is_continued="resume_token" in method.input_type.fields_by_name,
+        ),
     }
-    if METHOD_POLICIES[route.method].requires is Access.OPEN:
+    if policy.requires is Access.OPEN:
         operation["security"] = []
         del operation["responses"]["401"]
     return operation

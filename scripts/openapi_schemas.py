@@ -21,7 +21,7 @@ _PREFIXES = {
     "yandex.cloud.endpoint.": "",
     "yandex.cloud.operation.": "",
 }
-_INT64 = {"type": "string", "format": "int64", "pattern": "^-?[0-9]+$"}
+_INT64 = {"type": "string", "format": "int64", "pattern": "^-?(0|[1-9][0-9]*)$"}
 _SCALARS: Mapping[int, Schema] = {
     FieldDescriptor.TYPE_BOOL: {"type": "boolean"},
     FieldDescriptor.TYPE_BYTES: {"type": "string", "contentEncoding": "base64"},
@@ -32,7 +32,7 @@ _SCALARS: Mapping[int, Schema] = {
 _RANGES: Mapping[int, Schema] = {
     FieldDescriptor.TYPE_INT32: {"minimum": -(2**31), "maximum": 2**31 - 1},
     # Up to 9e18. No short pattern says 2**63.
-    FieldDescriptor.TYPE_INT64: {"pattern": "^-?([0-9]{1,18}|[1-8][0-9]{18})$"},
+    FieldDescriptor.TYPE_INT64: {"pattern": "^-?(0|[1-9][0-9]{0,17}|[1-8][0-9]{18})$"},
 }
 """Of the numbers in requests."""
 _OF_MESSAGES: Mapping[str, Schema] = {

@@ -210,6 +210,8 @@ def test_a_condition_on_a_write_is_not_passed_over(rest: Rest, condition: dict[s
     refused = rest("POST", f"/operations/{id_}:cancel", headers=condition)
     assert (refused.status_code, refused.json()["code"]) == (412, 9)
     assert rest.get(f"/operations/{id_}").json()["done"] is False
+    waiting = rest("POST", f"/v1/operations/{id_}:wait", headers=condition)
+    assert waiting.status_code == 412
     assert rest("POST", f"/operations/{id_}:cancel", headers={"if-match": "*"}).ok
 
 

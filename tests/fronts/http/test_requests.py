@@ -97,5 +97,7 @@ def test_the_path_wins_over_nothing_but_itself() -> None:
     value: dict[str, Any] = {"operationId": "a"}
     merge_path(value, {"operation_id": "a"}, WAIT)
     assert value == {"operation_id": "a"}
+    merge_path(value := {"operationId": None}, {"operation_id": "a"}, WAIT)
+    assert value == {"operation_id": "a"}
     with pytest.raises(InvalidArgument, match="is not what the path says"):
         merge_path({"operation_id": "b"}, {"operation_id": "a"}, WAIT)

@@ -124,8 +124,8 @@ class Api:
         if refusal is not None:
             pipeline.refuse(refusal, exchange.peer)
             await self._fail(exchange, refusal.status, is_yandex=route.is_yandex)
-        elif pipeline.policy.writes and has_condition(exchange.header):
-            message = "Only reads take conditions (If-Match, If-None-Match)"
+        elif (pipeline.policy.writes or wanted != "GET") and has_condition(exchange.header):
+            message = "Only a GET that changes nothing takes conditions (If-Match, If-None-Match)"
             code, reason = Code.FAILED_PRECONDITION, "CONDITION_UNSUPPORTED"
             await self._refuse(exchange, 412, code, reason, message)
         elif not route.takes_body and exchange.has_body:

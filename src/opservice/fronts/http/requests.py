@@ -79,7 +79,8 @@ def merge_path(value: dict[str, Any], path: Mapping[str, str], kind: Descriptor)
     """
     for name, text in path.items():
         for spelled in {name, kind.fields_by_name[name].json_name}:
-            if value.pop(spelled, text) != text:
+            given = value.pop(spelled, None)
+            if given is not None and given != text:
                 raise InvalidArgument([Violation(name, "is not what the path says")])
         value[name] = text
 
