@@ -9,7 +9,11 @@ from contextlib import suppress
 from typing import TypeVar
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from opservice.common import tracing
 from opservice.domain.errors import StoreUnavailable
 from opservice.store.batching import MAX_BATCH, Batcher
 
@@ -189,3 +193,47 @@ async def test_close_waits_for_what_was_submitted() -> None:
 
     assert not closed_too_early
     assert [task.result() for task in (*first, *second)] == [10, 20]
+
+
+@pytest.fixture
+def spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
+    """What is traced during the test."""
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    traces = tracing.Traces(provider.get_tracer("tests"), provider)
+    monkeypatch.setattr(tracing, "_active", [traces])
+    return exporter
+
+
+async def test_a_batch_is_linked_to_its_own_callers_also_when_others_have_left(
+    spans: InMemorySpanExporter,
+) -> None:
+    gate = Gate()
+    batcher = Batcher("store-test", gate.run)
+
+    async def call(item: int) -> None:
+        traces = tracing.active()
+        assert traces is not None
+        with traces.call(f"call {item}", ()):
+            await batcher.submit(item)
+
+    first = asyncio.create_task(call(1))
+    await gate.entered()
+    leaving, second = asyncio.create_task(call(2)), asyncio.create_task(call(3))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    untraced = asyncio.create_task(batcher.submit(4))
+    await asyncio.sleep(0)
+    gate.open()
+    await soon(asyncio.gather(first, second, untraced))
+    await soon(call(5))
+    await batcher.close()
+
+    ended = spans.get_finished_spans()
+    names = {span.context.span_id: span.name for span in ended}
+    batches = [span for span in ended if span.name == "store.test"]
+    assert [[names[link.context.span_id] for link in batch.links] for batch in batches] == [
+        ["call 1"],
+        ["call 3"],
+        ["call 5"],
+    ]

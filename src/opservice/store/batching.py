@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from opentelemetry.trace import SpanContext
 
@@ -25,12 +25,20 @@ Result = TypeVar("Result")
 MAX_BATCH = 500
 """Commands in a transaction, ids in a query: bounds how long one batch keeps the next waiting."""
 
-
 HANG_SECONDS = 15
 """After this a batch is held to hang; longer than any of the database's own time limits.
 
 Some waits have none: a COMMIT for a synchronous standby that is away, a disk that does not answer.
 """
+
+
+class _Entry(NamedTuple, Generic[Item, Result]):
+    """An item that waits, and who waits for its result."""
+
+    item: Item
+    future: asyncio.Future[Result]
+    caller: SpanContext | None
+    """The span of the caller, when there are traces."""
 
 
 class Batcher(Generic[Item, Result]):
@@ -69,10 +77,8 @@ class Batcher(Generic[Item, Result]):
         self._items = BATCH_ITEMS.labels(kind)
         self._seconds = BATCH_SECONDS.labels(kind)
         self._kind = kind
-        self._callers: list[SpanContext] = []
-        """The spans of those who wait, when there are traces."""
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
-        self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
+        self._waiting: list[_Entry[Item, Result]] = []
         self._runner: asyncio.Task[None] | None = None
         self._hangs = False
 
@@ -87,10 +93,8 @@ class Batcher(Generic[Item, Result]):
         if self._max_waiting is not None and len(self._waiting) >= self._max_waiting:
             raise ServerBusy
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        traces = tracing.active()
-        if traces is not None and (caller := tracing.current()) is not None:
-            self._callers.append(caller)
-        self._waiting.append((item, future))
+        caller = None if tracing.active() is None else tracing.current()
+        self._waiting.append(_Entry(item, future, caller))
         if self._runner is None:
             self._runner = asyncio.create_task(self._run_batches())
         return await future
@@ -104,20 +108,22 @@ class Batcher(Generic[Item, Result]):
     async def _run_batches(self) -> None:
         try:
             while self._waiting:
-                batch = [entry for entry in self._waiting[: self._max_batch] if not entry[1].done()]
+                batch = [
+                    entry for entry in self._waiting[: self._max_batch] if not entry.future.done()
+                ]
                 del self._waiting[: self._max_batch]
                 if batch:
                     await self._run_batch(batch)
         finally:
             self._runner = None
 
-    async def _run_batch(self, batch: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
-        items = [item for item, _ in batch]
+    async def _run_batch(self, batch: Sequence[_Entry[Item, Result]]) -> None:
+        items = [entry.item for entry in batch]
         self._items.inc(len(items))
         began = time.perf_counter()
         self._watch_for_hang(batch)
         try:
-            with self._traced(len(items)):
+            with self._traced(batch):
                 results = await self._results(items)
         except Exception as error:  # noqa: BLE001 - goes to the callers
             results = [error] * len(batch)
@@ -125,11 +131,11 @@ class Batcher(Generic[Item, Result]):
             self._timer.cancel()
         self._seconds.observe(time.perf_counter() - began)
         self._hangs = False
-        for (item, future), result in zip(batch, results, strict=True):
-            if isinstance(result, StoreError):
-                BATCH_ERRORS.labels(self._kind, type(result).__name__).inc()
+        for (item, future, _), result in zip(batch, results, strict=True):
             if self._after is not None:
                 self._after(item, result)
+            if isinstance(result, StoreError):
+                BATCH_ERRORS.labels(self._kind, type(result).__name__).inc()
             if future.done():
                 continue
             if isinstance(result, Exception):
@@ -144,22 +150,22 @@ class Batcher(Generic[Item, Result]):
             results = await loop.run_in_executor(self._thread, self._run, items)
         return results
 
-    def _traced(self, size: int) -> AbstractContextManager[None]:
+    def _traced(self, batch: Sequence[_Entry[Item, Result]]) -> AbstractContextManager[None]:
         traces = tracing.active()
         if traces is None:
             return nullcontext()
-        callers, self._callers = self._callers[:size], self._callers[size:]
-        return traces.batch(self._kind, size, callers)
+        callers = [entry.caller for entry in batch if entry.caller is not None]
+        return traces.batch(self._kind, len(batch), callers)
 
-    def _watch_for_hang(self, batch: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
+    def _watch_for_hang(self, batch: Sequence[_Entry[Item, Result]]) -> None:
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(HANG_SECONDS, self._hang, batch)
 
-    def _hang(self, batch: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
+    def _hang(self, batch: Sequence[_Entry[Item, Result]]) -> None:
         self._watch_for_hang(batch)
         self._hangs = True
-        for _, future in (*batch, *self._waiting):
-            if not future.done():
-                future.set_exception(StoreUnavailable())
+        for entry in (*batch, *self._waiting):
+            if not entry.future.done():
+                entry.future.set_exception(StoreUnavailable())
         self._waiting.clear()
         self._on_hang(HANG_SECONDS)
