@@ -15,6 +15,7 @@ from opservice.domain.operation import (
     CancelPolicy,
     Command,
     Complete,
+    Delete,
     DeleteExpired,
     EndCancelGrace,
     Fail,
@@ -134,3 +135,43 @@ async def test_what_is_deleted_has_not_ended_once_more(store: OperationStore, cl
     assert (await store.sweep(DeleteExpired(10))).ids == (id_,)
 
     assert counted.ended() == {}
+
+
+async def test_what_a_call_deletes_is_counted_once(store: OperationStore, clock: Clock) -> None:
+    deleted, expired = new_id(), new_id()
+    for id_ in (deleted, expired):
+        await store.apply(Start(id_, HOUR))
+        await store.apply(Complete(id_, b""))
+
+    def counted() -> dict[str, float]:
+        total = "opservice_operations_deleted_total"
+        return {
+            reason: REGISTRY.get_sample_value(total, {"reason": reason}) or 0
+            for reason in ("call", "expired")
+        }
+
+    before = counted()
+    await store.apply(Delete(deleted))
+    clock.advance(2 * HOUR)
+
+    assert set((await store.sweep(DeleteExpired(10))).ids) == {deleted, expired}
+
+    assert counted() == {reason: count + 1 for reason, count in before.items()}
+
+
+async def test_only_what_others_were_notified_of_counts_as_sent(
+    database: Database, clock: Clock
+) -> None:
+    """On SQLite nothing is sent: each commit shows to all who look."""
+
+    def sent() -> float:
+        return REGISTRY.get_sample_value("opservice_hints_sent_total") or 0
+
+    before = sent()
+    store = OperationStore(database, repository_on(clock))
+    id_ = new_id()
+    await store.apply(Start(id_, HOUR))
+    await store.apply(Complete(id_, b""))
+    await store.close()  # after what is being sent
+
+    assert sent() - before == (0 if database.driver.embedded else 1)

@@ -305,6 +305,8 @@ class Swept:
     """As many as its limit when more may wait."""
     lasted: tuple[Microseconds, ...] = ()
     """How long each had run that it ended, in the order of the ids; empty when they were deleted."""
+    expired: int = 0
+    """Of the deleted: those that had expired. A call had deleted the others, and left their rows."""
 
 
 def start_by(

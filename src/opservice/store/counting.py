@@ -55,7 +55,7 @@ def count_swept(sweep: Sweep, swept: Swept) -> None:
     if not swept.ids:
         return
     if isinstance(sweep, DeleteExpired):
-        DELETED.labels("expired").inc(len(swept.ids))
+        DELETED.labels("expired").inc(swept.expired)
         return
     outcome = _SWEPT[type(sweep)]
     ENDED.labels(outcome).inc(len(swept.ids))

@@ -166,8 +166,10 @@ class Repository:
             case _:
                 assert_never(sweep)
         rows = [*connection.execute(statement, parameters)]
-        lasted = () if isinstance(sweep, DeleteExpired) else tuple(row.lasted for row in rows)
-        return Swept(tuple(row.id for row in rows), lasted)
+        ids = tuple(row.id for row in rows)
+        if isinstance(sweep, DeleteExpired):
+            return Swept(ids, expired=sum(row.expired for row in rows))
+        return Swept(ids, tuple(row.lasted for row in rows))
 
     def _apply(self, connection: Connection, command: Command) -> Outcome:
         match command:

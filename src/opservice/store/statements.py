@@ -124,7 +124,9 @@ class Statements:
         due_by = bindparam("due_by", type_=BigInteger)
         kept = and_(_c.done, _c.expires_at >= -due_by, _c.modified_at + 0 <= due_by)
         expired = _due(kept, executed, _c.expires_at)
-        self.delete_expired = delete(operations).where(expired).returning(_c.id)
+        self.delete_expired = (
+            delete(operations).where(expired).returning(_c.id, (_c.expires_at > 0).label("expired"))
+        )
 
 
 def _changes(

@@ -220,7 +220,7 @@ def test_a_sweep_tells_how_long_each_had_run_that_it_ends(
 def test_a_sweep_that_deletes_tells_no_duration(ops: Ops, clock: Clock) -> None:
     id_ = make_done(ops, clock)
     clock.advance(WAIT)
-    assert swept_by(ops, RETENTION, clock.now) == Swept((id_,))
+    assert swept_by(ops, RETENTION, clock.now) == Swept((id_,), expired=1)
 
 
 @pytest.mark.parametrize("case", [TIMEOUT, CANCEL_GRACE], ids=["timeout", "cancel grace"])
