@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from opservice.common.metrics import REGISTRY
 from opservice.domain.errors import StoreUnavailable
 from opservice.store import batching
 from opservice.store.batching import Batcher
@@ -82,3 +83,20 @@ async def test_a_run_that_has_ended_is_not_taken_for_one_that_hangs_later(
 
     assert hung == []
     await batcher.close()
+
+
+async def test_who_is_told_that_it_hangs_is_counted_once(
+    batcher: Batcher[int, int], released: threading.Event
+) -> None:
+    labels = {"batch": "test", "error": "StoreUnavailable"}
+
+    def counted() -> float:
+        return REGISTRY.get_sample_value("opservice_batch_errors_total", labels) or 0
+
+    before = counted()
+    await asyncio.gather(batcher.submit(0), batcher.submit(1), return_exceptions=True)
+    await asyncio.gather(batcher.submit(2), return_exceptions=True)
+    assert counted() == before + 3
+    released.set()
+    await batcher.close()
+    assert counted() == before + 3

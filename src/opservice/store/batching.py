@@ -17,13 +17,23 @@ from opentelemetry.trace import SpanContext
 
 from opservice.common import tracing
 from opservice.common.metrics import BATCH_ERRORS, BATCH_ITEMS, BATCH_SECONDS
-from opservice.domain.errors import ServerBusy, StoreError, StoreUnavailable
+from opservice.domain.errors import (
+    ServerBusy,
+    StoreBusy,
+    StoreError,
+    StoreFileLost,
+    StoreFull,
+    StoreUnavailable,
+)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MAX_BATCH = 500
 """Commands in a transaction, ids in a query: bounds how long one batch keeps the next waiting."""
+
+_DATABASE_ERRORS = (StoreError, StoreUnavailable, StoreBusy, StoreFileLost, StoreFull)
+"""Counted from the start: Prometheus sees no rise in a counter that is there only since its first error."""
 
 HANG_SECONDS = 15
 """After this a batch is held to hang; longer than any of the database's own time limits.
@@ -76,6 +86,8 @@ class Batcher(Generic[Item, Result]):
         kind = name.removeprefix("store-")
         self._items = BATCH_ITEMS.labels(kind)
         self._seconds = BATCH_SECONDS.labels(kind)
+        for error in _DATABASE_ERRORS:
+            BATCH_ERRORS.labels(kind, error.__name__)
         self._kind = kind
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._waiting: list[_Entry[Item, Result]] = []
@@ -89,6 +101,7 @@ class Batcher(Generic[Item, Result]):
         `max_waiting` others wait.
         """
         if self._hangs:
+            self._count(StoreUnavailable)
             raise StoreUnavailable
         if self._max_waiting is not None and len(self._waiting) >= self._max_waiting:
             raise ServerBusy
@@ -134,8 +147,9 @@ class Batcher(Generic[Item, Result]):
         for (item, future, _), result in zip(batch, results, strict=True):
             if self._after is not None:
                 self._after(item, result)
-            if isinstance(result, StoreError):
-                BATCH_ERRORS.labels(self._kind, type(result).__name__).inc()
+            was_told = future.done() and not future.cancelled()
+            if isinstance(result, StoreError) and not was_told:
+                self._count(type(result))
             if future.done():
                 continue
             if isinstance(result, Exception):
@@ -149,6 +163,9 @@ class Batcher(Generic[Item, Result]):
             loop = asyncio.get_running_loop()
             results = await loop.run_in_executor(self._thread, self._run, items)
         return results
+
+    def _count(self, error: type[StoreError]) -> None:
+        BATCH_ERRORS.labels(self._kind, error.__name__).inc()
 
     def _traced(self, batch: Sequence[_Entry[Item, Result]]) -> AbstractContextManager[None]:
         traces = tracing.active()
@@ -166,6 +183,7 @@ class Batcher(Generic[Item, Result]):
         self._hangs = True
         for entry in (*batch, *self._waiting):
             if not entry.future.done():
+                self._count(StoreUnavailable)
                 entry.future.set_exception(StoreUnavailable())
         self._waiting.clear()
         self._on_hang(HANG_SECONDS)

@@ -330,7 +330,7 @@ class OperationStore:
 
     def _notify(self, *operation_ids: str) -> None:
         """What is to be sent while something is being sent goes with the next."""
-        if self._notifications is None:
+        if self._notifications is None or not self._notifications.sends:
             return
         self._to_send += operation_ids
         if self._sender is None:

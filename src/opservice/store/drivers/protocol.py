@@ -90,6 +90,10 @@ class Notifications(Protocol):
     They only make followers quicker. Nothing is lost with them: whoever follows also polls.
     """
 
+    @property
+    def sends(self) -> bool:
+        """Whether `send` does anything. It need not where every commit shows by itself."""
+
     async def send(self, operation_ids: Iterable[str]) -> None:
         """Tells other processes that these operations have changed. Raises a StoreError."""
 

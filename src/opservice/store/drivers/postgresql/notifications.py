@@ -29,6 +29,8 @@ LIFE_SIGN_SECONDS = 15
 class PostgresqlNotifications:
     """One for each process: it passes over what it has sent itself."""
 
+    sends = True
+
     def __init__(
         self,
         arguments: Mapping[str, Any],
