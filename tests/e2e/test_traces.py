@@ -38,6 +38,10 @@ def traced(
     environment = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{collecting.address}",
         "OTEL_BSP_SCHEDULE_DELAY": "100",
+        # An empty variable is as good as none.
+        "OTEL_TRACES_EXPORTER": "",
+        "OTEL_SERVICE_NAME": "",
+        "OTEL_RESOURCE_ATTRIBUTES": "peer.service.name=other",
     }
     url = f"sqlite:///{directory}/o.db"
     with serving(directory, url, environment=environment, http_listen="127.0.0.1:0") as server:
@@ -110,6 +114,7 @@ def test_a_refusal_is_told_and_no_fault_of_the_server(
     (span,) = eventually(lambda: collecting.named("OperationService/Get"))
     assert attributes(span)["rpc.grpc.status_code"] == 5
     assert attributes(span)["opservice.error"] == "Operation nothing not found"
+    assert attributes(span)["opservice.operation_id"] == "nothing"
     assert span.status.code == 0
 
 

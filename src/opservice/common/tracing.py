@@ -45,6 +45,12 @@ def is_asked_for(environment: Mapping[str, str] = os.environ) -> bool:
     return any(environment.get(name, "").strip() for name in _ENDPOINTS)
 
 
+def _set_default(name: str, value: str) -> None:
+    """Sets a variable of the environment that is not set, or empty, which OpenTelemetry holds to be the same."""
+    if not os.environ.get(name, "").strip():
+        os.environ[name] = value
+
+
 class Traces:
     """Makes spans. `start` makes one, when traces are asked for."""
 
@@ -59,9 +65,10 @@ class Traces:
         Raises StartupError when OpenTelemetry's SDK or the exporter is not installed, or the environment is
         wrong.
         """
-        os.environ.setdefault(_EXPORTER, "otlp")
-        if "service.name=" not in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""):
-            os.environ.setdefault(_NAME, "opservice")
+        _set_default(_EXPORTER, "otlp")
+        given = os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "").split(",")
+        if not any(attribute.strip().startswith("service.name=") for attribute in given):
+            _set_default(_NAME, "opservice")
         try:
             from opentelemetry.sdk._configuration import _OTelSDKConfigurator
 

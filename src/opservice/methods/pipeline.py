@@ -135,12 +135,19 @@ class MethodPipeline:
         Of an unexpected error the status tells nothing but the request id. Raises CancelledError, or
         ClientGone, when the caller does not wait for the end.
         """
-        if self._traces is None:
-            return await self._run(call)
+        status = await (self._run(call) if self._traces is None else self._trace(self._traces, call))
+        if status is not None:
+            # A client that reads nothing does not read the error either. Until they do, nothing large may be
+            # kept: neither payloads nor the error itself, whose traceback leads to them.
+            call.forget_payloads()
+        return status
+
+    async def _trace(self, traces: tracing.Traces, call: Call) -> Status | None:
+        """Makes the call, and its span."""
         method = self.method
         name = method.path.removeprefix("/")
         known = {"rpc__system": "grpc", "rpc__service": method.service, "rpc__method": method.name}
-        with self._traces.call(name, call.headers, **known, opservice__front=call.front) as span:
+        with traces.call(name, call.headers, **known, opservice__front=call.front) as span:
             code, message = int(Code.CANCELLED), "the client did not wait for the end"
             try:
                 status = await self._run(call)
@@ -168,9 +175,6 @@ class MethodPipeline:
             raise
         except Exception as error:  # noqa: BLE001 - every error becomes a status
             self._log.failed(call, error)
-            # A client that reads nothing does not read the error either. Until they do, nothing large may be
-            # kept: neither payloads nor the error itself, whose traceback leads to them.
-            call.forget_payloads()
             return error_to_pb(error, call.request_id)
         finally:
             if counted:
