@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.wrappers_pb2 import StringValue
 from google.rpc.code_pb2 import Code
 from google.rpc.status_pb2 import Status
@@ -16,6 +17,7 @@ from grpc import RpcError
 
 from cli.conftest import Run
 from opservice._proto.opservice.v1.operation_record_pb2 import CancelPolicy, Progress
+from opservice._proto.opservice.v1.producer_service_pb2 import StartRequest
 from support.client import Client, packed
 from support.server import serving
 
@@ -36,6 +38,19 @@ def test_get_shows_everything_about_one_operation(run: Run, client: Client, pare
     for text in ("Build it", parent, "a.v1.B.Build", "me", '"value": "thing"'):
         assert text in shown
     assert "Progress     3/7 layers pulling\n" in shown
+
+
+def test_get_shows_what_is_kept_beside_an_operation_also_when_it_is_done(
+    run: Run, client: Client
+) -> None:
+    trace = f"00-{'a' * 32}-{'b' * 16}-01"
+    request = StartRequest(labels={"team": "core", "a": "b=c"}, timeout=Duration(seconds=3600))
+    id_ = client.producer.Start(request, metadata=(("traceparent", trace),)).operation.id
+    client.cancel(id_)
+    shown = run("get", id_).stdout
+    assert "Labels       a=b=c, team=core\n" in shown
+    assert "\nTimeout at   20" in shown
+    assert f"Trace        {trace}\n" in shown
 
 
 def test_get_of_a_failed_operation_says_why_and_exits_with_0(run: Run, client: Client) -> None:
