@@ -60,6 +60,8 @@ _FOREIGN = """
 from pathlib import Path
 import opservice.common.metrics as metrics
 metrics.STARTED.inc()
+metrics.REFUSALS.labels("INTERNAL").inc()
+metrics.WAITS.labels("Watch").inc()
 from prometheus_client import Counter
 Counter("theirs", "Of the program.").inc()
 names = [name.decode(errors="replace") for name in map(Path.read_bytes, Path({directory!r}).iterdir())]

@@ -3,8 +3,7 @@
 Each room counts what it does. With `--workers N` the numbers are in files that all workers share, one set for
 each worker's number: whichever is asked tells the sums of all, a worker that replaces another goes on where
 that one ended, and a killed worker takes at most the calls of its last second with it. This is
-prometheus-client's multiprocess mode, which must be chosen before the first metric is made: the supervisor
-does so in the worker's environment.
+prometheus-client's multiprocess mode, which the supervisor chooses in the worker's environment.
 
 No label has values that callers choose.
 """
@@ -22,11 +21,9 @@ from threading import Lock
 from typing import Any, cast
 from weakref import WeakSet
 
+import prometheus_client
 from prometheus_client import (
     CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
     ProcessCollector,
     disable_created_metrics,
     values,
@@ -45,18 +42,46 @@ _WORKER = os.environ.get(WORKER_VARIABLE)
 _DIRECTORY = os.environ.get(DIRECTORY_VARIABLE)
 
 
-def _share(worker: str, directory: str) -> None:
-    """Keeps the numbers in the files of this worker."""
+def _kept_in(worker: str | None, directory: str | None) -> Any:
+    """What keeps a number: the files of this worker, or else the memory."""
+    if worker is None or directory is None:
+        return values.MutexValue
     for path in Path(directory).glob(f"gauge_*_{worker}.db"):
         path.unlink(missing_ok=True)  # what the worker before has held, it holds no more
-    values.ValueClass = values.MultiProcessValue(lambda: worker)  # type: ignore[no-untyped-call] # it has none
+    return values.MultiProcessValue(lambda: worker)  # type: ignore[no-untyped-call] # it has none
 
 
-if _WORKER is not None and _DIRECTORY is not None:
-    _share(_WORKER, _DIRECTORY)
-else:
-    # The variable may be another program's, which runs a server for its tests, and has metrics of its own.
-    _theirs, values.ValueClass = values.ValueClass, values.MutexValue
+_KEPT_IN = _kept_in(_WORKER, _DIRECTORY)
+_making = Lock()
+
+
+class _Own:
+    """A metric whose numbers are kept where this server keeps them.
+
+    DIRECTORY_VARIABLE may be another program's, which runs a server for its tests and has metrics of its own.
+    prometheus-client looks at what it says whenever a number is made, so also at each first use of a label.
+    """
+
+    def _metric_init(self) -> None:
+        with _making:
+            theirs, values.ValueClass = values.ValueClass, _KEPT_IN
+            try:
+                super()._metric_init()  # type: ignore[misc] # of the metric that this is mixed into
+            finally:
+                values.ValueClass = theirs
+
+
+class Counter(_Own, prometheus_client.Counter):
+    """Rises."""
+
+
+class Gauge(_Own, prometheus_client.Gauge):
+    """Rises and falls."""
+
+
+class Histogram(_Own, prometheus_client.Histogram):
+    """Counts what was observed, by its size."""
+
 
 REGISTRY = CollectorRegistry()
 """Of this process alone. prometheus-client's own may be that of a program which runs a server for tests."""
@@ -207,9 +232,11 @@ BUILD = Gauge(
     registry=REGISTRY,
 )
 
-
-if _WORKER is None or _DIRECTORY is None:
-    values.ValueClass = _theirs
+for _outcome in ("completed", "failed", "cancelled", "lapsed", "timed_out"):
+    # There from the start: of a counter that comes with its first event Prometheus sees no rise.
+    ENDED.labels(_outcome)
+for _reason in ("expired", "call"):
+    DELETED.labels(_reason)
 
 
 class CallCounts:

@@ -46,7 +46,7 @@ def is_asked_for(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def _set_default(name: str, value: str) -> None:
-    """Sets a variable of the environment that is not set, or empty, which OpenTelemetry holds to be the same."""
+    """Sets a variable of the environment that is not set, or empty, which is the same for OpenTelemetry."""
     if not os.environ.get(name, "").strip():
         os.environ[name] = value
 

@@ -10,9 +10,8 @@ import grpc
 from google.protobuf.message import Message
 from google.rpc.status_pb2 import Status
 from grpc.aio import ServicerContext
-from prometheus_client import Counter
 
-from opservice.common.metrics import GRPC_HANDLED, GRPC_SECONDS, CallCounts
+from opservice.common.metrics import GRPC_HANDLED, GRPC_SECONDS, CallCounts, Counter
 from opservice.fronts.backpressure import UnreadResponses
 from opservice.methods import pages
 from opservice.methods.call import REQUEST_ID, Call, ClientGone, Headers

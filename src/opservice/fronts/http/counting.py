@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from prometheus_client import Counter
-
-from opservice.common.metrics import HTTP_REQUESTS, HTTP_SECONDS, CallCounts
+from opservice.common.metrics import HTTP_REQUESTS, HTTP_SECONDS, CallCounts, Counter
 
 _METHODS = {"GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH"}
 
