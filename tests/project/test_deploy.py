@@ -93,6 +93,19 @@ def test_the_server_has_the_metrics_that_the_alerts_ask_for(
     assert asked - served == set()
 
 
+def test_what_an_alert_waits_for_is_counted_before_the_first(
+    tmp_path: Path, sqlite_url: str
+) -> None:
+    """Of a counter that comes with its first event, `increase` is 0, and the alert would miss it."""
+    rules = (DEPLOY / "prometheus" / "opservice.rules.yml").read_text()
+    asked = re.findall(r'increase\((\w+)\{job="opservice", (\w+="\w+")\}', rules)
+    assert len(asked) == rules.count("increase(")
+    with serving(tmp_path, sqlite_url, http_listen="127.0.0.1:0") as server:
+        lines = httpx.get(f"{server.http_url}/metrics", trust_env=False).text.splitlines()
+    for name, label in asked:
+        assert [line for line in lines if line.startswith(f"{name}{{") and label in line], name
+
+
 def test_every_alert_has_a_test_and_is_in_the_page() -> None:
     rules = (DEPLOY / "prometheus" / "opservice.rules.yml").read_text()
     tests = (DEPLOY / "prometheus" / "opservice.rules.test.yml").read_text()

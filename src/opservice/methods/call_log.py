@@ -23,7 +23,7 @@ from opservice.methods.audit import (
 )
 from opservice.methods.call import Call, address_of
 from opservice.methods.method_policy import Access, MethodPolicy
-from opservice.methods.status import status_of
+from opservice.methods.status import REASONS, status_of
 from opservice.methods.validation import MAX_ID, MAX_NAME
 
 _LOGGED = {"operation_id": MAX_ID, "name": MAX_NAME + MAX_ID}
@@ -43,6 +43,8 @@ class RefusalSums:
     """How often each address was refused; those of reflection are counted apart, and told more rarely."""
 
     def __init__(self) -> None:
+        for reason in REASONS:
+            REFUSALS.labels(reason)  # else Prometheus would see no rise with the first
         self.of_calls = Sums(_sum_up)
         self._of_reflection = Sums(_sum_up, REFLECTION_LINES_A_SECOND)
 

@@ -135,7 +135,9 @@ class MethodPipeline:
         Of an unexpected error the status tells nothing but the request id. Raises CancelledError, or
         ClientGone, when the caller does not wait for the end.
         """
-        status = await (self._run(call) if self._traces is None else self._trace(self._traces, call))
+        status = await (
+            self._run(call) if self._traces is None else self._trace(self._traces, call)
+        )
         if status is not None:
             # A client that reads nothing does not read the error either. Until they do, nothing large may be
             # kept: neither payloads nor the error itself, whose traceback leads to them.

@@ -103,6 +103,8 @@ ERROR_STATUSES: dict[type[BaseException], ErrorStatus] = {
     ServerStopping: ErrorStatus(Code.UNAVAILABLE, "SERVER_STOPPING", retry=True),
 }
 _UNEXPECTED = ErrorStatus(Code.INTERNAL, "INTERNAL")
+REASONS = frozenset(each.reason for each in (*ERROR_STATUSES.values(), _UNEXPECTED))
+"""All that a call may end with."""
 
 
 def status_of(error: BaseException) -> ErrorStatus:
