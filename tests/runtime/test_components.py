@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Coroutine
 
 import pytest
@@ -133,3 +134,12 @@ async def test_a_component_that_fails_while_it_is_cancelled_is_named_too() -> No
         await server.run(sweeps=fail_late())
 
     assert [line["component"] for line in logged] == ["sweeps"]
+
+
+async def test_work_that_is_cancelled_before_it_begins_is_closed() -> None:
+    """Else Python warns that it was never awaited, when SIGTERM comes while a server starts."""
+    work = forever()
+    async with Components(asyncio.Event()) as components:
+        components.start("early", work)
+    await asyncio.sleep(0)
+    assert inspect.getcoroutinestate(work) == inspect.CORO_CLOSED

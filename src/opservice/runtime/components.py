@@ -52,6 +52,8 @@ class Components:
     ) -> asyncio.Task[None]:
         """Runs the work as a task. With `may_end` it is no failure when the work returns."""
         task = self._group.create_task(self._run(name, work, may_end=may_end), name=name)
+        # Else Python warns of work that was cancelled before it began, such as by a SIGTERM at the start.
+        task.add_done_callback(lambda _: work.close())
         self._tasks.append(task)
         return task
 
