@@ -194,10 +194,12 @@ class OperationSettings:
     resume_window: int = setting(
         "duration",
         600 * SECOND,
-        "For so long the database keeps what was deleted or has expired, which nobody sees, so that each"
-        " BatchWatch learns of it. A stream that broke off can be continued for two minutes less.",
-        change_when="streams should be continued after longer breaks, or space be free sooner. 0s deletes at"
-        " once: then streams cannot be continued, and not all of them learn of what is deleted.",
+        "How long the database keeps an operation that was deleted or has expired. Nobody sees it any more,"
+        " but each BatchWatch can learn that it is gone. A BatchWatch that broke off can be continued for two"
+        " minutes less than this.",
+        change_when="streams should be continued after longer breaks, or space should be free sooner. With 0s"
+        " operations are deleted at once: then streams cannot be continued, and some of them do not learn"
+        " what is deleted.",
         least=0,
         most=DAY,
     )
@@ -302,30 +304,32 @@ class ConnectionSettings:
     max_concurrent_streams: int = setting(
         "count",
         100,
-        "Calls in progress on one connection, including those that wait or watch. Clients hold back further"
-        " calls.",
+        "Calls in progress on one connection by gRPC, including those that wait or watch. Clients hold back"
+        " further calls.",
         change_when="clients that you trust follow more operations on one connection.",
         least=1,
     )
     max_pending_requests: int = setting(
         "count",
         20_000,
-        "Calls that may wait until a worker accepts them. Beyond that it begins to refuse calls, and at"
-        " twice as many it refuses all.",
+        "Calls by gRPC that may wait until a worker accepts them. Beyond that it begins to refuse calls, and"
+        " at twice as many it refuses all.",
         change_when="memory is short, or more calls than that arrive at once.",
         least=1,
     )
     max_message_bytes: int = setting(
         "bytes",
         4 << 20,
-        "The largest request, in bytes. It must hold two payloads (--max-payload-bytes).",
+        "The largest request by gRPC, in bytes. It must hold two payloads (--max-payload-bytes). As JSON, by"
+        " HTTP, a request may have three times as many.",
         change_when="you raise --max-payload-bytes.",
         least=1 << 14,
     )
     handshake_timeout: int = setting(
         "duration",
         20 * SECOND,
-        "How long a new connection may take to begin with HTTP/2, including TLS.",
+        "How long a new connection may take until gRPC has begun on it, including TLS. By HTTP: until the"
+        " headers of a request have arrived.",
         change_when="many connections that never speak take up places.",
         least=SECOND // 10,
         most=HOUR,
@@ -333,7 +337,7 @@ class ConnectionSettings:
     keepalive: int = setting(
         "duration",
         MINUTE,
-        "How long a connection may be silent before the server pings it.",
+        "How long a connection by gRPC may be silent before the server pings it.",
         change_when="a load balancer or firewall drops silent connections sooner.",
         least=SECOND,
         most=DAY,
@@ -341,7 +345,7 @@ class ConnectionSettings:
     no_compression: bool = setting(
         "flag",
         False,
-        "Refuse calls with compressed requests with UNIMPLEMENTED (streams: sometimes INTERNAL). gRPC"
+        "Refuse calls by gRPC with compressed requests with UNIMPLEMENTED (streams: sometimes INTERNAL). gRPC"
         " decompresses requests before the server knows who calls. Clients compress only when they are told"
         " to.",
         change_when="untrusted machines can connect.",

@@ -25,7 +25,7 @@ class ListeningSettings:
     listen: str = setting(
         "text",
         "127.0.0.1:50051",
-        "Address to listen on: HOST:PORT or unix:PATH. Port 0 picks a free port.",
+        "Address to listen on for gRPC: HOST:PORT or unix:PATH. Port 0 picks a free port.",
         change_when="other machines connect, or the port is taken.",
         essential=True,
     )
@@ -58,8 +58,8 @@ class ListeningSettings:
         "text",
         "",
         "Address to listen on for metrics (/metrics, for Prometheus) and probes, in plaintext and without"
-        " credentials: HOST:PORT. http is --http-listen, whoever can reach it; off is nowhere. By default"
-        " metrics are on --http-listen while only this machine can reach that.",
+        " credentials: HOST:PORT. With http, metrics are on --http-listen, for everybody who can reach it;"
+        " with off they are nowhere. Unless this is set, they are on --http-listen if that is on loopback.",
         change_when="Prometheus runs on another machine.",
     )
 
