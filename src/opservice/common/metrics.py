@@ -200,13 +200,13 @@ CONFLICTS = Counter(
 )
 BEGIN_SECONDS = Histogram(
     "opservice_database_begin_seconds",
-    "How long transactions waited until they could begin: on SQLite for the lock.",
+    "How long transactions waited until they began or gave up: on SQLite for the lock.",
     buckets=_QUICK_SECONDS,
     registry=REGISTRY,
 )
 LOCK_TIMEOUTS = Counter(
     "opservice_database_lock_timeouts_total",
-    "Commands that gave up waiting for a lock.",
+    "Commands that gave up waiting for the lock of a row.",
     registry=REGISTRY,
 )
 HINTS_SENT = Counter(

@@ -84,8 +84,11 @@ class Database:
         def transaction() -> Result:
             with self.writer.connect() as connection:
                 began = time.perf_counter()
-                with connection.begin():
+                try:
+                    beginning = connection.begin()
+                finally:  # those that could not begin have waited longest
                     BEGIN_SECONDS.observe(time.perf_counter() - began)
+                with beginning:
                     result = work(connection)
             self.driver.check_files()  # before anybody is told that it is durable
             return result
