@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy import delete
 
+from opservice.common import tracing
 from opservice.domain.operation import (
     DAY,
     SECOND,
@@ -179,3 +183,13 @@ def promote(database: Database, postgres: PostgresServer) -> Callable[[], None]:
         postgres.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
 
     return promote
+
+
+@pytest.fixture
+def spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
+    """What is traced during the test."""
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    traces = tracing.Traces(provider.get_tracer("tests"), provider)
+    monkeypatch.setattr(tracing, "_active", [traces])
+    return exporter

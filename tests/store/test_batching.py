@@ -9,8 +9,6 @@ from contextlib import suppress
 from typing import TypeVar
 
 import pytest
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from opservice.common import tracing
@@ -195,16 +193,6 @@ async def test_close_waits_for_what_was_submitted() -> None:
     assert [task.result() for task in (*first, *second)] == [10, 20]
 
 
-@pytest.fixture
-def spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
-    """What is traced during the test."""
-    exporter, provider = InMemorySpanExporter(), TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    traces = tracing.Traces(provider.get_tracer("tests"), provider)
-    monkeypatch.setattr(tracing, "_active", [traces])
-    return exporter
-
-
 async def test_a_batch_is_linked_to_its_own_callers_also_when_others_have_left(
     spans: InMemorySpanExporter,
 ) -> None:
@@ -237,3 +225,17 @@ async def test_a_batch_is_linked_to_its_own_callers_also_when_others_have_left(
         ["call 3"],
         ["call 5"],
     ]
+
+
+async def test_what_comes_after_a_batch_is_for_no_call(spans: InMemorySpanExporter) -> None:
+    seen: list[object] = []
+    batcher: Batcher[int, int] = Batcher(
+        "store-test", lambda items: items, after=lambda *_: seen.append(tracing.current())
+    )
+    traces = tracing.active()
+    assert traces is not None
+    with traces.call("call", ()):
+        await soon(batcher.submit(1))
+    await batcher.close()
+    assert seen == [None]
+    assert len(spans.get_finished_spans()) == 2

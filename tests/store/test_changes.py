@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy import event
 
 from opservice.auth.authenticator import Caller
+from opservice.common import tracing
+from opservice.common.metrics import REGISTRY
 from opservice.domain.errors import OperationNotFound, ServerStopping, Unauthenticated
 from opservice.domain.identity import ANYBODY, Right
 from opservice.domain.operation import (
@@ -430,3 +433,26 @@ async def test_a_follow_that_is_ended_leaves_nothing_behind(database_url: str) -
             await soon(anext(records))
 
         assert store._changes._subscriptions == {}
+
+
+async def test_looks_for_changes_are_for_no_call_and_have_no_span(
+    database_url: str, spans: InMemorySpanExporter
+) -> None:
+    traces = tracing.active()
+    assert traces is not None
+
+    def looks() -> float:
+        items = "opservice_batch_items_total"
+        return REGISTRY.get_sample_value(items, {"batch": "aside"}) or 0
+
+    async with opened(database_url, SOON) as store:
+        id_ = await started(store)
+        with traces.call("Watch", ()):
+            records = store.follow(id_)
+            await soon(anext(records))
+        spans.clear()
+        enough = looks() + 5
+        while looks() < enough:  # noqa: ASYNC110 - a metric tells nobody that it rises
+            await asyncio.sleep(0.01)
+        await records.aclose()
+    assert [span.name for span in spans.get_finished_spans()] == []

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import Context as ContextOfTask
 from typing import TYPE_CHECKING, Any, cast
 
 from opentelemetry import propagate, trace
@@ -162,6 +163,11 @@ def end_call(span: Span, code: int, message: str, operation_id: str, traceparent
 
 _SERVER_FAULTS = {2, 4, 12, 13, 14, 15}
 """UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS: as OpenTelemetry has it."""
+
+
+def of_no_call() -> ContextOfTask:
+    """The context of a task that works for many calls, and not only for the one that has begun it."""
+    return ContextOfTask()
 
 
 def current() -> SpanContext | None:

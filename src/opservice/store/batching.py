@@ -68,6 +68,7 @@ class Batcher(Generic[Item, Result]):
         on_loop: Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception] | None]]
         | None = None,
         on_hang: Callable[[float], object] = lambda _seconds: None,
+        traced_alone: bool = True,
     ) -> None:
         """The function is `run`. A result that is an exception is raised in that item's caller; what `run`
         raises, in all of the batch's.
@@ -76,8 +77,10 @@ class Batcher(Generic[Item, Result]):
         items. `after` is told of each result, also of those whose caller has left meanwhile. `on_loop` is
         asked before `run`, on the event loop; `run` gets the batch when that has no results (None). `on_hang`
         is called every HANG_SECONDS while a batch hangs, and is given that number; it may free the thread.
+        Without `traced_alone` a batch has a span only when it is for a call that has one.
         """
         self._on_loop = on_loop
+        self._traced_alone = traced_alone
         self._on_hang = on_hang
         self._run = run
         self._max_waiting = max_waiting
@@ -109,7 +112,7 @@ class Batcher(Generic[Item, Result]):
         caller = None if tracing.active() is None else tracing.current()
         self._waiting.append(_Entry(item, future, caller))
         if self._runner is None:
-            self._runner = asyncio.create_task(self._run_batches())
+            self._runner = asyncio.create_task(self._run_batches(), context=tracing.of_no_call())
         return await future
 
     async def close(self) -> None:
@@ -172,6 +175,8 @@ class Batcher(Generic[Item, Result]):
         if traces is None:
             return nullcontext()
         callers = [entry.caller for entry in batch if entry.caller is not None]
+        if not (callers or self._traced_alone):
+            return nullcontext()
         return traces.batch(self._kind, len(batch), callers)
 
     def _watch_for_hang(self, batch: Sequence[_Entry[Item, Result]]) -> None:

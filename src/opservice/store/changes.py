@@ -23,6 +23,7 @@ from contextlib import aclosing, contextmanager, suppress
 from opservice.common.jitter import jitter
 from opservice.common.loggers import get_logger
 from opservice.common.metrics import HINTS_LOST, HINTS_RECEIVED, WAKE_SECONDS
+from opservice.common.tracing import of_no_call
 from opservice.domain.errors import OperationNotFound, OpserviceError, ServerStopping, StoreError
 from opservice.domain.operation import SECOND, Record
 from opservice.store.drivers.protocol import Notifications
@@ -147,7 +148,7 @@ class Changes:
 
     def _begin(self) -> None:
         if self._watch is None and not self._closed:
-            self._watch = asyncio.create_task(self._watch_others())
+            self._watch = asyncio.create_task(self._watch_others(), context=of_no_call())
 
     def publish(self, record: Record) -> None:
         """Tells the subscriptions of a record that was just committed."""
@@ -161,7 +162,7 @@ class Changes:
             self._anything.set()
         self._suspected.update(id_ for id_ in operation_ids if id_ in self._subscriptions)
         if self._suspected and self._reader is None and not self._closed:
-            self._reader = asyncio.create_task(self._read_suspected())
+            self._reader = asyncio.create_task(self._read_suspected(), context=of_no_call())
 
     def close(self) -> None:
         """Ends whoever follows now, or will."""

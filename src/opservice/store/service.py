@@ -108,8 +108,9 @@ class OperationStore:
             "store-list", _call_each, max_batch=1, on_hang=self._on_hang
         )
         self._turns = Turns(MAX_LISTS)
+        # With SQLite, followers look for changes fifty times a second: that is not worth a span each.
         self._asides: Batcher[Callable[[], Any], Any] = Batcher(
-            "store-aside", _call_each, on_hang=self._on_hang
+            "store-aside", _call_each, on_hang=self._on_hang, traced_alone=False
         )
         self._freeing: asyncio.Task[None] | None = None
         self._notifications: Notifications | None = None
