@@ -23,6 +23,7 @@ RENEW = RenewRequest.DESCRIPTOR
         (b"[]", "must be a JSON object"),
         (b"{", "is not JSON"),
         (b'{"a": NaN}', "NaN is not JSON"),
+        (b'{"a": -1e400}', "-1e400 is more than a number can hold"),
         (b'{"a": 1, "a": 2}', "'a' is there twice"),
         (b'{"a": "\xff"}', "is not UTF-8"),
         (b'{"a": "\\ud800"}', "half a surrogate pair"),

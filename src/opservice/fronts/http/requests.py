@@ -6,6 +6,7 @@ What is wrong is named: a field that there is not, a value that is none of its t
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -44,7 +45,12 @@ def parse_body(body: bytes) -> Any:
         raise RequestTooLarge(f"The JSON has more than {MAX_VALUES} values")
     try:
         text = body.decode("utf-8-sig")  # with or without a byte order mark
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
+        value = json.loads(
+            text,
+            object_pairs_hook=_object,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+        )
         if _HALF_SURROGATE.search(body):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
@@ -66,6 +72,13 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"{twice[:100]!r} is there twice in one object")
     return found
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:100]} is more than a number can hold")
+    return number
 
 
 def _refuse_constant(name: str) -> Any:
