@@ -221,6 +221,8 @@ def test_a_read_waits_for_the_end_when_the_client_prefers(rest: Rest, client: Cl
     answer = rest.get(f"/operations/{id_}", prefer="wait=50")
     assert answer.json()["done"] is True
     assert answer.headers["preference-applied"] == "wait=50"
+    longer = rest.get(f"/operations/{id_}", prefer="wait=3600")
+    assert longer.headers["preference-applied"] == "wait=50"  # --max-wait
     still = rest.start()
     assert rest.get(f"/v1/operations/{still}", prefer="wait=1").json()["done"] is False
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from opservice.common.addresses import is_loopback, split_address
 from opservice.common.open_files import connections_of
+from opservice.domain.operation import SECOND
 from opservice.fronts.backpressure import UnreadResponses
 from opservice.fronts.grpc.services import KnownTypes
 from opservice.fronts.http.api import Api
@@ -57,7 +59,13 @@ class HttpFront:
             only_local_names=listening.http_is_local and not settings.security.authenticates,
         )
         api = Api(
-            pipeline, methods, ProtoJson(types), unread, origins, connections.max_message_bytes
+            pipeline,
+            methods,
+            ProtoJson(types),
+            unread,
+            origins,
+            connections.max_message_bytes,
+            math.ceil(settings.operations.max_wait / SECOND),
         )
         options = HttpOptions(
             max_connections=connections_of(connections.max_connections, HTTP_PART),

@@ -57,8 +57,10 @@ class Api:
         unread: UnreadResponses,
         origins: Origins,
         max_message_bytes: int,
+        max_wait_seconds: int,
     ) -> None:
-        """Raises KeyError for a method without a policy."""
+        """`max_wait_seconds` is the most that a read waits. Raises KeyError for a method without a policy."""
+        self._max_wait_seconds = max_wait_seconds
         self._unread = unread
         self._origins = origins
         self._methods: dict[str, _Served] = {}
@@ -118,7 +120,7 @@ class Api:
             return
         route, path = found
         exchange.handler = route.template.text
-        wait = wait_of(exchange, served.pipeline.method)
+        wait = min(wait_of(exchange, served.pipeline.method), self._max_wait_seconds)
         pipeline = served.waiting if wait else served.pipeline
         refusal = self._refusal(exchange, pipeline)
         if refusal is not None:
