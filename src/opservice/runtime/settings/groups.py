@@ -276,9 +276,9 @@ class LimitSettings:
     max_unsent_bytes: int = setting(
         "bytes",
         128 << 20,
-        "Memory for unread responses of 32 KiB or more in a worker, of which one connection may have an"
-        " eighth. Beyond it the worker refuses further calls with RESOURCE_EXHAUSTED. From a quarter of its"
-        " eighth on, reads of a connection begin later.",
+        "Memory in a worker for responses of 32 KiB or more that clients have not read yet. One connection"
+        " may have an eighth of it. Beyond that the worker refuses further calls with RESOURCE_EXHAUSTED."
+        " Once a connection has used a quarter of its eighth, its reads begin later.",
         change_when="memory is short, or many clients read large lists slowly.",
         least=1 << 20,
     )
@@ -296,8 +296,9 @@ class ConnectionSettings:
     max_connections: int = setting(
         "count",
         20_000,
-        "Connections to a worker, by gRPC and by HTTP each. It closes further ones at once. There are never"
-        " more in all than the files that the process may open, less 256: a third by gRPC, the rest by HTTP.",
+        "Connections to a worker: at most so many by gRPC, and as many by HTTP. The worker closes further"
+        " ones at once. In all there are never more than the files that the process may open, less 256."
+        " A third of these are for gRPC, the rest for HTTP.",
         change_when="memory is short, or more clients than that connect.",
         least=1,
     )
