@@ -68,7 +68,7 @@ async def listening(
         try:
             yield listener, bound
         finally:
-            listener.stop()
+            listener.stop(0)
             listener.abort()
             await asyncio.sleep(0)
             for each in list(lasting):
@@ -105,12 +105,20 @@ async def test_others_get_their_turn_while_a_flood_is_taken() -> None:
             most_in_a_turn = before = 0
             while before < FLOOD:
                 await asyncio.sleep(0)
-                taken = len(listener._connections) + len(listener._arriving)
+                taken = len(listener._connections) + len(listener.arriving)
                 most_in_a_turn, before = max(most_in_a_turn, taken - before), taken
             assert (
                 0 < most_in_a_turn <= 2 * module._AT_ONCE
             )  # we may be before it in one turn, after it in the next
             assert await said(flood[-1]) == b"hello"
+
+
+async def test_as_many_are_taken_as_there_is_room_for_however_quickly_they_come() -> None:
+    async with listening(most=FLOOD) as (_, bound):
+        with ExitStack() as held:
+            for client in [connected(held, bound) for _ in range(FLOOD)]:
+                assert await said(client) == b"hello"
+            assert await said(connected(held, bound)) == b""
 
 
 async def test_a_connection_without_a_handshake_takes_up_room(tmp_path: Path) -> None:
@@ -154,7 +162,7 @@ async def test_what_the_kernel_has_is_taken_when_it_stops_and_nothing_after() ->
         with ExitStack() as held:
             clients = [connected(held, bound) for _ in range(FLOOD)]
             here = bound.getsockname()
-            listener.stop()
+            listener.stop(PATIENCE)
             for client in clients:
                 assert await said(client) == b"hello"
             with pytest.raises(ConnectionRefusedError):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from opservice.domain.operation import SECOND
 from opservice.fronts.http import connection as module
 from opservice.fronts.http.connection import MAX_HEAD_BYTES
 from opservice.fronts.http.server import HttpOptions, HttpServer
+from support.certificates import Authority, client_context
 
 HOST = b"Host: localhost\r\n"
 GET = b"GET /echo HTTP/1.1\r\n" + HOST + b"\r\n"
@@ -142,12 +145,14 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(*, seconds: float = 20, most: int = 100) -> AsyncIterator[Served]:
+async def serving(
+    *, seconds: float = 20, most: int = 100, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Served]:
     application = Application()
     options = HttpOptions(max_connections=most, handshake_timeout=int(seconds * SECOND))
     server = HttpServer(application, options)
     with socket.create_server(("127.0.0.1", 0)) as bound:
-        server.start([bound], None)
+        server.start([bound], tls)
         try:
             yield Served(server, application, bound.getsockname()[1])
         finally:
@@ -404,6 +409,46 @@ async def test_a_server_that_stops_ends_what_it_has_begun_and_begins_nothing(
         assert await busy.answer() == (200, b"released")
         assert await busy.answer() == (200, b"GET host ")
         assert await busy.ended() == b""
+        await stopping
+
+
+async def test_a_server_that_stops_answers_what_was_sent_to_it_before(served: Served) -> None:
+    """Also where it has not looked at it yet, or not taken the connection from the kernel."""
+    with ExitStack() as held:
+
+        def sent(request: bytes) -> socket.socket:
+            made = socket.create_connection(("127.0.0.1", served.port), PATIENCE)
+            made.sendall(request)
+            made.setblocking(False)
+            return held.enter_context(made)
+
+        half = sent(GET[:20])
+        await until(lambda: len(served.server._state.connections) == 1)
+        whole = [sent(GET) for _ in range(20)]
+        stopping = asyncio.create_task(served.server.stop(PATIENCE))
+        await asyncio.sleep(0)
+        half.sendall(GET[20:])
+        for client in (half, *whole):
+            async with asyncio.timeout(PATIENCE):
+                got = await asyncio.get_running_loop().sock_recv(client, 1_000)
+            assert got.startswith(b"HTTP/1.1 200 ")
+    await stopping
+
+
+async def test_a_server_that_stops_answers_who_is_in_a_handshake_and_nobody_who_is_silent(
+    tmp_path: Path,
+) -> None:
+    authority = Authority(tmp_path)
+    pair = authority.issue("localhost")
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(pair.certificate, pair.key)
+    async with serving(tls=tls) as served, served.connect() as silent, served.connect() as slow:
+        await until(lambda: len(served.server._listener.arriving) == 2)
+        stopping = asyncio.create_task(served.server.stop(PATIENCE))
+        await until(lambda: served.server._shared.stopping)
+        await slow.writer.start_tls(client_context(authority), server_hostname="localhost")
+        assert (await slow.ask(GET))[0] == 200
+        assert await silent.ended() == b""
         await stopping
 
 

@@ -39,8 +39,8 @@ _SMALL_PART, _MAX_SMALL_PARTS = 64, 2_000
 """Bytes, and how many parts of a body may be smaller, on average."""
 _WRITE_SECONDS = 60.0
 """Without the client reading anything. Then the connection is ended."""
-_LATE_SECONDS = 1.0
-"""For the request of a connection that comes when the server stops."""
+LATE_SECONDS = 1.0
+"""For the request of a connection, or the handshake before it, when the server stops."""
 _TOLD_AT_ONCE = 10
 """Connections that learn in one turn of the event loop that they are lost."""
 _TOO_LONG = "The request line and headers are too long."
@@ -241,13 +241,18 @@ class Connection(HttpToolsProtocol):
             self._forget_unread_timer()
 
     def shutdown(self) -> None:
+        """Ends the connection after its last answer. A request may have been sent that was not read yet."""
+        if self._head_timer is not None and (self.cycle is None or self.cycle.response_complete):
+            self._forget_head_timer()
+            self._expect_head()
+            return
         super().shutdown()
         if self.transport.is_closing():
             self._expect_reading()
 
     def _expect_head(self) -> None:
         """Ends the connection when the headers of a request do not come in time."""
-        seconds = _LATE_SECONDS if self._shared.stopping else self._head_seconds
+        seconds = LATE_SECONDS if self._shared.stopping else self._head_seconds
         self._head_timer = self.loop.call_later(
             seconds, self._refuse, 408, "The request did not arrive in time."
         )

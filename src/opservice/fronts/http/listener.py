@@ -39,8 +39,8 @@ class Listener:
         self._most = most
         self._handshake_seconds = handshake_seconds
         self._sockets: Sequence[socket.socket] = ()
-        self._arriving: set[asyncio.Task[None]] = set()
-        """Connections that have not begun."""
+        self.arriving: dict[asyncio.Task[None], asyncio.Protocol] = {}
+        """Connections that have not begun, or have just done so."""
         self.tls: ssl.SSLContext | None = None
         """For connections that are taken from now on."""
 
@@ -52,17 +52,18 @@ class Listener:
             each.listen(_BACKLOG)
             self._listen(each)
 
-    def stop(self) -> None:
-        """Takes what the kernel has already, and no more."""
+    def stop(self, seconds: float) -> None:
+        """Takes what the kernel has already, and no more. Handshakes have so many seconds from now on."""
         for each in self._sockets:
             asyncio.get_running_loop().remove_reader(each)
             self._take(each, _BACKLOG)
             each.close()
         self._sockets = ()
+        asyncio.get_running_loop().call_later(seconds, self.abort)
 
     def abort(self) -> None:
         """Ends the handshakes that are in progress."""
-        for task in self._arriving:
+        for task in self.arriving:
             task.cancel()
 
     def _listen(self, listening: socket.socket) -> None:
@@ -71,6 +72,8 @@ class Listener:
 
     def _take(self, listening: socket.socket, most: int) -> None:
         loop = asyncio.get_running_loop()
+        beginning = sum(each not in self._connections for each in self.arriving.values())
+        room = self._most - len(self._connections) - beginning
         for _ in range(most):
             try:
                 taken, _ = listening.accept()
@@ -83,19 +86,21 @@ class Listener:
                 loop.remove_reader(listening)
                 loop.call_later(_RETRY_SECONDS, self._listen, listening)
                 return
-            if len(self._connections) + len(self._arriving) >= self._most:
+            if room <= 0:
                 taken.close()
                 continue
+            room -= 1
             taken.setblocking(False)
-            task = loop.create_task(self._begin(taken))
-            self._arriving.add(task)
-            task.add_done_callback(self._arriving.discard)
+            protocol = self._protocol()
+            task = loop.create_task(self._begin(taken, protocol))
+            self.arriving[task] = protocol
+            task.add_done_callback(self.arriving.pop)
 
-    async def _begin(self, taken: socket.socket) -> None:
+    async def _begin(self, taken: socket.socket, protocol: asyncio.Protocol) -> None:
         with suppress(OSError):  # a handshake that fails, or a client that has left meanwhile
             try:
                 await asyncio.get_running_loop().connect_accepted_socket(
-                    self._protocol,
+                    lambda: protocol,
                     taken,
                     ssl=self.tls,
                     ssl_handshake_timeout=None if self.tls is None else self._handshake_seconds,

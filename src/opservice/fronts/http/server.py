@@ -15,7 +15,7 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from opservice.domain.operation import SECOND
-from opservice.fronts.http.connection import Connection, Connections
+from opservice.fronts.http.connection import LATE_SECONDS, Connection, Connections
 from opservice.fronts.http.listener import Listener
 
 _KEEP_ALIVE_SECONDS = 75
@@ -73,13 +73,13 @@ class HttpServer:
     async def stop(self, seconds: float) -> None:
         """Takes no more connections, and ends the requests that are still there after so many seconds."""
         self._shared.stopping = True
-        self._listener.stop()
-        for _ in range(2):  # connections that were taken just now begin
-            await asyncio.sleep(0)
+        self._listener.stop(LATE_SECONDS)
+        await asyncio.sleep(0)  # what was taken just now begins, else nobody would close it
         for connection in list(self._state.connections):
             connection.shutdown()
         deadline = time.monotonic() + seconds
-        while self._state.connections and time.monotonic() < deadline:  # noqa: ASYNC110 - it is uvicorn's set
+        there = self._state.connections, self._listener.arriving
+        while any(there) and time.monotonic() < deadline:  # noqa: ASYNC110 - one is uvicorn's set
             await asyncio.sleep(_LOOK_SECONDS)
         self._listener.abort()
         for connection in list(self._state.connections):
