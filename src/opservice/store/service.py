@@ -147,6 +147,19 @@ class OperationStore:
             listed: Listed = await self._lists.submit(partial(self._database.read, page))
         return listed
 
+    async def changes(
+        self, since: int, after: Change | None, caller: str = "", *, expired: bool
+    ) -> tuple[Sequence[Change], Change | None]:
+        """A page of all operations that have changed since then; see Repository.changes. By turns, as lists.
+
+        Raises as `page` does.
+        """
+        page = partial(self._repository.changes, since=since, after=after, expired=expired)
+        async with self._turns.turn(caller):
+            changes: tuple[Sequence[Change], Change | None]
+            changes = await self._lists.submit(partial(self._database.read, page))
+        return changes
+
     async def apply(self, command: Command) -> Outcome:
         """Applies a command; it is durable when this returns.
 
