@@ -140,3 +140,13 @@ async def test_a_worker_that_ends_before_all_are_ready_ends_the_start(tmp_path: 
     message = "^worker [12] ended with exit code 7 before all were ready$"
     with pytest.raises(StartupError, match=message):
         await asyncio.wait_for(supervising, PATIENCE)
+
+
+async def test_where_metrics_have_no_place_the_start_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("opservice.runtime.supervisor._MEMORY", str(tmp_path / "none"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "neither"))
+
+    with pytest.raises(StartupError, match="no directory for the metrics of workers"):
+        await asyncio.wait_for(supervisor(tmp_path, "true").run(), PATIENCE)

@@ -33,6 +33,7 @@ from opservice.runtime.worker_process import Command, State, Worker
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0  # seconds before a worker is replaced
 _SETTLED_SECONDS = 30.0  # after a life of so long a worker is replaced as quickly as the first time
+_MEMORY = "/dev/shm"  # noqa: S108 - nobody can foresee the name of the directory that is made in it
 
 log = get_logger("opservice.workers")
 
@@ -83,7 +84,7 @@ class Supervisor:
             metrics = listening.metrics_listen
             if listening.has_metrics_listener:
                 metrics = reserved.enter_context(reserved_port(metrics, "--metrics-listen"))
-            self._metrics = reserved.enter_context(TemporaryDirectory(prefix="opservice-metrics-"))
+            self._metrics = reserved.enter_context(_directory_of_metrics())
             listening = replace(listening, listen=address, http_listen=http, metrics_listen=metrics)
             self._settings = replace(self._settings, listening=listening)
             numbers = range(1, self._settings.processes.workers + 1)
@@ -215,6 +216,22 @@ class Supervisor:
             log.error("a worker did not end in time: killed", worker=worker.number)
             worker.hang()
         await asyncio.wait(keepers)
+
+
+def _directory_of_metrics() -> TemporaryDirectory[str]:
+    """In memory if possible: workers map the files, and on a full disk the system kills who maps.
+
+    Raises StartupError when there is no place for it.
+    """
+    for place in (_MEMORY, None):
+        try:
+            return TemporaryDirectory(prefix="opservice-metrics-", dir=place)
+        except OSError as error:
+            reason = error
+    raise StartupError(
+        "there is no directory for the metrics of workers, neither in /dev/shm nor where TMPDIR says:"
+        f" {reason.strerror}"
+    )
 
 
 def _packed(files: ReloadableFiles, *, all_usable: bool) -> bytes:
