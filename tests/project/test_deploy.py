@@ -25,9 +25,10 @@ UNIT = DEPLOY / "systemd" / "opservice.service"
 PAGE = ROOT / "docs" / "operations.md"
 TEXTS = [PAGE, ROOT / "compose.yaml", *(path for path in DEPLOY.rglob("*") if path.is_file())]
 OTHERS_FLAGS = {
-    # of pg_dump, pg_restore, pg_isready, docker and systemctl
+    # of pg_dump, pg_restore, pg_isready, docker, systemctl and useradd
     *("--format", "--file", "--exit-on-error", "--no-owner", "--dbname"),
-    *("--username", "--host", "--detach", "--wait", "--now", "--offline", "--dry-run"),
+    *("--username", "--host", "--detach", "--wait", "--now"),
+    *("--system", "--user-group", "--no-create-home", "--shell"),
 }
 
 
