@@ -1,4 +1,4 @@
-"""One at a time, the callers by turns."""
+"""One at a time, or few, the callers by turns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from opservice.common.turns import Turns
+from opservice.common import turns as module
+from opservice.common.turns import Beginnings, Turns
 from opservice.domain.errors import ServerBusy
 
 
@@ -74,7 +75,7 @@ async def test_who_gives_up_is_passed_over_wherever_they_stand(who_first: int) -
 
     await site.wait("e")
     assert site.let_in[-1] == "e"
-    assert not site.turns._waiting
+    assert not site.turns._waiting._of
 
 
 async def test_more_than_may_wait_are_refused() -> None:
@@ -103,3 +104,54 @@ async def test_thousands_may_give_up_at_the_moment_in_which_a_turn_ends() -> Non
     assert first.done()
     await site.wait("b")
     assert site.let_in == ["a", "b"]
+
+
+async def begin(turn_seconds: float) -> list[str]:
+    """Who begins in each turn of the event loop, when each takes so long: many of `a`, and one of `b`."""
+    now = 0.0
+    turns = [""]
+    beginnings = Beginnings(lambda: now)
+
+    async def ask(caller: str) -> None:
+        await beginnings.turn(caller)
+        turns[-1] += caller
+
+    calls = [asyncio.create_task(ask(caller)) for caller in "a" * 60 + "b"]
+    while not all(call.done() for call in calls):
+        await asyncio.sleep(0)
+        now += turn_seconds
+        turns.append("")
+    assert beginnings._waiting.number == 0
+    return [turn for turn in turns if turn]
+
+
+async def test_one_begins_in_each_short_turn_of_the_event_loop() -> None:
+    assert await begin(0) == ["a", "a", "b"] + ["a"] * 58
+
+
+async def test_more_begin_in_long_turns_so_that_others_do_not_keep_them_waiting() -> None:
+    assert (await begin(3 * module._LONG_SECONDS))[:3] == ["a", "abaa", "aaaa"]
+
+
+async def test_few_begin_in_a_turn_however_long_it_is() -> None:
+    assert max(map(len, await begin(1_000))) == module._MOST_AT_ONCE
+
+
+async def test_who_gives_up_before_they_begin_is_passed_over() -> None:
+    begun: list[str] = []
+    beginnings = Beginnings(lambda: 0.0)
+
+    async def ask(caller: str) -> None:
+        await beginnings.turn(caller)
+        begun.append(caller)
+
+    calls = [asyncio.create_task(ask(caller)) for caller in "abcd"]
+    await asyncio.sleep(0)
+    calls[1].cancel()
+    await asyncio.sleep(0)  # it is the turn of the third
+    calls[2].cancel()
+    await asyncio.wait(calls)
+    await ask("e")
+
+    assert begun == ["a", "d", "e"]
+    assert not beginnings._waiting._of

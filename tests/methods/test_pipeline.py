@@ -20,6 +20,7 @@ from opservice._proto.yandex.cloud.operation import operation_service_pb2 as ope
 from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
 from opservice.auth.authenticator import Authenticator
 from opservice.auth.policy import Policy, StaticToken, hash_token
+from opservice.common.turns import Beginnings
 from opservice.domain.errors import OperationNotFound, StoreUnavailable
 from opservice.domain.identity import ANYBODY, NOBODY, parse_grant
 from opservice.domain.operation import Delete
@@ -422,6 +423,7 @@ async def test_few_calls_that_wait_begin_in_one_turn_of_the_event_loop() -> None
         return OperationRecord()
 
     pipeline = pipeline_of("Wait", wait, open_to_all(max_waits=1_000, max_waits_per_caller=1_000))
+    pipeline._shared.beginning = Beginnings(lambda: 0.0)
     calls = [asyncio.create_task(pipeline.run(ReceivedCall(REQUEST))) for _ in range(500)]
     most_in_a_turn = before = 0
     while not all(call.done() for call in calls):

@@ -1,25 +1,28 @@
-"""What is done one by one, by callers in turn: who asks for much keeps themselves waiting, not others."""
+"""What is done by callers in turn: who asks for much keeps themselves waiting, not others."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from math import inf
 
 from opservice.domain.errors import ServerBusy
+
+_LONG_SECONDS = 0.004
+"""A turn of the event loop that takes so long is worth one beginning more."""
+_MOST_AT_ONCE = 16
 
 
 class Turns:
     """Lets one in at a time; of each caller who waits one, before anybody's next."""
 
-    def __init__(self, max_waiting: float = inf) -> None:
+    def __init__(self, max_waiting: int) -> None:
         """At most `max_waiting` wait, of all callers together."""
         self._max_waiting = max_waiting
-        self._waits = 0
         self._busy = False
-        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        self._waiting = _Waiting()
 
     @asynccontextmanager
     async def turn(self, caller: str) -> AsyncIterator[None]:
@@ -28,42 +31,91 @@ class Turns:
         Raises ServerBusy when `max_waiting` others wait.
         """
         if self._busy:
-            await self._wait(caller)
+            if self._waiting.number >= self._max_waiting:
+                raise ServerBusy
+            await self._waiting.wait(caller, self._pass_on)
         self._busy = True
         try:
             yield
         finally:
             self._pass_on()
 
-    async def _wait(self, caller: str) -> None:
-        if self._waits >= self._max_waiting:
-            raise ServerBusy
-        self._waits += 1
+    def _pass_on(self) -> None:
+        self._busy = self._waiting.let_in()
+
+
+class Beginnings:
+    """Has few things begin in each turn of the event loop, the callers by turns.
+
+    How many depends on how long a turn takes. If it were one however busy the server is, those who are to
+    begin would wait for all that others ask for at a time, again and again. `clock` returns seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._looked_at = 0.0
+        self._looks = False
+        """Whether something has begun in this turn of the event loop."""
+        self._waiting = _Waiting()
+
+    async def turn(self, caller: str) -> None:
+        """Waits until what the caller asks for may begin."""
+        if self._looks:
+            await self._waiting.wait(caller, lambda: None)
+        else:
+            self._look_again()
+
+    def _look_again(self) -> None:
+        self._looks = True
+        self._looked_at = self._clock()
+        asyncio.get_running_loop().call_soon(self._look)
+
+    def _look(self) -> None:
+        long = int((self._clock() - self._looked_at) / _LONG_SECONDS)
+        self._looks = False
+        for _ in range(min(1 + long, _MOST_AT_ONCE)):
+            if not self._waiting.let_in():
+                break
+            self._looks = True
+        if self._looks:
+            self._look_again()
+
+
+class _Waiting:
+    """Those who wait, of whom each caller's first comes before anybody's second."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._of: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+
+    async def wait(self, caller: str, pass_on: Callable[[], object]) -> None:
+        """Until the caller is let in. Calls `pass_on` when they have given up by then."""
         let_in: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        queue = self._waiting.setdefault(caller, deque())
+        queue = self._of.setdefault(caller, deque())
         queue.append(let_in)
+        self.number += 1
         try:
             await let_in
         except asyncio.CancelledError:
             if let_in.done() and not let_in.cancelled():
-                self._pass_on()  # it was their turn
+                pass_on()
             else:
                 with suppress(ValueError):  # it was taken out meanwhile
                     queue.remove(let_in)
-                if not queue and self._waiting.get(caller) is queue:
-                    del self._waiting[caller]
+                if not queue and self._of.get(caller) is queue:
+                    del self._of[caller]
             raise
         finally:
-            self._waits -= 1
+            self.number -= 1
 
-    def _pass_on(self) -> None:
-        """To the next caller; the one whose turn it is then goes behind the others."""
-        self._busy = False
-        while self._waiting and not self._busy:
-            caller, queue = self._waiting.popitem(last=False)
+    def let_in(self) -> bool:
+        """Lets in one, whose caller goes behind the others. Returns whether anybody was there."""
+        while self._of:
+            caller, queue = self._of.popitem(last=False)
             let_in = queue.popleft()
             if queue:
-                self._waiting[caller] = queue
+                self._of[caller] = queue
             if not let_in.cancelled():
-                self._busy = True
                 let_in.set_result(None)
+                return True
+        return False

@@ -7,7 +7,7 @@ A front makes a `Call` of its own kind for what arrives, and passes it to the pi
    refused when they may make it for no operation at all;
 3. the request is read and decoded: nothing of it is looked at before;
 4. the method's handler is run, and each response sent; a call that waits holds a slot
-   meanwhile, and such calls begin one by one, by turns of their callers;
+   meanwhile, and such calls begin few at a time, by turns of their callers;
 5. what came of it is logged, and its error, if it has one, becomes a status (status.py).
 
 Handlers raise. What they raise becomes a status here, and nowhere else.
@@ -26,7 +26,7 @@ from google.rpc.status_pb2 import Status
 
 from opservice.common import tracing
 from opservice.common.metrics import WAITS
-from opservice.common.turns import Turns
+from opservice.common.turns import Beginnings
 from opservice.domain.errors import IamNotServed, OpserviceError, ServerBusy, TooManyHeaders
 from opservice.methods.admission import Admission
 from opservice.methods.audit import Sums
@@ -61,8 +61,8 @@ class Pipeline:
         self.too_many_headers = EarlyRefusal(
             TooManyHeaders(f"A call may have {MAX_HEADERS} headers at most"), self
         )
-        self.beginning = Turns()
-        """One call that waits begins in a turn of the event loop: clients may ask for thousands at once."""
+        self.beginning = Beginnings()
+        """Of calls that wait: clients may ask for thousands at once."""
         self.no_iam = EarlyRefusal(IamNotServed(), self)
         """For the methods whose paths begin with IAM."""
 
@@ -198,8 +198,7 @@ class MethodPipeline:
         name = name_of(call.caller, call.peer)
         with self._hold_slot(name), self._counted(), self._last(call) as lasting:
             if self._slots is not None:
-                async with self._shared.beginning.turn(name):
-                    await asyncio.sleep(0)
+                await self._shared.beginning.turn(name)
             if method.streams_requests:
                 request = self._admit_each(call, lasting)
             handled = self._handler(request, call)
