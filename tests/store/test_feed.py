@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from opservice.domain.errors import WatchOutdated
 from opservice.domain.operation import (
     SECOND,
     Complete,
@@ -124,6 +125,37 @@ async def test_a_delete_by_another_process_is_told(database_url: str) -> None:
         await other.apply(Delete(id_))
 
         assert (await soon(anext(events))).news == Removed(id_)
+
+
+@pytest.mark.parametrize("window", [0, 10 * 60 * SECOND])
+async def test_whoever_could_not_look_for_longer_than_deleted_rows_stay_begins_anew(
+    database_url: str, window: int
+) -> None:
+    """With 0 nothing is promised, and streams go on."""
+    away = 0
+    clock = clock_that_says(lambda: time.time_ns() // 1000 + away)
+    store = OperationStore(
+        open_database(database_url), Repository(clock), NEVER, notify=False, resume_window=window
+    )
+    try:
+        async with following(store) as events:
+            id_ = await started(store)
+            await store.apply(Complete(id_, b"response"))
+            await told_of(events, id_, 2)
+            execute(
+                database_url, "DELETE FROM operations"
+            )  # by others, who keep no row for so long
+
+            away = window + SECOND
+            await store._feed.look()
+
+            if window:
+                with pytest.raises(WatchOutdated):
+                    await soon(anext(events))
+            else:
+                await told_of(events, await started(store), 1)
+    finally:
+        await store.close()
 
 
 async def test_what_expires_unseen_by_any_process_is_told(database_url: str) -> None:

@@ -103,6 +103,7 @@ async def run(
             Repository(),
             settings.storage.poll_interval,
             notify=not settings.storage.no_notify,
+            resume_window=settings.operations.resume_window,
         )
     BUILD.labels(__version__).set(1)
     traces = tracing.start(__version__) if owns_process else None

@@ -22,6 +22,7 @@ from opservice.domain.errors import (
     ServerStopping,
     StoreError,
     StoreUnavailable,
+    WatchOutdated,
 )
 from opservice.domain.operation import SECOND, Change, Record
 from opservice.store.following import PENDING_BYTES_OF_ALL, Follower, Room
@@ -51,10 +52,13 @@ Revisions = Callable[[Sequence[str]], Awaitable[Mapping[str, int]]]
 class Feed:
     """The followers of this process."""
 
-    def __init__(self, read: Read, find: Find, revisions: Revisions) -> None:
+    def __init__(
+        self, read: Read, find: Find, revisions: Revisions, resume_window: int = 0
+    ) -> None:
         self._read = read
         self._find = find
         self._revisions = revisions
+        self._resume_window = resume_window
         self._followers: set[Follower] = set()
         self._room = Room(PENDING_BYTES_OF_ALL)
         self._by_id: defaultdict[str, set[Follower]] = defaultdict(set)
@@ -150,6 +154,8 @@ class Feed:
         # Back from the clock, too, which may have been set back: what changed since then has earlier times.
         at_most = _FOREVER if before is None else before - overlap
         clock, changes = await self._read(elapsed + overlap, at_most)
+        if before is not None:
+            self._end_those_who_missed(clock - before)
         for start in range(0, len(changes), _CHANGES_AT_ONCE):
             slice_ = changes[start : start + _CHANGES_AT_ONCE]
             if not first:
@@ -165,6 +171,13 @@ class Feed:
             oldest = clock - LATE - _LATE_EVERY
             self._seen = {id_: each for id_, each in self._seen.items() if each[0] >= oldest}
         self.clock, self._looked_at = clock, began
+
+    def _end_those_who_missed(self, elapsed: int) -> None:
+        """Ends streams of parents if operations and their rows may have been deleted since the last look."""
+        if self._resume_window and elapsed > max(self._resume_window, LATE):
+            for follower in self._followers:
+                if follower.ids is None:
+                    follower.end(WatchOutdated())
 
     async def _tell(self, changes: Iterable[Change]) -> None:
         """Tells those who follow what has changed, which is read once for all of them."""

@@ -84,12 +84,15 @@ class OperationStore:
         *,
         notify: bool = True,
         memory_bytes: int = MEMORY_BYTES,
+        resume_window: int = 0,
     ) -> None:
         """Takes over the database, and closes it in the end.
 
         `poll_interval` is microseconds between two looks for changes that other processes have made and of
         which no notification came. Without `notify` there are no notifications, and only polls.
         `memory_bytes` bounds what is kept of done operations; with 0 every read asks the database.
+        `resume_window` is for how many microseconds at least the rows of what was deleted are kept: those who
+        follow many operations are told to begin anew when nobody could look for longer. With 0 they are not.
         """
         self._database = database
         self._repository = repository
@@ -116,7 +119,7 @@ class OperationStore:
         self._notifications: Notifications | None = None
         if notify:
             self._notifications = database.driver.notifications(database.read, self._asides.submit)
-        self._feed = Feed(self._read_changes, self.get, self._revisions)
+        self._feed = Feed(self._read_changes, self.get, self._revisions, resume_window)
         self._changes = Changes(
             self.get, self._revisions, self._notifications, poll_interval, self._feed
         )
