@@ -102,3 +102,26 @@ def test_a_database_that_does_not_answer_is_told_in_time(
             for pid in stopped:
                 os.kill(pid, signal.SIGCONT)
         eventually(lambda: check(server, READINESS) == SERVING)
+
+
+@pytest.mark.slow
+def test_a_database_that_is_read_only_is_not_connected_to_and_the_log_says_why(
+    own_postgres: PostgresServer, tmp_path: Path
+) -> None:
+    url = own_postgres.create_database()
+    name = url.rpartition("/")[2]
+    with serving(tmp_path, url) as server:
+        own_postgres.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        own_postgres.kill_connections(name)
+
+        eventually(lambda: check(server, READINESS) == NOT_SERVING)
+        assert server.log(event="not ready", reasons=["the database is not available"])
+        eventually(
+            lambda: any(
+                "session is read-only" in line["cause"]
+                for line in server.log(event="database check failed")
+            )
+        )
+
+        own_postgres.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+        eventually(lambda: check(server, READINESS) == SERVING)
