@@ -67,7 +67,7 @@ CLOSE_SECONDS = 5
 """How long the end of a server may wait for its database."""
 _WILDCARDS = {"0.0.0.0", "[::]"}  # noqa: S104 - to warn of them
 
-_GC_THRESHOLDS = (700, 10, 300)
+_GC_THRESHOLDS = (700, 10, 1000)
 """Python's own, but for full collections, which look at all that calls hold: 0.3 s for 10,000 streams, during
 which no call is answered. Calls that have ended leave next to nothing for them: they keep no cycles."""
 _OPERATION_SERVICE = "yandex.cloud.operation.OperationService"

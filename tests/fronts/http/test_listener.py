@@ -71,10 +71,14 @@ async def listening(
             listener.stop(0)
             listener.abort()
             await asyncio.sleep(0)
-            for each in list(lasting):
-                each.transport.abort()
-            while lasting:  # noqa: ASYNC110 - there is no event
-                await asyncio.sleep(0)
+            await end(lasting)
+
+
+async def end(lasting: set[Greeting]) -> None:
+    for each in list(lasting):
+        each.transport.abort()
+    while lasting:  # noqa: ASYNC110 - there is no event
+        await asyncio.sleep(0)
 
 
 async def said(client: socket.socket) -> bytes:
@@ -108,7 +112,7 @@ async def test_others_get_their_turn_while_a_flood_is_taken() -> None:
                 taken = len(listener._connections) + len(listener.arriving)
                 most_in_a_turn, before = max(most_in_a_turn, taken - before), taken
             assert (
-                0 < most_in_a_turn <= 2 * module._AT_ONCE
+                0 < most_in_a_turn <= 2 * module._MOST_AT_ONCE
             )  # we may be before it in one turn, after it in the next
             assert await said(flood[-1]) == b"hello"
 
@@ -119,6 +123,25 @@ async def test_as_many_are_taken_as_there_is_room_for_however_quickly_they_come(
             for client in [connected(held, bound) for _ in range(FLOOD)]:
                 assert await said(client) == b"hello"
             assert await said(connected(held, bound)) == b""
+
+
+async def test_more_are_taken_in_each_turn_while_turns_are_short() -> None:
+    seconds = 0.0
+    lasting: set[Greeting] = set()
+    listener = Listener(lambda: Greeting(lasting), lasting, 1_000, PATIENCE, lambda: seconds)
+    with ExitStack() as held, closing(socket.create_server(("127.0.0.1", 0))) as bound:
+        bound.setblocking(False)
+        for _ in range(100):
+            connected(held, bound)
+        taken = []
+        for turn in [0.001] * 5 + [0.5] * 3 + [0.001] * 2:
+            before = len(listener.arriving)
+            seconds += turn
+            listener._take_some(bound)
+            taken.append(len(listener.arriving) - before)
+        await asyncio.wait(listener.arriving)
+        await end(lasting)
+    assert taken == [1, 2, 3, 4, 5, 2, 1, 1, 2, 3]
 
 
 async def test_a_connection_without_a_handshake_takes_up_room(tmp_path: Path) -> None:

@@ -315,8 +315,26 @@ async def test_so_many_requests_may_wait_for_an_answer_and_no_more(served: Serve
     await until(lambda: cycles() == 0)
 
 
+async def test_requests_that_never_begin_are_freed_without_garbage_collection(
+    served: Served,
+) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        async with served.connect() as connection:
+            await connection.send(WAIT, GET, GET)
+            await until(lambda: served.application.waiting == 1)
+        await until(lambda: idle(served) and not living())
+    finally:
+        gc.enable()
+
+
 def cycles() -> int:
     gc.collect()
+    return living()
+
+
+def living() -> int:
     return sum(isinstance(each, RequestResponseCycle) for each in gc.get_objects())
 
 

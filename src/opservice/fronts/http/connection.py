@@ -121,6 +121,9 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
         if self._running is not None:
             self._running.message_event.set()
+        if self.cycle is not self._running:
+            # It will never run, and the two would keep each other until a garbage collection.
+            self.cycle = None  # type: ignore[assignment] # as uvicorn has it before the first request
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import socket
 import ssl
+import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 
@@ -13,9 +14,14 @@ from opservice.common.loggers import get_logger
 
 _BACKLOG = 2048
 """Connections that the kernel keeps for us."""
-_AT_ONCE = 16
-"""Taken in one turn of the event loop. Fewer, and a flood would keep new clients waiting in the kernel; more,
-and it would keep waiting those that are connected."""
+_MOST_AT_ONCE = 16
+"""Taken in one turn of the event loop: one at first, and one more in each turn that leaves some waiting.
+
+What hundreds ask for who come together would keep waiting those that are connected, but a flood that is taken
+slowly keeps new clients waiting in the kernel.
+"""
+_LONG_SECONDS = 0.01
+"""After a turn that took longer half as many are taken."""
 _RETRY_SECONDS = 1.0
 """After there was no file for a connection."""
 _NO_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -32,12 +38,21 @@ class Listener:
         connections: Collection[object],
         most: int,
         handshake_seconds: float,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`connections` are those that have begun: with those in a handshake there are at most `most`."""
+        """`connections` are those that have begun: with those in a handshake there are at most `most`.
+
+        `clock` returns seconds.
+        """
         self._protocol = protocol
         self._connections = connections
         self._most = most
         self._handshake_seconds = handshake_seconds
+        self._clock = clock
+        self._at_once = 1
+        self._took_at = 0.0
+        self._left_some = False
+        """Whether more were waiting than were taken last."""
         self._sockets: Sequence[socket.socket] = ()
         self.arriving: dict[asyncio.Task[None], asyncio.Protocol] = {}
         """Connections that have not begun, or have just done so."""
@@ -68,9 +83,22 @@ class Listener:
 
     def _listen(self, listening: socket.socket) -> None:
         if listening.fileno() >= 0:
-            asyncio.get_running_loop().add_reader(listening, self._take, listening, _AT_ONCE)
+            asyncio.get_running_loop().add_reader(listening, self._take_some, listening)
 
-    def _take(self, listening: socket.socket, most: int) -> None:
+    def _take_some(self, listening: socket.socket) -> None:
+        """Called in each turn of the event loop in which there are any."""
+        now = self._clock()
+        if not self._left_some:
+            self._at_once = 1
+        elif now - self._took_at > _LONG_SECONDS:
+            self._at_once = max(1, self._at_once // 2)
+        else:
+            self._at_once = min(_MOST_AT_ONCE, self._at_once + 1)
+        self._took_at = now
+        self._left_some = self._take(listening, self._at_once)
+
+    def _take(self, listening: socket.socket, most: int) -> bool:
+        """Returns whether there may be more."""
         loop = asyncio.get_running_loop()
         beginning = sum(each not in self._connections for each in self.arriving.values())
         room = self._most - len(self._connections) - beginning
@@ -78,14 +106,14 @@ class Listener:
             try:
                 taken, _ = listening.accept()
             except (BlockingIOError, InterruptedError):
-                return
+                return False
             except OSError as error:
                 if error.errno not in _NO_FILES:
                     continue  # of a connection that is gone already
                 log.warning("a connection has to wait", reason=error.strerror)
                 loop.remove_reader(listening)
                 loop.call_later(_RETRY_SECONDS, self._listen, listening)
-                return
+                return False
             if room <= 0:
                 taken.close()
                 continue
@@ -95,6 +123,7 @@ class Listener:
             task = loop.create_task(self._begin(taken, protocol))
             self.arriving[task] = protocol
             task.add_done_callback(self.arriving.pop)
+        return True
 
     async def _begin(self, taken: socket.socket, protocol: asyncio.Protocol) -> None:
         with suppress(OSError):  # a handshake that fails, or a client that has left meanwhile
