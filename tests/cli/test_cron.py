@@ -17,7 +17,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
 
 @pytest.mark.slow
 def test_the_crontab_of_the_page_runs_as_it_stands(server: ServerProcess, tmp_path: Path) -> None:
-    (crontab,) = re.findall(r"```text\n(.*?)```", PAGE, re.DOTALL)
+    (crontab,) = re.findall(r"```text\n(PATH=.*?)```", PAGE, re.DOTALL)
     (script,) = re.findall(r"```sh\n(#!/bin/sh\n.*?)```", PAGE, re.DOTALL)
     *settings, job = crontab.strip().splitlines()
     variables = dict(line.split("=", 1) for line in settings)

@@ -283,7 +283,7 @@ def test_a_worker_that_cannot_start_is_a_refusal_to_start(tmp_path: Path, sqlite
     with held_up_writes(sqlite_url):
         server = subprocess.Popen(
             command_line(["serve"], settings),
-            env=clean_environment(OPSERVICE_DATABASE=sqlite_url),
+            env=clean_environment(OPSERVICE_DATABASE=sqlite_url, OPSERVICE_HTTP_LISTEN="off"),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

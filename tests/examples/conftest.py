@@ -43,7 +43,10 @@ class ProgramProcess:
 
     def __init__(self, command: list[str], log: Path, cwd: Path = EXAMPLES) -> None:
         self.log = log
-        environment = clean_environment(PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+        environment = clean_environment(
+            PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            OPSERVICE_HTTP_LISTEN="off",  # others may serve on its default port
+        )
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 command, cwd=cwd, env=environment, stdout=output, stderr=output
