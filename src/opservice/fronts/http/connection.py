@@ -67,7 +67,7 @@ class Connections:
         if self._lost:
             asyncio.get_running_loop().call_soon(self._tell_some)
         for tell in some:
-            tell()
+            asyncio.get_running_loop().call_soon(tell)  # apart: what one raises concerns no other
 
 
 class Connection(HttpToolsProtocol):
