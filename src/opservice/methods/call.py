@@ -39,7 +39,16 @@ class Call(ABC):
     front: ClassVar[str]
     """What the call came by."""
 
-    __slots__ = ("_request_id", "found", "headers", "known_caller", "peer", "request", "started")
+    __slots__ = (
+        "_request_id",
+        "found",
+        "headers",
+        "is_last",
+        "known_caller",
+        "peer",
+        "request",
+        "started",
+    )
 
     def __init__(self, peer: str, headers: Headers) -> None:
         self.started = time.perf_counter()
@@ -51,6 +60,8 @@ class Call(ABC):
         """The request, once it was read; None for a stream of requests."""
         self.found: Record | None = None
         """The operation that a method which reads one has found."""
+        self.is_last = False
+        """Whether a method that streams knows that no response follows the one which it yields now."""
         self._request_id = given_request_id(headers)
 
     @property

@@ -94,6 +94,7 @@ class OperationRecordService:
         async with aclosing(following) as events:
             async for event in events:
                 token = tokens.encode(event.point)
+                call.is_last = event.is_last
                 match event.news:
                     case Record():
                         yield OperationRecordEvent(

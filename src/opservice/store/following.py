@@ -44,6 +44,8 @@ class Event:
 
     news: Record | Removed | None
     point: ResumePoint | None
+    is_last: bool = False
+    """Whether it is known that nothing follows."""
 
 
 @dataclass(slots=True)

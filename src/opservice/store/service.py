@@ -264,7 +264,7 @@ class OperationStore:
                     while (event := await self._next_event(follower, None)) is not None:
                         yield event
             follower.caught_up(began)
-            yield Event(None, follower.resume_point())
+            yield Event(None, follower.resume_point(), is_last=follower.ids == set())
             while follower.ids is None or follower.ids:
                 quiet = False
                 try:

@@ -37,7 +37,7 @@ async def test_a_stream_that_has_ended_is_freed_without_garbage_collection() -> 
     stream = MessageStream(
         Exchange(scope, receive, send), ProtoJson(descriptor_pool.Default()), as_events=True
     )
-    await stream.send(OperationRecord(revision=1), (), UnreadResponses(1 << 20), "")
+    await stream.send(OperationRecord(revision=1), (), UnreadResponses(1 << 20), "", is_last=False)
     await asyncio.sleep(0)  # the heartbeat begins
     gc.disable()
     try:

@@ -206,7 +206,8 @@ class HttpCall(Call):
 
     async def send(self, response: Message) -> None:
         if self.stream is not None:
-            await self.stream.send(response, self._headers_of_stream(), self._unread, self.peer)
+            headers = self._headers_of_stream()
+            await self.stream.send(response, headers, self._unread, self.peer, is_last=self.is_last)
             return
         if self.found is not None:
             self.etag = f'"{self.found.revision}"'

@@ -23,8 +23,6 @@ HEARTBEAT_SECONDS = 15.0
 FAILURE_EVENT = "failure"
 """The name of the event that tells the error which ends a stream. `error` is what browsers call their own."""
 
-_END_SECONDS = 0.1
-"""In which a stream that is continued ends if there is nothing more to come."""
 _HEARTBEAT = b": still there\n\n"
 
 
@@ -38,8 +36,6 @@ class MessageStream:
         self._known = 0
         """The revision that the client has."""
         self._is_continued = False
-        self._later: asyncio.Task[None] | None = None
-        """Says that all was told, unless the stream ends at once."""
         self._beating: asyncio.Task[None] | None = None
         self._sent_at = 0.0
 
@@ -60,9 +56,17 @@ class MessageStream:
             self._known = int(last_event_id)
 
     async def send(
-        self, message: Any, headers: HttpHeaders, unread: UnreadResponses, peer: str
+        self,
+        message: Any,
+        headers: HttpHeaders,
+        unread: UnreadResponses,
+        peer: str,
+        *,
+        is_last: bool,
     ) -> None:
         """Sends a message, unless the client has it. Raises ServerBusy or ClientGone."""
+        if is_last and self._is_continued and not self.started:
+            return  # it says no more than that there is nothing more to come
         id_ = _event_id(message)
         if self._as_events and id_.isdecimal():
             revision = int(id_)
@@ -77,16 +81,11 @@ class MessageStream:
             line = self._json.to_json(message, with_defaults=True)
         else:
             line = await asyncio.to_thread(self._json.to_json, message, with_defaults=True)
-        if self._later is not None:
-            await self._later
-        elif self._is_continued and not self.started and message.HasField("caught_up"):
-            self._later = asyncio.create_task(self._send_later(_event(id_, line), headers))
-            return
         with unread.written(peer, len(line)):
             if not self.started:
                 await self._start(headers)
             if self._as_events:
-                await self._write(_event(id_, line))
+                await self._write(b"id: %s\ndata: %s\n\n" % (id_.encode(), line))
             else:
                 await self._write(line + b"\n")
 
@@ -103,20 +102,10 @@ class MessageStream:
         await self._exchange.finish()
 
     def close(self) -> None:
-        """Nothing is sent any more, but the end."""
-        for task in (self._beating, self._later):
-            if task is not None:
-                task.cancel()
-        self._beating = self._later = (
-            None  # else they keep each other, and wait for garbage collection
-        )
-
-    async def _send_later(self, event: bytes, headers: HttpHeaders) -> None:
-        """A stream that ends with nothing to tell is a 204, which must be known before it begins."""
-        await asyncio.sleep(_END_SECONDS)
-        with suppress(ClientGone):  # who watches the connection ends the call
-            await self._start(headers)
-            await self._write(event)
+        """No heartbeat is sent any more."""
+        if self._beating is not None:
+            self._beating.cancel()
+            self._beating = None  # else they keep each other, and wait for garbage collection
 
     async def _start(self, headers: HttpHeaders) -> None:
         kind = "text/event-stream" if self._as_events else "application/x-ndjson"
@@ -148,10 +137,6 @@ class MessageStream:
                 await asyncio.sleep(pause)
             else:
                 await self._write(_HEARTBEAT)
-
-
-def _event(id_: str, line: bytes) -> bytes:
-    return b"id: %s\ndata: %s\n\n" % (id_.encode(), line)
 
 
 def _event_id(message: Any) -> str:
