@@ -3,112 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, MutableMapping
 from typing import Any
 
 import pytest
-from google.protobuf.message_factory import GetMessageClass
 from google.rpc.code_pb2 import Code
-from google.rpc.error_details_pb2 import ErrorInfo, QuotaFailure, RequestInfo, RetryInfo
-from google.rpc.status_pb2 import Status
+from google.rpc.error_details_pb2 import QuotaFailure, RequestInfo, RetryInfo
 
-from opservice._proto.opservice.v1 import operation_record_service_pb2 as records_pb
-from opservice._proto.opservice.v1 import producer_service_pb2 as producer_pb
-from opservice._proto.opservice.v1.operation_record_pb2 import OperationRecord
-from opservice._proto.yandex.cloud.endpoint import api_endpoint_service_pb2 as endpoint_pb
+from methods.pipelines import (
+    ANSWER,
+    REQUEST,
+    REQUEST_ID,
+    Held,
+    Line,
+    authenticating,
+    bearing,
+    detail,
+    failing,
+    open_to_all,
+    pipeline_of,
+    reason,
+)
 from opservice._proto.yandex.cloud.operation import operation_service_pb2 as operation_pb
 from opservice._proto.yandex.cloud.operation.operation_pb2 import Operation
-from opservice.auth.authenticator import Authenticator
-from opservice.auth.policy import Policy, StaticToken, hash_token
-from opservice.common.turns import Beginnings
 from opservice.domain.errors import OperationNotFound, StoreUnavailable
-from opservice.domain.identity import ANYBODY, NOBODY, parse_grant
+from opservice.domain.identity import ANYBODY, NOBODY
 from opservice.domain.operation import Delete
-from opservice.methods.admission import Admission, AdmissionLimits
-from opservice.methods.call import ClientGone
-from opservice.methods.pipeline import MAX_HEADERS, MethodPipeline, Pipeline
-from opservice.methods.registry import Handler, Method
+from opservice.methods.pipeline import MAX_HEADERS
 from support.calls import ReceivedCall
-from support.logs import capture_logs
-
-SERVICES = {
-    "Get": operation_pb.DESCRIPTOR.services_by_name["OperationService"],
-    "Cancel": operation_pb.DESCRIPTOR.services_by_name["OperationService"],
-    "Wait": records_pb.DESCRIPTOR.services_by_name["OperationRecordService"],
-    "Watch": records_pb.DESCRIPTOR.services_by_name["OperationRecordService"],
-    "Start": producer_pb.DESCRIPTOR.services_by_name["ProducerService"],
-    "List": endpoint_pb.DESCRIPTOR.services_by_name["ApiEndpointService"],
-}
-REQUEST = operation_pb.GetOperationRequest(operation_id="ops1")
-WATCHED = records_pb.WatchOperationRecordRequest(operation_id="ops1")
-ANSWER = Operation(id="ops1")
-NOW = 1_800_000_000.0
-REQUEST_ID = ("x-request-id", "the-request-1")
-
-Line = MutableMapping[str, Any]
-
-
-async def answer(_request: Any, _call: Any) -> Operation:
-    return ANSWER
-
-
-def failing(error: Exception) -> Handler:
-    async def fail(_request: Any, _call: Any) -> Operation:
-        raise error
-
-    return fail
-
-
-def pipeline_of(
-    name: str, handler: Handler = answer, shared: Pipeline | None = None
-) -> MethodPipeline:
-    """The pipeline of the method of this name, handled so."""
-    method = SERVICES[name].methods_by_name[name]
-    request, response = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
-    served = Method(SERVICES[name].full_name, name, request, response, handler, method)
-    return (shared or open_to_all()).of(served)
-
-
-def open_to_all(max_calls: int = 100, **limits: int) -> Pipeline:
-    """Without authentication."""
-    return Pipeline(Admission(AdmissionLimits(**limits), None), max_calls)
-
-
-def authenticating(**limits: int) -> Pipeline:
-    """Where tokens are known: of a viewer, and of an editor whose token has expired."""
-    tokens = {
-        "viewer": StaticToken("ann", (parse_grant("viewer:folders/a"),), None),
-        "expired": StaticToken("eve", (parse_grant("editor:*"),), NOW - 1),
-    }
-    known = {hash_token(token): each for token, each in tokens.items()}
-    authenticator = Authenticator(Policy(), known, clock=lambda: NOW)
-    return Pipeline(Admission(AdmissionLimits(**limits), authenticator), 100)
-
-
-def bearing(token: str) -> ReceivedCall:
-    return ReceivedCall(REQUEST, headers=[("authorization", f"Bearer {token}")])
-
-
-def detail(status: Status | None, kind: Any) -> Any:
-    """The one detail of this kind."""
-    assert status is not None
-    (packed,) = (each for each in status.details if each.Is(kind.DESCRIPTOR))
-    found = kind()
-    packed.Unpack(found)
-    return found
-
-
-def reason(status: Status | None) -> str:
-    found: str = detail(status, ErrorInfo).reason
-    return found
-
-
-@pytest.fixture
-def lines() -> Iterator[list[Line]]:
-    """What is logged."""
-    with capture_logs() as captured:
-        yield captured
-
 
 # A call that succeeds
 
@@ -243,19 +164,6 @@ async def test_beyond_the_rate_limit_a_call_is_refused_and_told_when_to_come_aga
     assert 0 < detail(status, RetryInfo).retry_delay.ToNanoseconds() <= 1e9
     assert detail(status, QuotaFailure).violations[0].subject == "peer:ipv4:10.0.0.7"
     assert call.received == 0
-
-
-class Held:
-    """A handler whose calls end when they are told to."""
-
-    def __init__(self) -> None:
-        self.begun = asyncio.Event()
-        self.end = asyncio.Event()
-
-    async def __call__(self, _request: Any, _call: Any) -> Operation:
-        self.begun.set()
-        await self.end.wait()
-        return ANSWER
 
 
 async def test_beyond_its_waits_a_caller_is_refused_and_a_wait_that_ends_makes_room() -> None:
@@ -393,119 +301,3 @@ async def test_a_response_that_cannot_be_sent_is_an_error_of_the_call() -> None:
     status = await pipeline_of("Get").run(Full(REQUEST))
 
     assert reason(status) == "INTERNAL"
-
-
-# Calls that wait, of which thousands may be asked for at once
-
-
-async def test_a_call_that_waits_begins_before_most_of_those_that_another_has_asked_for() -> None:
-    begun: list[str] = []
-
-    async def wait(_request: Any, call: Any) -> OperationRecord:
-        begun.append(call.peer)
-        return OperationRecord()
-
-    pipeline = pipeline_of("Wait", wait, open_to_all(max_waits=1_000, max_waits_per_caller=1_000))
-    peers = ["ipv4:10.0.0.1:50123"] * 500 + ["ipv4:10.0.0.2:50123"]
-    async with asyncio.TaskGroup() as calls:
-        for peer in peers:
-            calls.create_task(pipeline.run(ReceivedCall(REQUEST, peer=peer)))
-
-    assert sorted(begun) == peers
-    assert begun.index(peers[-1]) < 5
-
-
-async def test_few_calls_that_wait_begin_in_one_turn_of_the_event_loop() -> None:
-    begun: list[object] = []
-
-    async def wait(request: Any, _call: Any) -> OperationRecord:
-        begun.append(request)
-        return OperationRecord()
-
-    pipeline = pipeline_of("Wait", wait, open_to_all(max_waits=1_000, max_waits_per_caller=1_000))
-    pipeline._shared.beginning = Beginnings(lambda: 0.0)
-    calls = [asyncio.create_task(pipeline.run(ReceivedCall(REQUEST))) for _ in range(500)]
-    most_in_a_turn = before = 0
-    while not all(call.done() for call in calls):
-        await asyncio.sleep(0)
-        most_in_a_turn, before = max(most_in_a_turn, len(begun) - before), len(begun)
-
-    assert (len(begun), most_in_a_turn) == (500, 1)
-
-
-# Callers who leave
-
-
-async def test_a_call_that_is_cancelled_is_logged_as_such(lines: list[Line]) -> None:
-    held = Held()
-    running = asyncio.create_task(pipeline_of("Cancel", held).run(ReceivedCall(REQUEST)))
-    await held.begun.wait()
-    running.cancel()
-
-    with pytest.raises(asyncio.CancelledError):
-        await running
-    assert [line["code"] for line in lines] == ["CANCELLED"]
-
-
-class Stream:
-    """A handler that yields records until it is closed."""
-
-    def __init__(self) -> None:
-        self.closed = False
-
-    async def __call__(self, _request: Any, _call: Any) -> AsyncIterator[OperationRecord]:
-        try:
-            while True:
-                yield OperationRecord(revision=1)
-                await asyncio.sleep(0)
-        finally:
-            self.closed = True
-
-
-def streaming(stream: Stream) -> Handler:
-    return stream.__call__
-
-
-async def test_a_stream_sends_each_response_until_its_client_leaves() -> None:
-    stream = Stream()
-    call = ReceivedCall(WATCHED, reads=3)
-
-    with pytest.raises(ClientGone):
-        await pipeline_of("Watch", streaming(stream)).run(call)
-
-    assert call.sent == [OperationRecord(revision=1)] * 3
-    assert stream.closed
-
-
-async def test_a_stream_that_is_left_makes_room_for_another() -> None:
-    watch = pipeline_of("Watch", streaming(Stream()), open_to_all(max_waits_per_caller=1))
-    for _ in range(3):
-        running = asyncio.create_task(watch.run(call := ReceivedCall(WATCHED)))
-        await call.sending.wait()
-        running.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await running
-
-
-async def test_a_stream_that_fails_ends_with_its_status_after_what_was_sent() -> None:
-    async def two(_request: Any, _call: Any) -> AsyncIterator[OperationRecord]:
-        yield OperationRecord(revision=1)
-        raise OperationNotFound("ops1")
-
-    call = ReceivedCall(WATCHED)
-    status = await pipeline_of("Watch", two).run(call)
-
-    assert reason(status) == "OPERATION_NOT_FOUND"
-    assert call.sent == [OperationRecord(revision=1)]
-
-
-async def test_a_stream_that_ends_has_succeeded() -> None:
-    async def two(_request: Any, _call: Any) -> AsyncIterator[OperationRecord]:
-        for revision in (1, 2):
-            yield OperationRecord(revision=revision)
-
-    call = ReceivedCall(WATCHED, headers=[REQUEST_ID])
-
-    assert await pipeline_of("Watch", two).run(call) is None
-    assert call.sent == [OperationRecord(revision=1), OperationRecord(revision=2)]
-    assert call.trailers == (REQUEST_ID,)
