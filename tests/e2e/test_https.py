@@ -193,7 +193,8 @@ def test_a_server_that_is_stopped_ends_what_it_has_begun(
             eventually(lambda: server.log(event="draining"))
             assert any(line == "event: failure" for line in events)
             eventually(lambda: not accepts(server))
-            assert server.log(event="stopped") == []
+            # A worker may have nothing to end. The one that sends the large answer has.
+            assert len(server.log(event="stopped")) < workers
             answer = HTTPResponse(download)
             answer.begin()
             assert len(json.loads(answer.read())["operationRecords"]) == 4
