@@ -25,7 +25,9 @@ class CuttingProxy:
         self._lock = threading.Lock()
 
     def lose_answer_when(self, arrived: Callable[[], bool]) -> None:
-        """From now on nothing is passed back; once the server has seen to it, all connections end.
+        """From now on nothing is passed back; once `arrived` is true, all connections end.
+
+        `arrived` should tell of an answered call: one that is cut before its answer ends CANCELLED.
 
         Then it passes everything on as before.
         """

@@ -144,7 +144,9 @@ def test_a_result_whose_answer_is_lost_is_sent_again_and_counts_once(
 ) -> None:
     producer = connect(proxy.address)
     work = producer.start()
-    proxy.lose_answer_when(lambda: server.client.get(work.id).done)
+    proxy.lose_answer_when(
+        lambda: calls_logged(server, "Complete", operation_id=work.id, code="OK") != []
+    )
     producer.run(work, returning(RESULT))
     producer.close(LONG)
 
