@@ -13,7 +13,8 @@ from google.rpc.status_pb2 import Status
 from opservice._proto.opservice.demo.v1.container_registry_pb2 import Registry
 from opservice._proto.opservice.v1.operation_record_pb2 import CancelPolicy
 from opservice._proto.opservice.v1.producer_service_pb2 import StartRequest
-from opservice.methods.protojson import NotJson, ProtoJson
+from opservice.methods.json_messages import NotJson
+from opservice.methods.protojson import ProtoJson
 from support.client import packed
 
 JSON = ProtoJson(descriptor_pool.Default())

@@ -22,7 +22,8 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 from opservice.cli.connection import Connection
 from opservice.common.plain import plain_lines
 from opservice.methods.descriptor_sets import read_descriptor_set
-from opservice.methods.protojson import NotJson, ProtoJson
+from opservice.methods.json_messages import NotJson
+from opservice.methods.protojson import ProtoJson
 
 _REFLECTION_SECONDS = 5.0
 _MOST_FILES = 1_000

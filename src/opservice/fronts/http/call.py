@@ -25,9 +25,10 @@ from opservice.fronts.http.exchange import LARGE, Exchange, HttpHeaders
 from opservice.fronts.http.requests import merge_path, parse_body, query_to_json
 from opservice.fronts.http.streams import MessageStream
 from opservice.methods.call import Call, Headers
+from opservice.methods.json_messages import NotJson
 from opservice.methods.method_policy import MethodPolicy
 from opservice.methods.pages import slices
-from opservice.methods.protojson import NotJson, ProtoJson
+from opservice.methods.protojson import ProtoJson
 from opservice.methods.read import poll_seconds
 from opservice.methods.registry import Method
 from opservice.methods.wire import decoder_of
