@@ -8,26 +8,29 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from google.rpc.code_pb2 import Code
-from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 
 from opservice.domain.errors import PermissionDenied
 from opservice.fronts.backpressure import UnreadResponses
 from opservice.fronts.http.call import Codec, HttpCall, wait_of
-from opservice.fronts.http.conditions import has_condition, is_json
 from opservice.fronts.http.counting import RequestCounts
 from opservice.fronts.http.exchange import Exchange, HttpHeaders, Receive, Scope, Send
+from opservice.fronts.http.faults import (
+    BAD_PATH,
+    Fault,
+    allow,
+    fault_of,
+    unknown_path,
+    wrong_http_method,
+)
 from opservice.fronts.http.origins import Origins
-from opservice.fronts.http.routes import Route, Routes, is_yandex_path, routes_of
+from opservice.fronts.http.routes import Route, Routes, routes_of
 from opservice.fronts.http.statuses import HTTP_CODES, error_headers, error_to_json
-from opservice.methods.call import REQUEST_ID, ClientGone, given_request_id
-from opservice.methods.convert import ERROR_DOMAIN
+from opservice.methods.call import REQUEST_ID, ClientGone
 from opservice.methods.pipeline import EarlyRefusal, MethodPipeline, Pipeline
 from opservice.methods.protojson import ProtoJson
 from opservice.methods.registry import Method
 
-_MALFORMED, _UNSUPPORTED = "MALFORMED_REQUEST", "MEDIA_TYPE_UNSUPPORTED"
-_IDENTITY = "identity"
 _GONE = Status(code=Code.DEADLINE_EXCEEDED, message="The time of X-Server-Timeout is over")
 
 
@@ -109,8 +112,7 @@ class Api:
         try:
             found = self.routes.find(wanted, exchange.path)
         except ValueError:
-            message = "The path is not UTF-8, percent-encoded"
-            await self._refuse(exchange, 400, Code.INVALID_ARGUMENT, _MALFORMED, message)
+            await self._refuse(exchange, BAD_PATH)
             return
         served = None if found is None else self._methods[found[0].method]
         if served is not None and exchange.method == "HEAD" and not served.is_safe:
@@ -126,35 +128,15 @@ class Api:
         if refusal is not None:
             pipeline.refuse(refusal, exchange.peer)
             await self._fail(exchange, refusal.status, is_yandex=route.is_yandex)
-        elif (pipeline.policy.writes or wanted != "GET") and has_condition(exchange.header):
-            message = "Only a GET that changes nothing takes conditions (If-Match, If-None-Match)"
-            code, reason = Code.FAILED_PRECONDITION, "CONDITION_UNSUPPORTED"
-            await self._refuse(exchange, 412, code, reason, message)
-        elif not route.takes_body and exchange.has_body:
-            message = f"{route.http_method} takes no body here"
-            await self._refuse(exchange, 400, Code.INVALID_ARGUMENT, _MALFORMED, message)
-        elif exchange.has_body and not is_json(exchange.header("content-type")):
-            message = "The body must be application/json, in UTF-8"
-            accepted = ("accept", "application/json")
-            await self._refuse(
-                exchange, 415, Code.INVALID_ARGUMENT, _UNSUPPORTED, message, accepted
-            )
-        elif (exchange.header("content-encoding") or _IDENTITY).lower() != _IDENTITY:
-            message = "The body must not be compressed"
-            accepted = ("accept-encoding", _IDENTITY)
-            await self._refuse(
-                exchange, 415, Code.INVALID_ARGUMENT, _UNSUPPORTED, message, accepted
-            )
-        else:
-            call = HttpCall(
-                exchange,
-                served.codec,
-                path,
-                self._unread,
-                takes_body=route.takes_body,
-                wait=wait,
-            )
-            await self._run(exchange, pipeline, call, is_yandex=route.is_yandex)
+            return
+        fault = fault_of(exchange, route, pipeline.policy)
+        if fault is not None:
+            await self._refuse(exchange, fault)
+            return
+        call = HttpCall(
+            exchange, served.codec, path, self._unread, takes_body=route.takes_body, wait=wait
+        )
+        await self._run(exchange, pipeline, call, is_yandex=route.is_yandex)
 
     def _refusal(self, exchange: Exchange, pipeline: MethodPipeline) -> EarlyRefusal | None:
         if self._origins.refuses_page(exchange.header):
@@ -215,36 +197,20 @@ class Api:
             await exchange.respond(204, [("allow", ", ".join(sorted(every)))], b"")
             return
         if not methods:
-            message = f"There is nothing at {exchange.path[:200]}"
-            await self._refuse(exchange, 404, Code.NOT_FOUND, "PATH_UNKNOWN", message)
+            await self._refuse(exchange, unknown_path(exchange.path))
             return
         read = self.routes.at("GET", exchange.path)
         if read is not None and self._methods[read.method].is_safe:
             methods.append("HEAD")
-        allow = ("allow", ", ".join([*methods, "OPTIONS"]))
         if exchange.method == "OPTIONS":
-            await exchange.respond(204, [allow], b"")
+            await exchange.respond(204, [allow(methods)], b"")
             return
-        message = f"{exchange.method} is not served here, only {', '.join(methods)}"
-        await self._refuse(exchange, 405, Code.UNIMPLEMENTED, "METHOD_NOT_ALLOWED", message, allow)
+        await self._refuse(exchange, wrong_http_method(exchange.method, methods))
 
-    async def _refuse(
-        self,
-        exchange: Exchange,
-        http_code: int,
-        code: int,
-        reason: str,
-        message: str,
-        *headers: tuple[str, str],
-    ) -> None:
+    async def _refuse(self, exchange: Exchange, fault: Fault) -> None:
         """Answers what has reached no method."""
-        status = Status(code=code, message=message)
-        status.details.add().Pack(ErrorInfo(reason=reason, domain=ERROR_DOMAIN))
-        is_yandex = is_yandex_path(exchange.path)
-        body = error_to_json(status, is_yandex=is_yandex, http_code=http_code)
-        given = given_request_id(exchange.headers)
-        sent = [*error_headers(status), *headers]
-        await exchange.respond(http_code, [*sent, (REQUEST_ID, given)] if given else sent, body)
+        headers, body = fault.answer(exchange.path, exchange.headers)
+        await exchange.respond(fault.http_code, headers, body)
 
     async def _fail(
         self, exchange: Exchange, status: Status, headers: HttpHeaders = (), *, is_yandex: bool

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
-from google.rpc.code_pb2 import Code
-from google.rpc.status_pb2 import Status
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -18,12 +16,13 @@ from starlette.types import Receive, Scope, Send
 
 from opservice.common.metrics import exposition, flush
 from opservice.fronts.http.api import Api
+from opservice.fronts.http.faults import Fault, allow, denied, wrong_http_method
 from opservice.fronts.http.openapi import PATH, openapi_answer
 from opservice.fronts.http.origins import Origins
-from opservice.fronts.http.statuses import error_to_dict
 
 Answer: TypeAlias = Callable[[Request], Awaitable[Response]]
 
+_READS = ("GET", "HEAD")
 _CORS_METHODS = ("GET", "HEAD", "POST", "DELETE")
 _CORS_HEADERS = (
     "Authorization",
@@ -81,21 +80,16 @@ class _Reads:
         await (await self._respond(Request(scope)))(scope, receive, send)
 
     async def _respond(self, request: Request) -> Response:
-        if request.method in {"GET", "HEAD"}:
+        if request.method in _READS:
             return await self._answer(request)
-        allow = {"allow": "GET, HEAD, OPTIONS"}
         if request.method == "OPTIONS":
-            return Response(status_code=204, headers=allow)
-        message = f"{request.method} is not served here, only GET, HEAD"
-        return _refused(405, Code.UNIMPLEMENTED, message, allow)
+            return Response(status_code=204, headers=dict([allow(_READS)]))
+        return _refused(request, wrong_http_method(request.method, _READS))
 
 
-def _refused(
-    http_code: int, code: int, message: str, headers: Mapping[str, str] | None = None
-) -> Response:
-    status = Status(code=code, message=message)
-    body = error_to_dict(status, is_yandex=False, http_code=http_code)
-    return JSONResponse(body, http_code, {"cache-control": "no-store", **(headers or {})})
+def _refused(request: Request, fault: Fault) -> Response:
+    headers, body = fault.answer(request.url.path, request.headers.items())
+    return Response(body, fault.http_code, dict(headers))
 
 
 def for_monitors(answer: Answer, origins: Origins) -> Answer:
@@ -105,7 +99,7 @@ def for_monitors(answer: Answer, origins: Origins) -> Answer:
         if not _is_foreign(request, origins):
             return await answer(request)
         message = "This is not for web pages, and is asked for by an address or localhost"
-        return _refused(403, Code.PERMISSION_DENIED, message)
+        return _refused(request, denied(message))
 
     return checked
 
@@ -123,13 +117,13 @@ async def metrics(request: Request) -> Response:
     return Response(body, media_type=None, headers={"content-type": kind})
 
 
-async def not_open(_request: Request) -> Response:
+async def not_open(request: Request) -> Response:
     """Metrics are not for everybody who can connect, unless the operator says so."""
     message = (
         "Other machines can reach this address: set --metrics-listen to an address of its own, or to"
         " http for metrics here"
     )
-    return _refused(403, Code.PERMISSION_DENIED, message)
+    return _refused(request, denied(message))
 
 
 async def alive(_request: Request) -> Response:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from google.protobuf import descriptor_pool
 from google.rpc.code_pb2 import Code
@@ -41,23 +40,17 @@ _JSON = ProtoJson(descriptor_pool.Default())
 
 def error_to_json(status: Status, *, is_yandex: bool, http_code: int | None = None) -> bytes:
     """The body of an error: `{"error": {…}}` for Google's clients, `{"code": …}` for Yandex's."""
-    return json.dumps(error_to_dict(status, is_yandex=is_yandex, http_code=http_code)).encode()
-
-
-def error_to_dict(
-    status: Status, *, is_yandex: bool, http_code: int | None = None
-) -> dict[str, Any]:
-    """What `error_to_json` sends, as a JSON object."""
     details = [_JSON.to_dict(detail) for detail in status.details]
     if is_yandex:
-        return {"code": status.code, "message": status.message, "details": details}
+        error = {"code": status.code, "message": status.message, "details": details}
+        return json.dumps(error).encode()
     error = {
         "code": http_code or HTTP_CODES[status.code],
         "message": status.message,
         "status": _NAMES[status.code],
         "details": details,
     }
-    return {"error": error}
+    return json.dumps({"error": error}).encode()
 
 
 def error_headers(status: Status) -> HttpHeaders:
