@@ -16,11 +16,11 @@ from datetime import timedelta
 
 import grpc
 
-from expiry import serve
 from opservice._proto.yandex.cloud.operation.operation_service_pb2 import CancelOperationRequest
 from opservice._proto.yandex.cloud.operation.operation_service_pb2_grpc import OperationServiceStub
 from opservice_client import CancelPolicy
 from opservice_client.aio import Producer, Work
+from served import serve
 
 CANCELS = 200
 

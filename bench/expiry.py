@@ -10,25 +10,20 @@ Gets' latencies in both phases.
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import fields
+from collections.abc import Callable
 
 import grpc
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import func, select, update
 
 from opservice._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
 from opservice._proto.yandex.cloud.operation.operation_service_pb2_grpc import OperationServiceStub
-from opservice.domain.operation import DAY, SECOND, CancelPolicy, Record, new_id
 from opservice.store.engine import Database, open_database
 from opservice.store.migrations import migrate
 from opservice.store.schema import operations
+from served import DONE, fill, serve
 
-EXPIRED = 100_000
-LIVE = 1_000
 QUIET_SECONDS = 10
 
 
@@ -45,35 +40,7 @@ def main(url: str) -> None:
         asyncio.run(ask("deleting", address, live, lambda _: left(database) == 0))
         took = time.monotonic() - started
     database.close()
-    print(f"{EXPIRED} expired operations were gone after {took:.1f} s")
-
-
-def fill(database: Database) -> list[str]:
-    """Inserts done and running operations; returns the ids of the running ones."""
-    now = time.time_ns() // 1000
-    empty = dict.fromkeys(field.name for field in fields(Record))
-    common = {
-        **empty,
-        **dict.fromkeys(("cancelled_by", "producer", "labels", "traceparent"), ""),
-        "parent": "folders/bench",
-        "method": "bench",
-        "description": "An operation",
-        "created_by": "bench",
-        "created_at": now - 3600 * SECOND,
-        "modified_at": now - 3600 * SECOND,
-        "revision": 2,
-        "cancel_policy": CancelPolicy.IMMEDIATE,
-        "retention": SECOND,
-    }
-    ended = {**common, "done": True, "response": b"x" * 200, "expires_at": now + DAY}
-    running = {**common, "done": False}
-    live = [new_id() for _ in range(LIVE)]
-    with database.writer.begin() as connection:
-        connection.execute(insert(operations), [{**running, "id": id_} for id_ in live])
-        for _ in range(EXPIRED // 1000):
-            batch = [{**ended, "id": new_id()} for _ in range(1000)]
-            connection.execute(insert(operations), batch)
-    return live
+    print(f"{DONE} expired operations were gone after {took:.1f} s")
 
 
 def expire(database: Database) -> None:
@@ -86,28 +53,6 @@ def left(database: Database) -> int:
     """How many are left to be deleted."""
     done = select(func.count()).where(operations.c.done)
     return database.read(lambda c: c.execute(done).scalar_one())
-
-
-@contextmanager
-def serve(url: str, *more: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """A server's address, and its process."""
-    command = [
-        sys.executable,
-        "-m",
-        "opservice",
-        "serve",
-        "--listen",
-        "127.0.0.1:0",
-        "--http-listen",
-        "off",
-    ]
-    settings = ["--database", url, "--log-level", "error", *more]
-    with subprocess.Popen([*command, *settings], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield process.stdout.readline().split(" serving on ")[1].split()[0], process
-        finally:
-            process.terminate()
 
 
 async def ask(phase: str, address: str, ids: list[str], enough: Callable[[float], bool]) -> None:

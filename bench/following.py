@@ -11,16 +11,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import time
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import grpc
 
-from expiry import serve
 from opservice._proto.opservice.v1 import operation_record_service_pb2 as pb
 from opservice._proto.opservice.v1.operation_record_service_pb2_grpc import (
     OperationRecordServiceStub,
@@ -29,6 +26,7 @@ from opservice._proto.opservice.v1.producer_service_pb2 import RenewRequest, Sta
 from opservice._proto.opservice.v1.producer_service_pb2_grpc import ProducerServiceStub
 from opservice.store.engine import open_database
 from opservice.store.migrations import migrate
+from served import cpu_seconds, serve
 
 OPERATIONS = 100
 Follow = Callable[[Any, list[str], list[int]], Coroutine[Any, Any, None]]
@@ -100,11 +98,6 @@ async def measure(
         assert not following.done(), following
         following.cancel()
         return took, told[0] - at_first
-
-
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def main(address: str, pid: int, rates: list[float], rounds: int, seconds: float) -> None:

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from opservice.store.engine import open_database
 from opservice.store.migrations import migrate
+from served import SERVE
 from speed import Call, Ids, Send, Server, complete, connect, fill, run, start
 
 WRITERS = (1, 256)
@@ -157,17 +158,7 @@ def main() -> None:
                 "Complete": (complete(ids) for _ in itertools.count()),
             }
             fsyncs = Fsyncs(Path(made))
-            serve = (
-                "-m",
-                "opservice",
-                "serve",
-                "--listen",
-                "127.0.0.1:0",
-                "--http-listen",
-                "off",
-                "--log-level",
-                "error",
-            )
+            serve = (*SERVE, "--log-level", "error")
             with fsyncs.slower_by(float(each)), run(*serve, "--database", url) as server:
                 asyncio.run(measure(server, fsyncs, kinds, float(each)))
 

@@ -32,6 +32,7 @@ import speed
 from opservice.domain.operation import DAY, SECOND
 from opservice.store.engine import Database, open_database
 from opservice.store.migrations import migrate
+from served import SERVE, cpu_seconds, vacuum
 
 SMALLEST = 10_000
 BATCH = 100_000
@@ -87,10 +88,7 @@ def fill(database: Database, existing: int, rows: int, oldest: int) -> None:
         last = min(first + BATCH, rows) - 1
         with database.writer.begin() as connection:
             connection.execute(statement, {**given, **times, "first": first, "last": last})
-    if not database.url.is_sqlite:
-        with database.reader.connect() as connection:
-            connection.execute(text("SET statement_timeout = 0"))
-            connection.execute(text("VACUUM ANALYZE operations"))
+    vacuum(database)
 
 
 def sizes(database: Database) -> dict[str, int]:
@@ -143,7 +141,7 @@ def backends_cpu(database: Database) -> float | None:
     query = text("SELECT pid FROM pg_stat_activity WHERE application_name = 'opservice'")
     with database.reader.connect() as connection:
         pids = connection.execute(query).scalars().all()
-    return sum(speed.Server("", pid).cpu_seconds() for pid in pids)
+    return sum(cpu_seconds(pid) for pid in pids)
 
 
 async def compare(
@@ -210,17 +208,7 @@ def main() -> None:
     database = open_database(url)
     migrate(database)
     oldest = time.time_ns() // 1000 - most * APART
-    serve = (
-        "-m",
-        "opservice",
-        "serve",
-        "--listen",
-        "127.0.0.1:0",
-        "--http-listen",
-        "off",
-        "--log-level",
-        "warning",
-    )
+    serve = (*SERVE, "--log-level", "warning")
     first: tuple[Cost, Cost] | None = None
     print(HEAD, flush=True)
     existing, rows = 0, SMALLEST

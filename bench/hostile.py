@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import median
 from subprocess import Popen
 
-from expiry import serve
+from served import serve
 from support.bystander import Bystander
 from support.hostile import ATTACKS, FAILED_AUTHENTICATION, Done, launch
 from support.identities import AUDIENCE, ISSUER, Issuer

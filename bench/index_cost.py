@@ -14,16 +14,17 @@ import argparse
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 from sqlalchemy import text
 
-from expiry import fill
 from opservice.domain.operation import DAY, SECOND, Command, Complete, Renew, Start, new_id
 from opservice.store.engine import Database, open_database
 from opservice.store.migrations import migrate
 from opservice.store.repository import Repository
 from opservice.store.schema import operations
+from served import fill
 
 (INDEX,) = (index for index in operations.indexes if index.name == "operations_by_change")
 KINDS: dict[str, list[Callable[[str], Command]]] = {
@@ -70,9 +71,8 @@ def main() -> None:
 def prepare(database: Database, *, indexed: bool) -> None:
     """Makes the index or drops it, and leaves nothing of that to be done meanwhile."""
     with database.writer.begin() as connection:
-        database.driver.lift_time_limits(
-            connection
-        )  # PostgreSQL's vacuum may have the table locked
+        # PostgreSQL's vacuum may have the table locked.
+        database.driver.lift_time_limits(connection)
         (INDEX.create if indexed else INDEX.drop)(connection, checkfirst=True)
     with database.reader.connect() as connection:
         if database.url.is_sqlite:
@@ -82,16 +82,16 @@ def prepare(database: Database, *, indexed: bool) -> None:
 
 
 def write(
-    database: Database, commands: list[Callable[[str], Command]], count: int, batch: int
+    database: Database, steps: list[Callable[[str], Command]], count: int, batch: int
 ) -> float:
-    """The seconds that it takes to give each of so many new operations the commands."""
+    """The seconds that it takes to lead so many new operations through the steps."""
     repository = Repository()
     began = time.perf_counter()
     for _ in range(count // batch):
         ids = [new_id() for _ in range(batch)]
-        for command in commands:
-            these = [command(id_) for id_ in ids]
-            database.write(lambda connection, these=these: repository.apply(connection, these))  # type: ignore[misc] # mypy does not see the default's type
+        for step in steps:
+            commands = [step(id_) for id_ in ids]
+            database.write(partial(repository.apply, commands=commands))
     return time.perf_counter() - began
 
 

@@ -12,18 +12,18 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import fields
 
-from sqlalchemy import insert, text
+from sqlalchemy import insert
 
 from opservice.domain.filters import ListQuery
-from opservice.domain.operation import SECOND, CancelPolicy, Record, new_id
+from opservice.domain.operation import SECOND, CancelPolicy, new_id
 from opservice.methods.filtering import parse_filter
 from opservice.store.engine import Database, open_database
 from opservice.store.listing import Listed, read_page
 from opservice.store.migrations import migrate
 from opservice.store.repository import Repository
 from opservice.store.schema import operations
+from served import NULLS, vacuum
 
 OPERATIONS = 1_000_000
 BATCH = 5_000
@@ -61,11 +61,10 @@ def main(url: str) -> None:
     database.close()
 
 
-def fill(database: Database) -> list[str]:
+def fill(database: Database, count: int = OPERATIONS) -> list[str]:
     """One operation a second, the last one now. Returns a few ids of old ones."""
-    empty = dict.fromkeys(field.name for field in fields(Record))
     common = {
-        **empty,
+        **NULLS,
         "method": "bench",
         "description": "An operation",
         "created_by": "bench",
@@ -75,7 +74,7 @@ def fill(database: Database) -> list[str]:
     }
 
     def row(number: int) -> dict[str, object]:
-        created_at = NOW - (OPERATIONS - number) * SECOND
+        created_at = NOW - (count - number) * SECOND
         done = number % 2 == 0
         return {
             **common,
@@ -85,18 +84,16 @@ def fill(database: Database) -> list[str]:
             "modified_at": created_at,
             "done": done,
             "error_code": 5 if number % 100 == 2 else None,
-            "expires_at": NOW + OPERATIONS * SECOND if done else None,
+            "expires_at": NOW + count * SECOND if done else None,
         }
 
     ids: list[str] = []
-    for first in range(0, OPERATIONS, BATCH):
-        rows = [row(number) for number in range(first, first + BATCH)]
+    for first in range(0, count, BATCH):
+        rows = [row(number) for number in range(first, min(first + BATCH, count))]
         ids = ids or [str(each["id"]) for each in rows[:2]]
         with database.writer.begin() as connection:
             connection.execute(insert(operations), rows)
-    if not database.url.is_sqlite:
-        with database.reader.connect() as connection:
-            connection.execute(text("VACUUM ANALYZE operations"))
+    vacuum(database)
     return ids
 
 

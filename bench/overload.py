@@ -31,6 +31,7 @@ from opservice._proto.opservice.v1.producer_service_pb2 import StartRequest
 from opservice._proto.opservice.v1.producer_service_pb2_grpc import ProducerServiceStub
 from opservice.store.engine import open_database
 from opservice.store.migrations import migrate
+from served import SERVE
 from speed import Server, run
 
 SECONDS = 10
@@ -66,17 +67,7 @@ class Bench:
     def ask(self, *options: str, pending: int) -> Answers:
         """What a new server answers to Gets that ghz makes with these options."""
         for_so_long = ("-z", f"{SECONDS}s", "--duration-stop", "wait")
-        serve = (
-            "-m",
-            "opservice",
-            "serve",
-            "--listen",
-            "127.0.0.1:0",
-            "--http-listen",
-            "off",
-            "--log-level",
-            "error",
-        )
+        serve = (*SERVE, "--log-level", "error")
         limit = ("--max-pending-requests", str(pending))
         with run(*serve, "--database", self._url, *limit) as server:
             with grpc.insecure_channel(server.address) as channel:

@@ -16,8 +16,8 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-from expiry import serve
 from opservice_client.aio import Producer, Work
+from served import serve
 
 WORKS = 1_000
 AT_ONCE = 50

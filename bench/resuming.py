@@ -16,8 +16,6 @@ from typing import Any
 
 import grpc
 
-from expiry import fill, serve
-from following import cpu_seconds
 from opservice._proto.opservice.v1 import operation_record_service_pb2 as pb
 from opservice._proto.opservice.v1.operation_record_service_pb2_grpc import (
     OperationRecordServiceStub,
@@ -26,6 +24,7 @@ from opservice._proto.opservice.v1.producer_service_pb2 import RenewRequest
 from opservice._proto.opservice.v1.producer_service_pb2_grpc import ProducerServiceStub
 from opservice.store.engine import open_database
 from opservice.store.migrations import migrate
+from served import cpu_seconds, fill, serve
 
 CHANGED = 100
 

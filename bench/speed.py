@@ -18,7 +18,6 @@ import argparse
 import asyncio
 import itertools
 import json
-import os
 import random
 import signal
 import subprocess
@@ -26,7 +25,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ from opservice._proto.yandex.cloud.operation.operation_service_pb2 import (
     CancelOperationRequest,
     GetOperationRequest,
 )
-from opservice.domain.operation import DAY, SECOND, CancelPolicy, Record, hash_lease_token, new_id
+from opservice.domain.operation import DAY, SECOND, CancelPolicy, hash_lease_token, new_id
 from opservice.fronts.grpc.server import server_options
 from opservice.main.server import grpc_options
 from opservice.methods.convert import payload_to_bytes
@@ -53,6 +52,7 @@ from opservice.runtime.settings.groups import ConnectionSettings
 from opservice.store.engine import Database, open_database
 from opservice.store.migrations import migrate
 from opservice.store.schema import operations
+from served import NULLS, SERVE, cpu_seconds
 
 ROWS = 100_000
 RESERVE = 150_000
@@ -106,9 +106,9 @@ class Ids:
         return next(self._unused)
 
 
-def request(name: str, **fields_: Any) -> Call:
+def request(name: str, **fields: Any) -> Call:
     method = METHODS[name]
-    return method.path, method.request(**fields_).SerializeToString()
+    return method.path, method.request(**fields).SerializeToString()
 
 
 def start() -> Call:
@@ -153,13 +153,12 @@ KINDS: dict[str, Callable[[Ids], Call]] = {
 def fill(database: Database, rows: int = ROWS) -> list[str]:
     """Inserts running operations; returns their ids in random order."""
     now = time.time_ns() // 1000
-    empty = dict.fromkeys(each.name for each in fields(Record))
     metadata = payload_to_bytes(_packed(Empty()))
     ids = [new_id() for _ in range(rows)]
     for start_at in range(0, rows, 1000):
         batch = [
             {
-                **empty,
+                **NULLS,
                 "id": id_,
                 "parent": "folders/b1g0123456789abcdefg",
                 "method": "yandex.cloud.containerregistry.v1.RegistryService.Create",
@@ -205,12 +204,7 @@ class Server:
 
     def cpu_seconds(self) -> float:
         """User and system time of the process and those that it started."""
-        tree, ticks = [self.pid], 0
-        for pid in tree:
-            tree += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-            stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(stat[11]) + int(stat[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+        return cpu_seconds(self.pid)
 
 
 @contextmanager
@@ -405,17 +399,7 @@ def main() -> None:
     ids = Ids(filled[:ROWS], filled[ROWS:])
     versions = describe_versions(database)
     database.close()
-    serve = (
-        "-m",
-        "opservice",
-        "serve",
-        "--listen",
-        "127.0.0.1:0",
-        "--http-listen",
-        "off",
-        "--log-level",
-        "warning",
-    )
+    serve = (*SERVE, "--log-level", "warning")
     with run(*serve, "--database", arguments.database) as server:
         streams = [int(each) for each in arguments.streams.split(",")]
         compared = compare(server, ids, streams, arguments.only, arguments.rounds)

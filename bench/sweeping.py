@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 from statistics import median
 
-from sqlalchemy import select, text
+from sqlalchemy import select
 
-from expiry import EXPIRED, fill
 from opservice.domain.operation import SECOND, Delete, DeleteExpired
 from opservice.store.engine import Database, open_database
 from opservice.store.migrations import migrate
 from opservice.store.repository import Repository
 from opservice.store.schema import operations
+from served import DONE, fill, vacuum
 
 AT_ONCE = 2_000
 SWEEP = DeleteExpired(200, 600 * SECOND)
@@ -28,19 +29,16 @@ SWEEP = DeleteExpired(200, 600 * SECOND)
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("url")
-    parser.add_argument("--deleted", type=int, default=3 * EXPIRED, help=f"in steps of {EXPIRED}")
+    parser.add_argument("--deleted", type=int, default=3 * DONE, help=f"in steps of {DONE}")
     parser.add_argument("--sweeps", type=int, default=20)
     options = parser.parse_args()
     database = open_database(options.url)
     migrate(database)
     repository = Repository()
-    for _ in range(options.deleted // EXPIRED):
+    for _ in range(options.deleted // DONE):
         fill(database)
         delete_all(database, repository)
-    if not database.url.is_sqlite:  # as it does by itself in time
-        with database.reader.connect() as connection:
-            connection.execute(text("SET statement_timeout = 0; SET lock_timeout = 0"))
-            connection.execute(text("VACUUM ANALYZE operations"))
+    vacuum(database)
     took = [sweep(database, repository) for _ in range(options.sweeps)]
     print(f"{options.deleted} deleted: {median(took):.2f} ms a sweep, at most {max(took):.2f} ms")
     database.close()
@@ -52,7 +50,7 @@ def delete_all(database: Database, repository: Repository) -> None:
     ids = database.read(lambda connection: [*connection.execute(done).scalars()])
     for start in range(0, len(ids), AT_ONCE):
         commands = [Delete(id_) for id_ in ids[start : start + AT_ONCE]]
-        database.write(lambda connection, batch=commands: repository.apply(connection, batch))  # type: ignore[misc] # mypy does not see the default's type
+        database.write(partial(repository.apply, commands=commands))
 
 
 def sweep(database: Database, repository: Repository) -> float:

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import grpc
 
-from expiry import serve
 from opservice._proto.opservice.v1.operation_record_pb2 import OperationRecord
 from opservice._proto.opservice.v1.operation_record_service_pb2 import WaitOperationRecordRequest
 from opservice._proto.opservice.v1.operation_record_service_pb2_grpc import (
@@ -29,6 +28,7 @@ from opservice._proto.opservice.v1.producer_service_pb2 import CompleteRequest, 
 from opservice._proto.opservice.v1.producer_service_pb2_grpc import ProducerServiceStub
 from opservice.store.engine import open_database
 from opservice.store.migrations import migrate
+from served import serve
 
 ROUNDS = 500
 WAITS = 10_000

@@ -15,6 +15,7 @@ from sqlalchemy import text
 
 from opservice.store.engine import Database, open_database
 from opservice.store.migrations import migrate
+from served import SERVE
 from speed import CALLS, KINDS, WITH_HEADER, Ids, Send, connect, fill, load, run
 
 ROWS = 50_000
@@ -26,17 +27,7 @@ def main(url: str) -> None:
     database = open_database(url)
     migrate(database)
     filled = fill(database, 2 * ROWS)
-    serve = (
-        "-m",
-        "opservice",
-        "serve",
-        "--listen",
-        "127.0.0.1:0",
-        "--http-listen",
-        "off",
-        "--log-level",
-        "error",
-    )
+    serve = (*SERVE, "--log-level", "error")
     with run(*serve, "--housekeeping-interval", "1h", "--database", url) as server:
 
         async def measure() -> None:

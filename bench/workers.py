@@ -36,6 +36,7 @@ from opservice._proto.yandex.cloud.operation.operation_service_pb2 import GetOpe
 from opservice._proto.yandex.cloud.operation.operation_service_pb2_grpc import OperationServiceStub
 from opservice.store.engine import open_database
 from opservice.store.migrations import migrate
+from served import SERVE
 from speed import Server, run
 
 ROUNDS = 5
@@ -89,17 +90,7 @@ def main(url: str) -> None:
     measured: dict[Setting, list[Load]] = {ONE: [], TWO: [], ONE_ON_TWO: []}
     for _ in range(ROUNDS):
         for setting, loads in measured.items():
-            serve = (
-                "-m",
-                "opservice",
-                "serve",
-                "--listen",
-                "127.0.0.1:0",
-                "--http-listen",
-                "off",
-                "--log-level",
-                "error",
-            )
+            serve = (*SERVE, "--log-level", "error")
             workers = ("--workers", str(setting.workers))
             with confined(setting.cores):
                 server = run(*serve, "--database", url, *workers)
