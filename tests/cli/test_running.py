@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Unpack
@@ -20,7 +21,7 @@ from cli.conftest import Run
 from cli.processes import on_a_terminal, running
 from opservice._proto.opservice.v1 import operation_record_service_pb2 as pb
 from opservice._proto.opservice.v1.operation_record_pb2 import OperationRecord
-from opservice.cli.child import signals_kept
+from opservice.cli.child import run_child, signals_kept
 from opservice.cli.running import run_work
 from opservice_client import Producer, Work
 from opservice_client.aio import StartOptions
@@ -29,10 +30,11 @@ from support.client import TOKEN, Client, unpacked
 from support.server import ServerProcess, eventually, serving
 
 WAIT = """
-import signal, sys
+import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit({}))
 print(flush=True)
-signal.pause()
+while True:
+    time.sleep(0.01)
 """
 COUNT = """
 import signal, sys, time
@@ -227,6 +229,25 @@ def test_a_result_that_could_not_be_sent_is_said_even_when_quiet(
 
     assert ended.exit_code == 0
     assert f"the result of {work.id} was not sent" in capsys.readouterr().err
+
+
+def test_a_signal_that_does_not_interrupt_the_wait_is_passed_on_too(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+
+    def send() -> None:
+        eventually(runs.exists)
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    command = ["sh", "-c", f"touch {runs}; exec sleep 10"]
+    with signals_kept() as signals:
+        ended = run_child(
+            command, dict(os.environ), signals, on_cancelled=lambda _: None, kill_after=1
+        )
+    sender.join()
+
+    assert ended.exit_code == 128 + signal.SIGTERM
 
 
 def test_the_second_signal_after_the_command_gives_up_sending_the_result() -> None:

@@ -21,6 +21,9 @@ _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 _NOT_FOUND = 127
 _NOT_EXECUTABLE = 126
 """As shells have them."""
+_LOOK_FOR_SIGNALS_SECONDS = 0.2
+"""Python calls handlers of signals only between two instructions of the main thread. A signal that comes
+just before that thread begins to wait, or in another thread, is passed on after this time at most."""
 
 
 @dataclass(frozen=True)
@@ -120,10 +123,16 @@ def run_child(
         if not ended.wait(kill_after):
             process.kill()
 
+    def wait() -> None:
+        process.wait()
+        ended.set()
+
     signals.pass_to(process)
     on_cancelled(stop)
-    code = process.wait()
-    ended.set()
+    threading.Thread(target=wait, name="wait for the command", daemon=True).start()
+    while not ended.wait(_LOOK_FOR_SIGNALS_SECONDS):
+        pass
+    code = process.returncode
     if code < 0:
         return _by_signal(-code, "The command was ended by {}")
     return Ended(code, f"The command exited with {code}")
