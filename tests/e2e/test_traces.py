@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 import requests
 
-from opservice._proto.opservice.v1.operation_record_service_pb2 import GetOperationRecordRequest
+from opservice._proto.opservice.v1.operation_record_service_pb2 import (
+    GetOperationRecordRequest,
+    WatchOperationRecordRequest,
+)
 from opservice._proto.opservice.v1.producer_service_pb2 import CompleteRequest, StartRequest
 from opservice._proto.yandex.cloud.operation.operation_service_pb2 import (
     CancelOperationRequest,
@@ -87,6 +90,18 @@ def test_a_call_in_another_trace_leads_to_that_of_the_start(
     cancel = CancelOperationRequest(operation_id=id_)
     client.operations.Cancel(cancel, metadata=(("traceparent", OTHER),))
     (span,) = eventually(lambda: collecting.named("OperationService/Cancel"))
+    assert [link.trace_id.hex() for link in span.links] == [TRACE]
+
+
+def test_a_watch_leads_to_the_trace_of_the_start(
+    traced: ServerProcess, collecting: Collector
+) -> None:
+    client = traced.client
+    request = StartRequest(lease_token=TOKEN)
+    id_ = client.producer.Start(request, metadata=(("traceparent", PARENT),)).operation.id
+    client.producer.Complete(CompleteRequest(operation_id=id_, lease_token=TOKEN))
+    list(client.records.Watch(WatchOperationRecordRequest(operation_id=id_)))
+    (span,) = eventually(lambda: collecting.named("OperationRecordService/Watch"))
     assert [link.trace_id.hex() for link in span.links] == [TRACE]
 
 

@@ -83,6 +83,7 @@ class OperationRecordService:
         )
         async with aclosing(following) as records:
             async for record in records:
+                call.found = record
                 yield self._to_pb(record)
 
     async def BatchWatch(
