@@ -22,6 +22,7 @@ class RegistryService(RegistryServiceServicer):
 from __future__ import annotations
 
 import asyncio
+import logging
 import weakref
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -30,6 +31,10 @@ import grpc
 import grpc.aio
 
 from opservice_client import processes
+from opservice_client._proto.opservice.v1.operation_record_pb2 import OperationRecord
+from opservice_client._proto.opservice.v1.operation_record_service_pb2 import (
+    GetOperationRecordRequest,
+)
 from opservice_client._proto.opservice.v1.producer_service_pb2 import (
     RenewRequest,
     RenewResponse,
@@ -54,6 +59,7 @@ from opservice_client.errors import CallFailed, StartFailed
 from opservice_client.payloads import Encoder, encode
 from opservice_client.requests import StartOptions, idempotency_key, start_request
 from opservice_client.targets import is_loopback
+from opservice_client.traces import current, current_or, traceparent_of
 from opservice_client.work import CLOSED, Work
 
 if TYPE_CHECKING:
@@ -65,6 +71,8 @@ _SHORTEST_START_ATTEMPT_SECONDS = 1.0
 _SHORTEST_LEASE = timedelta(seconds=1)
 _ATTEMPTS = 5
 """How many times a call without a lease is tried within `start_timeout`, if none is answered."""
+
+log: logging.Logger = logging.getLogger("opservice_client")
 
 
 class Producer:
@@ -78,7 +86,8 @@ class Producer:
     among those that answer.
     `credentials` make it TLS. `token` is sent as `authorization: Bearer`; a function is called for each
     attempt, in a thread unless it is a coroutine function. `tls_server_name` is the name to expect in the
-    server's certificate, unless it is that of `target`. `call_metadata` goes with every call.
+    server's certificate, unless it is that of `target`. `call_metadata` goes with every call; with a
+    `traceparent` there, no other is sent.
     `start_timeout` bounds how long a Start is retried, and `resume`, `get` and `cancel`; `result_timeout` how
     long a result is.
     `cancel_grace` is how long work that is interrupted may take to clean up: past it the operation ends
@@ -133,12 +142,15 @@ class Producer:
         session = self._session()
         lease = options.get("lease", DEFAULT_LEASE)
         session.connection.expect(lease)
+        context = options.get("context")
+        callers = traceparent_of(context.invocation_metadata()) if context else ""
         try:
             started = await session.connection.call(
                 lambda stubs: stubs.start,
                 request,
                 within=self._start_timeout,
                 attempt=max(attempt_seconds(lease), _SHORTEST_START_ATTEMPT_SECONDS),
+                trace=current_or(callers),
             )
         except grpc.aio.AioRpcError as error:
             raise StartFailed(error, self._target) from error
@@ -168,7 +180,11 @@ class Producer:
             renewed = RenewResponse(operation=await self.get(operation_id))
         lease = _lease_of(renewed)
         session.connection.expect(lease)
-        started = StartResponse(operation=renewed.operation, owned=True)
+        started = StartResponse(
+            operation=renewed.operation,
+            owned=True,
+            record=await self._record(session, operation_id, attempt_seconds(lease)),
+        )
         return self._work(session, started, lease_token, lease, interrupt)
 
     async def get(self, operation_id: str) -> Operation:
@@ -237,6 +253,22 @@ class Producer:
             encode=self._encode,
         )
 
+    async def _record(
+        self, session: _Session, operation_id: str, seconds: float
+    ) -> OperationRecord | None:
+        """For the trace that it began in, without which the work goes on as well."""
+        try:
+            return await session.connection.call(
+                lambda stubs: stubs.record,
+                GetOperationRecordRequest(operation_id=operation_id),
+                within=timedelta(seconds=seconds),
+                attempt=seconds,
+                trace=current(),
+            )
+        except grpc.aio.AioRpcError as error:
+            log.info("operation %s: its trace was not read: %s", operation_id, error.details())
+            return None
+
     async def _call(
         self, session: _Session, method: Method[Request, Response], request: Request
     ) -> Response:
@@ -246,6 +278,7 @@ class Producer:
                 request,
                 within=self._start_timeout,
                 attempt=self._start_timeout.total_seconds() / _ATTEMPTS,
+                trace=current(),
             )
         except grpc.aio.AioRpcError as error:
             raise CallFailed(error, self._target) from error

@@ -32,6 +32,7 @@ from opservice_client._proto.opservice.v1.operation_record_service_pb2 import (
 from opservice_client.retries import is_transient, jitter, retry_delay
 from opservice_client.stubs import Stubs, Unary
 from opservice_client.targets import is_loopback
+from opservice_client.traces import TRACEPARENT, Trace, entered
 
 T = TypeVar("T")
 Request = TypeVar("Request", bound=Message)
@@ -77,7 +78,7 @@ class Connection:
     """Channels to opservice from one event loop, the stubs on them, and calls with retries.
 
     `token` is sent as `authorization: Bearer`, and asked for anew for each attempt when it is a function;
-    `call_metadata` goes with every call.
+    `call_metadata` goes with every call. If it has a `traceparent`, no other is sent.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Connection:
         self._credentials = credentials
         self._token = token
         self._call_metadata = tuple(call_metadata)
+        self._has_trace = any(name == TRACEPARENT for name, _ in self._call_metadata)
         self._tls_server_name = tls_server_name
         self._keepalive = DEFAULT_LEASE
         self._calls: _Channel | None = None
@@ -127,10 +129,12 @@ class Connection:
         within: timedelta,
         attempt: float,
         transient: Callable[[grpc.RpcError], bool] = is_transient,
+        trace: Trace = (),
     ) -> Response:
         """Each attempt takes at most `attempt` seconds, and all take no longer than `within`.
 
-        Raises AioRpcError: the server's refusal at once, and GaveUp when the time is over.
+        They belong to `trace`, or to none. Raises AioRpcError: the server's refusal at once, and GaveUp when
+        the time is over.
         """
         began = time.monotonic()
         left = within.total_seconds()
@@ -139,7 +143,7 @@ class Connection:
             while True:
                 attempts += 1
                 try:
-                    return await self._attempt(method, request, min(attempt, left))
+                    return await self._attempt(method, request, min(attempt, left), trace)
                 except grpc.aio.AioRpcError as error:
                     if not transient(error):
                         raise
@@ -155,7 +159,7 @@ class Connection:
                 pause = min(2 * pause, _LONGEST_WAIT_SECONDS)
 
     async def _attempt(
-        self, method: Method[Request, Response], request: Request, seconds: float
+        self, method: Method[Request, Response], request: Request, seconds: float, trace: Trace
     ) -> Response:
         """Raises AioRpcError, and has the next attempt made on a new connection when this timed out."""
         began = time.monotonic()
@@ -163,8 +167,10 @@ class Connection:
         try:
             with self._in_use(channel):
                 seconds = max(seconds - (time.monotonic() - began), _SHORTEST_ATTEMPT_SECONDS)
-                metadata = await self._metadata(seconds)
-                return await method(channel.stubs)(request, timeout=seconds, metadata=metadata)
+                metadata = await self._metadata(seconds, trace)
+                with entered(trace):  # for what instruments gRPC, and sends its own instead
+                    answer = method(channel.stubs)(request, timeout=seconds, metadata=metadata)
+                return await answer
         except grpc.aio.AioRpcError as error:
             if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
                 self._timed_out = True
@@ -197,10 +203,11 @@ class Connection:
         """The operation as it becomes. Raises AioRpcError."""
         channel, free = self._channel_for_a_watch()
         async with free:
-            records = channel.stubs.watch(
-                WatchOperationRecordRequest(operation_id=operation_id),
-                metadata=await self._metadata(_LONGEST_ATTEMPT_SECONDS),
-            )
+            metadata = await self._metadata(_LONGEST_ATTEMPT_SECONDS)
+            with entered(()):
+                records = channel.stubs.watch(
+                    WatchOperationRecordRequest(operation_id=operation_id), metadata=metadata
+                )
             try:
                 async for record in records:
                     yield record
@@ -214,10 +221,11 @@ class Connection:
         self._watches.append((self._new_channel(), asyncio.Semaphore(_WATCHES_PER_CONNECTION)))
         return self._watches[-1]
 
-    async def _metadata(self, seconds: float) -> CallMetadata:
+    async def _metadata(self, seconds: float, trace: Trace = ()) -> CallMetadata:
         """Raises AioRpcError, UNAUTHENTICATED, when there is no token to be had within this time."""
+        metadata = self._call_metadata if self._has_trace else (*self._call_metadata, *trace)
         if self._token is None:
-            return self._call_metadata
+            return metadata
         token: object = self._token
         if callable(token):
             try:
@@ -226,7 +234,7 @@ class Connection:
                 raise _unauthenticated(f"the token could not be had: {error!r}") from error
         if not isinstance(token, str):
             raise _unauthenticated(f"the token is a {type(token).__name__}, not a str")
-        return (*self._call_metadata, ("authorization", f"Bearer {token}"))
+        return (*metadata, ("authorization", f"Bearer {token}"))
 
     def _new_channel(self) -> _Channel:
         milliseconds = int(attempt_seconds(self._keepalive) * 1000)

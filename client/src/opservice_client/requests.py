@@ -54,6 +54,8 @@ class StartOptions(TypedDict, total=False):
     context: CallContext
     """Takes the caller's `idempotency-key` header, unless `idempotency_key` is given.
 
+    And their `traceparent`, unless OpenTelemetry has a current span, which then is the operation's trace.
+
     Keys of different users are told apart by `created_by`: give that too. A repeated request must then
     be the same in every field, `metadata` included: derive the ids of what is being made from
     `idempotency_key(context)`, the user and the request.

@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 
 from opservice_client._proto.opservice.v1.operation_record_pb2 import OperationRecord
 from opservice_client._proto.opservice.v1.operation_record_service_pb2 import (
+    GetOperationRecordRequest,
     WatchOperationRecordRequest,
 )
 from opservice_client._proto.opservice.v1.producer_service_pb2 import (
@@ -43,6 +44,7 @@ class Stubs:
     fail: Unary[FailRequest, Operation]
     get: Unary[GetOperationRequest, Operation]
     cancel: Unary[CancelOperationRequest, Operation]
+    record: Unary[GetOperationRecordRequest, OperationRecord]
     watch: grpc.aio.UnaryStreamMultiCallable[WatchOperationRecordRequest, OperationRecord]
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
@@ -59,9 +61,10 @@ class Stubs:
         operations = "/yandex.cloud.operation.OperationService/"
         self.get = unary(operations + "Get", GetOperationRequest, Operation)
         self.cancel = unary(operations + "Cancel", CancelOperationRequest, Operation)
+        records = "/opservice.v1.OperationRecordService/"
+        self.record = unary(records + "Get", GetOperationRecordRequest, OperationRecord)
         self.watch = channel.unary_stream(
-            "/opservice.v1.OperationRecordService/Watch",
-            *_coders(WatchOperationRecordRequest, OperationRecord),
+            records + "Watch", *_coders(WatchOperationRecordRequest, OperationRecord)
         )
 
 

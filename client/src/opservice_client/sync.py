@@ -25,6 +25,7 @@ from opservice_client.connection import CallMetadata, Token
 from opservice_client.errors import Failed, OperationCancelled
 from opservice_client.payloads import Encoder, encode, pack
 from opservice_client.requests import StartOptions, copied
+from opservice_client.traces import continued
 from opservice_client.work import CLOSED, CLOSED_BY_ITSELF
 
 if TYPE_CHECKING:
@@ -202,6 +203,11 @@ class Work:
         """The secret with which another process may `resume` it, or call ProducerService for it."""
         return self._work.lease_token
 
+    @property
+    def traceparent(self) -> str:
+        """The trace that it was started in, as W3C has it; empty when there is none."""
+        return self._work.traceparent
+
     def run(
         self,
         function: Callable[Concatenate[Work, P], Any],
@@ -217,7 +223,8 @@ class Work:
         def call() -> AnyPayload:
             self.raise_if_cancelled()
             try:
-                return pack(function(self, *args, **kwargs), self._encode)
+                with continued(self.traceparent):
+                    return pack(function(self, *args, **kwargs), self._encode)
             except (
                 StopIteration,
                 SystemExit,

@@ -50,6 +50,7 @@ from opservice_client.retries import (
     jitter,
     retry_delay,
 )
+from opservice_client.traces import continued, current_or, valid
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -128,6 +129,9 @@ class Work:
         self.owned: bool = started.owned
         self.cancelled: asyncio.Event = asyncio.Event()
         """Set when Cancel was called, or the operation has ended without us, or the producer closes."""
+        self.traceparent: str = valid(started.record.traceparent)
+        """The trace that it was started in, as W3C has it; empty when there is none."""
+        self._trace = current_or(self.traceparent)
         self._connection = connection
         self._unended = unended
         self._token = token
@@ -192,6 +196,7 @@ class Work:
             self._progress = copied(progress)
         if metadata is not None:
             self._metadata = pack(metadata, self._encode)
+        self._trace = current_or(self.traceparent)
         self._reported.set()
 
     def raise_if_cancelled(self) -> None:
@@ -309,15 +314,17 @@ class Work:
         if outcome is None:
             log.error("operation %s: the work ended without a result", self.id)
             outcome = _NO_RESULT
+        self._trace = current_or(self.traceparent)
         # Shielded: a service that is being stopped still says how its operations ended.
         await asyncio.shield(self.end(outcome))
         return isinstance(error, OperationCancelled | Failed)
 
     async def _run(self, function: Callable[..., Awaitable[Any]], *args: Any, **kw: Any) -> None:
         try:
-            async with self:
-                self.raise_if_cancelled()
-                self.complete(await function(self, *args, **kw))
+            with continued(self.traceparent):
+                async with self:
+                    self.raise_if_cancelled()
+                    self.complete(await function(self, *args, **kw))
         except Exception:  # noqa: BLE001 - logged and turned into the operation's error on leaving
             return
 
@@ -376,6 +383,7 @@ class Work:
                 within=self._result_timeout,
                 attempt=attempt_seconds(self._lease),
                 transient=is_transient_for_results,
+                trace=self._trace,
             )
         complete = CompleteRequest(
             operation_id=self.id, lease_token=self._token, response=outcome, metadata=metadata
@@ -386,6 +394,7 @@ class Work:
             within=self._result_timeout,
             attempt=attempt_seconds(self._lease),
             transient=is_transient_for_results,
+            trace=self._trace,
         )
 
     async def _watch_for_cancel(self) -> None:
@@ -433,6 +442,8 @@ class Work:
             progress=progress,
             metadata=metadata,
         )
+        # One that only keeps the lease belongs to no trace: over hours these would bury what is there.
+        is_report = progress is not None or metadata is not None
         try:
             renewed = await self._connection.call(
                 lambda stubs: stubs.renew,
@@ -440,6 +451,7 @@ class Work:
                 within=self._lease,
                 attempt=attempt_seconds(self._lease),
                 transient=is_transient_for_work,
+                trace=self._trace if is_report else (),
             )
         except grpc.aio.AioRpcError as error:
             if is_transient_for_work(error):
@@ -476,6 +488,7 @@ class Work:
                     within=self._lease,
                     attempt=attempt_seconds(self._lease),
                     transient=is_transient_for_work,
+                    trace=self._trace,
                 )
             except grpc.aio.AioRpcError as error:
                 log.warning("operation %s: its end was not read: %s", self.id, error.details())

@@ -8,7 +8,6 @@ it is UNIMPLEMENTED.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -60,6 +59,7 @@ from opservice_client.testing.following import Following
 from opservice_client.testing.operations import Entry, Operations
 from opservice_client.testing.refusals import Refusal, stopping, unimplemented
 from opservice_client.testing.tokens import place_of, token_of
+from opservice_client.traces import traceparent_of
 
 Request = TypeVar("Request", bound=Message)
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
@@ -72,11 +72,6 @@ _WATCH_REPEAT_SECONDS = 30.0
 _DEFAULT_PAGE, _LARGEST_PAGE = 100, 1000
 _PAGE_BYTES = 1 << 20
 """After so many a page ends, with the record that goes beyond it: clients take 4 MiB."""
-_TRACEPARENT = re.compile(
-    r"(?P<version>(?!ff)[0-9a-f]{2})"
-    r"(?P<known>-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})(?P<unknown>-.*)?"
-)
-"""https://www.w3.org/TR/trace-context/"""
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -154,7 +149,7 @@ class _Methods(grpc.GenericRpcHandler):
         return self._handlers.get(method) or _refusing(unimplemented(method))
 
     async def _start(self, request: StartRequest, context: Context) -> StartResponse:
-        return self._operations.start(request, _traceparent(context))
+        return self._operations.start(request, traceparent_of(context.invocation_metadata()))
 
     async def _get(self, request: GetOperationRequest, context: Context) -> Operation:
         entry = self._find(request)
@@ -319,15 +314,6 @@ async def _abort(context: Context, refusal: Refusal) -> bytes:
     details = (("grpc-status-details-bin", status.SerializeToString()),)
     await context.abort(_STATUS_CODES[status.code], status.message, details)
     return b""
-
-
-def _traceparent(context: Context) -> str:
-    """The caller's, in version 00; empty when there is no valid one, or more than one."""
-    given = [value for name, value in context.invocation_metadata() or () if name == "traceparent"]
-    found = _TRACEPARENT.fullmatch(str(given[0])) if len(given) == 1 else None
-    if found is None or (found["version"] == "00" and found["unknown"] is not None):
-        return ""
-    return "00" + found["known"]
 
 
 def _place_after(token: str, asked: Sequence[str]) -> tuple[int, str] | None:
