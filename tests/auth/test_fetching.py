@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -19,7 +18,7 @@ from opservice.auth.keys import KeySource, KeysUnreadable, read_keys
 from opservice.domain.errors import StartupError
 from opservice.domain.operation import SECOND
 from opservice.runtime.settings import Settings
-from support.certificates import Authority
+from support.certificates import Authority, server_context
 from support.identities import make_key, serving_keys
 from support.server import PATIENCE
 
@@ -173,9 +172,7 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
 
 @contextmanager
 def tls_server(authority: Authority, host: str) -> Iterator[int]:
-    pair = authority.issue(host=host)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(pair.certificate, pair.key)
+    context = server_context(authority.issue(host=host))
 
     def answer(connection: socket.socket) -> None:
         with suppress(OSError), context.wrap_socket(connection, server_side=True) as secure:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from opservice.common.metrics import REGISTRY
 from opservice.domain.errors import StoreUnavailable
 from opservice.store import batching
 from opservice.store.batching import Batcher
+from support.metrics import counted
 
 PATIENCE = 30.0
 
@@ -88,15 +88,14 @@ async def test_a_run_that_has_ended_is_not_taken_for_one_that_hangs_later(
 async def test_who_is_told_that_it_hangs_is_counted_once(
     batcher: Batcher[int, int], released: threading.Event
 ) -> None:
-    labels = {"batch": "test", "error": "StoreUnavailable"}
+    def told() -> float:
+        labels = {"batch": "test", "error": "StoreUnavailable"}
+        return counted("opservice_batch_errors_total", **labels)
 
-    def counted() -> float:
-        return REGISTRY.get_sample_value("opservice_batch_errors_total", labels) or 0
-
-    before = counted()
+    before = told()
     await asyncio.gather(batcher.submit(0), batcher.submit(1), return_exceptions=True)
     await asyncio.gather(batcher.submit(2), return_exceptions=True)
-    assert counted() == before + 3
+    assert told() == before + 3
     released.set()
     await batcher.close()
-    assert counted() == before + 3
+    assert told() == before + 3

@@ -15,7 +15,6 @@ from sqlalchemy import event
 
 from opservice.auth.authenticator import Caller
 from opservice.common import tracing
-from opservice.common.metrics import REGISTRY
 from opservice.domain.errors import OperationNotFound, ServerStopping, Unauthenticated
 from opservice.domain.identity import ANYBODY, Right
 from opservice.domain.operation import (
@@ -38,6 +37,7 @@ from opservice.store.engine import open_database
 from opservice.store.repository import Repository
 from opservice.store.service import OperationStore
 from store.conftest import ABORTED, CANCELLED, Ops
+from support.metrics import counted
 from support.postgres import PostgresServer
 
 PATIENCE = 30.0
@@ -442,8 +442,7 @@ async def test_looks_for_changes_are_for_no_call_and_have_no_span(
     assert traces is not None
 
     def looks() -> float:
-        items = "opservice_batch_items_total"
-        return REGISTRY.get_sample_value(items, {"batch": "aside"}) or 0
+        return counted("opservice_batch_items_total", batch="aside")
 
     async with opened(database_url, SOON) as store:
         id_ = await started(store)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 
 import pytest
 
-from opservice.common.metrics import REGISTRY
 from opservice.domain.operation import (
     DAY,
     SECOND,
@@ -35,6 +35,7 @@ from store.conftest import (
     Clock,
     repository_on,
 )
+from support.metrics import counted
 
 OUTCOMES = ("completed", "failed", "cancelled", "lapsed", "timed_out")
 HOUR = 3600 * SECOND
@@ -59,9 +60,9 @@ class Counted:
         seconds = "opservice_operation_duration_seconds"
         return {
             outcome: (
-                REGISTRY.get_sample_value(total, {"outcome": outcome}) or 0,
-                REGISTRY.get_sample_value(f"{seconds}_count", {"outcome": outcome}) or 0,
-                REGISTRY.get_sample_value(f"{seconds}_sum", {"outcome": outcome}) or 0,
+                counted(total, outcome=outcome),
+                counted(f"{seconds}_count", outcome=outcome),
+                counted(f"{seconds}_sum", outcome=outcome),
             )
             for outcome in OUTCOMES
         }
@@ -83,26 +84,30 @@ class Counted:
 @pytest.mark.parametrize(
     ("start", "sweep", "outcome"),
     [
-        ({"lease": HOUR}, LapseLeases(ABORTED, 10), "lapsed"),
-        ({"timeout": HOUR}, ReachTimeouts(DEADLINE_EXCEEDED, 10), "timed_out"),
-        ({"cancel_policy": CancelPolicy.COOPERATIVE}, EndCancelGrace(HOUR, 10), "cancelled"),
+        (partial(Start, lease=HOUR), LapseLeases(ABORTED, 10), "lapsed"),
+        (partial(Start, timeout=HOUR), ReachTimeouts(DEADLINE_EXCEEDED, 10), "timed_out"),
+        (
+            partial(Start, cancel_policy=CancelPolicy.COOPERATIVE),
+            EndCancelGrace(HOUR, 10),
+            "cancelled",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 async def test_what_time_ends_is_counted_once_with_its_duration(
-    store: OperationStore, clock: Clock, start: dict[str, int], sweep: Sweep, outcome: str
+    store: OperationStore, clock: Clock, start: Callable[..., Start], sweep: Sweep, outcome: str
 ) -> None:
     ids = [new_id() for _ in range(3)]
-    await asyncio.gather(*(store.apply(Start(id_, DAY, **start)) for id_ in ids))  # type: ignore[arg-type] # each has fields of its own
+    await asyncio.gather(*(store.apply(start(id_, DAY)) for id_ in ids))
     if outcome == "cancelled":
         await asyncio.gather(*(store.apply(Cancel(id_, CANCELLED)) for id_ in ids))
     clock.advance(2 * HOUR)
-    counted = Counted()
+    since = Counted()
 
     await store.sweep(sweep)
     await store.sweep(sweep)
 
-    assert counted.ended() == {outcome: (3, 3, 3 * 7200)}
+    assert since.ended() == {outcome: (3, 3, 3 * 7200)}
 
 
 async def test_what_a_call_ends_is_counted_once_with_its_duration(
@@ -116,13 +121,13 @@ async def test_what_a_call_ends_is_counted_once_with_its_duration(
         Fail(ids[1], INTERNAL),
         Cancel(ids[2], CANCELLED),
     ]
-    counted = Counted()
+    since = Counted()
 
     for _ in range(2):
         await asyncio.gather(*map(store.apply, ends))
 
     once = (1, 1, 3600)
-    assert counted.ended() == {"completed": once, "failed": once, "cancelled": once}
+    assert since.ended() == {"completed": once, "failed": once, "cancelled": once}
 
 
 async def test_what_is_deleted_has_not_ended_once_more(store: OperationStore, clock: Clock) -> None:
@@ -130,11 +135,11 @@ async def test_what_is_deleted_has_not_ended_once_more(store: OperationStore, cl
     await store.apply(Start(id_, HOUR))
     await store.apply(Complete(id_, b""))
     clock.advance(2 * HOUR)
-    counted = Counted()
+    since = Counted()
 
     assert (await store.sweep(DeleteExpired(10))).ids == (id_,)
 
-    assert counted.ended() == {}
+    assert since.ended() == {}
 
 
 async def test_what_a_call_deletes_is_counted_once(store: OperationStore, clock: Clock) -> None:
@@ -143,20 +148,17 @@ async def test_what_a_call_deletes_is_counted_once(store: OperationStore, clock:
         await store.apply(Start(id_, HOUR))
         await store.apply(Complete(id_, b""))
 
-    def counted() -> dict[str, float]:
+    def deletions() -> dict[str, float]:
         total = "opservice_operations_deleted_total"
-        return {
-            reason: REGISTRY.get_sample_value(total, {"reason": reason}) or 0
-            for reason in ("call", "expired")
-        }
+        return {reason: counted(total, reason=reason) for reason in ("call", "expired")}
 
-    before = counted()
+    before = deletions()
     await store.apply(Delete(deleted))
     clock.advance(2 * HOUR)
 
     assert set((await store.sweep(DeleteExpired(10))).ids) == {deleted, expired}
 
-    assert counted() == {reason: count + 1 for reason, count in before.items()}
+    assert deletions() == {reason: count + 1 for reason, count in before.items()}
 
 
 async def test_only_what_others_were_notified_of_counts_as_sent(
@@ -164,14 +166,12 @@ async def test_only_what_others_were_notified_of_counts_as_sent(
 ) -> None:
     """On SQLite nothing is sent: each commit shows to all who look."""
 
-    def sent() -> float:
-        return REGISTRY.get_sample_value("opservice_hints_sent_total") or 0
-
-    before = sent()
+    before = counted("opservice_hints_sent_total")
     store = OperationStore(database, repository_on(clock))
     id_ = new_id()
     await store.apply(Start(id_, HOUR))
     await store.apply(Complete(id_, b""))
     await store.close()  # after what is being sent
 
-    assert sent() - before == (0 if database.driver.embedded else 1)
+    sent = counted("opservice_hints_sent_total") - before
+    assert sent == (0 if database.driver.embedded else 1)

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy import Connection, Engine, event, text
 
-from opservice.common.metrics import REGISTRY
 from opservice.domain.errors import StoreFull, StoreUnavailable
 from opservice.domain.operation import DAY, Complete, Outcome, Start, new_id
 from opservice.store.engine import Database, open_database
+from support.metrics import counted
 from support.replicas import Replicas, apply, apply_one, find
 
 INCREMENTS = 50
@@ -64,15 +64,12 @@ def test_a_locked_database_is_unavailable_for_writes_until_it_is_unlocked(
     impatient = open_database(database_url)
     start = Start(new_id(), DAY)
 
-    def waits() -> float:
-        return REGISTRY.get_sample_value("opservice_database_begin_seconds_count") or 0
-
     with database.writer.connect() as connection, connection.begin():
-        before = waits()
+        before = counted("opservice_database_begin_seconds_count")
         with pytest.raises(StoreUnavailable) as refused:
             apply_one(impatient, start)
         assert "database is locked" in str(refused.value.__cause__)
-        assert waits() > before
+        assert counted("opservice_database_begin_seconds_count") > before
     assert apply_one(impatient, start).changed
     impatient.close()
 

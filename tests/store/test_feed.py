@@ -142,9 +142,8 @@ async def test_whoever_could_not_look_for_longer_than_deleted_rows_stay_begins_a
             id_ = await started(store)
             await store.apply(Complete(id_, b"response"))
             await told_of(events, id_, 2)
-            execute(
-                database_url, "DELETE FROM operations"
-            )  # by others, who keep no row for so long
+            # By others, who keep no row for so long.
+            execute(database_url, "DELETE FROM operations")
 
             away = window + SECOND
             await store._feed.look()

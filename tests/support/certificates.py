@@ -61,6 +61,13 @@ class Authority:
         return pair
 
 
+def server_context(pair: Pair) -> ssl.SSLContext:
+    """Of a server that shows the certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pair.certificate, pair.key)
+    return context
+
+
 def client_context(authority: Authority, pair: Pair | None = None) -> ssl.SSLContext:
     """Of an HTTPS client that trusts the authority, and shows the certificate."""
     context = ssl.create_default_context(cafile=str(authority.certificate))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
-import ssl
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from fronts.http.connections import (
     until,
 )
 from opservice.fronts.http import connection as module
-from support.certificates import Authority, client_context
+from support.certificates import Authority, client_context, server_context
 
 
 async def test_requests_that_never_begin_are_freed_without_garbage_collection(
@@ -67,8 +66,7 @@ async def test_clients_who_leave_together_are_told_of_in_turns(served: Served) -
             connection = await held.enter_async_context(served.connect())
             await connection.send(WAIT)
         await until(lambda: served.application.waiting == 50)
-    before = most_in_a_turn = len(served.server._state.connections)
-    most_in_a_turn = 0
+    before, most_in_a_turn = len(served.server._state.connections), 0
     async with asyncio.timeout(PATIENCE):
         while before:
             await asyncio.sleep(0)
@@ -139,9 +137,7 @@ async def test_a_server_that_stops_answers_who_is_in_a_handshake_and_nobody_who_
     tmp_path: Path,
 ) -> None:
     authority = Authority(tmp_path)
-    pair = authority.issue("localhost")
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    tls.load_cert_chain(pair.certificate, pair.key)
+    tls = server_context(authority.issue())
     async with serving(tls=tls) as served, served.connect() as silent, served.connect() as slow:
         await until(lambda: len(served.server._listener.arriving) == 2)
         stopping = asyncio.create_task(served.server.stop(PATIENCE))

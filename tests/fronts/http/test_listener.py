@@ -15,7 +15,7 @@ import pytest
 
 from opservice.fronts.http import listener as module
 from opservice.fronts.http.listener import Listener
-from support.certificates import Authority, client_context
+from support.certificates import Authority, client_context, server_context
 from support.logs import capture_logs
 
 PATIENCE = 30.0
@@ -111,9 +111,8 @@ async def test_others_get_their_turn_while_a_flood_is_taken() -> None:
                 await asyncio.sleep(0)
                 taken = len(listener._connections) + len(listener.arriving)
                 most_in_a_turn, before = max(most_in_a_turn, taken - before), taken
-            assert (
-                0 < most_in_a_turn <= 2 * module._MOST_AT_ONCE
-            )  # we may be before it in one turn, after it in the next
+            # We may be before it in one turn, and after it in the next.
+            assert 0 < most_in_a_turn <= 2 * module._MOST_AT_ONCE
             assert await said(flood[-1]) == b"hello"
 
 
@@ -146,10 +145,7 @@ async def test_more_are_taken_in_each_turn_while_turns_are_short() -> None:
 
 async def test_a_connection_without_a_handshake_takes_up_room(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
-    pair = authority.issue("localhost")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(pair.certificate, pair.key)
-    async with listening(most=2, tls=context) as (_, bound):
+    async with listening(most=2, tls=server_context(authority.issue())) as (_, bound):
         with ExitStack() as held:
             silent = [connected(held, bound) for _ in range(2)]
             assert await said(connected(held, bound)) == b""
