@@ -1,4 +1,4 @@
-"""What is done by callers in turn: who asks for much keeps themselves waiting, not others."""
+"""Callers take turns, so that a caller who asks for much waits longer, and the others do not."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from contextlib import asynccontextmanager, suppress
 from opservice.domain.errors import ServerBusy
 
 _LONG_SECONDS = 0.004
-"""A turn of the event loop that takes so long is worth one beginning more."""
+"""For each time that a turn of the event loop has taken so long, one more may begin in the next."""
 _MOST_AT_ONCE = 16
+"""Begin in one turn of the event loop, however long the one before has taken."""
 
 
 class Turns:
@@ -45,13 +46,14 @@ class Turns:
 
 
 class Beginnings:
-    """Has few things begin in each turn of the event loop, the callers by turns.
+    """Lets few begin in each turn of the event loop, each caller's first before anybody's second.
 
-    How many depends on how long a turn takes. If it were one however busy the server is, those who are to
-    begin would wait for all that others ask for at a time, again and again. `clock` returns seconds.
+    After a long turn more of them begin: if it was always one, those who wait would fall behind on a busy
+    server, whose turns are long.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        """`clock` returns seconds."""
         self._clock = clock
         self._looked_at = 0.0
         self._looks = False
@@ -89,7 +91,7 @@ class _Waiting:
         self._of: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
     async def wait(self, caller: str, pass_on: Callable[[], object]) -> None:
-        """Until the caller is let in. Calls `pass_on` when they have given up by then."""
+        """Waits until the caller is let in. Calls `pass_on` if they were let in, but have given up."""
         let_in: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         queue = self._of.setdefault(caller, deque())
         queue.append(let_in)

@@ -95,7 +95,7 @@ class EmbeddedServer:
         assert self._tell_gone is not None
         with self._advancing:
             gone = self._advance(self._database, by // _MICROSECOND)
-        # Those who follow operations would look for what was changed a short time ago, and no earlier.
+        # The feed of those who follow many looks for what has changed lately, and would not find these.
         self._tell_gone(gone)
 
     def _advance(self, database: Database, by: int) -> list[Change]:

@@ -150,7 +150,7 @@ def name_of(caller: Caller, peer: str) -> str:
 
 
 def given_request_id(headers: Headers) -> str | None:
-    """The caller's, if it is one."""
+    """The request id that the caller gave; None without one, or when it is malformed."""
     for name, value in headers:
         if name == REQUEST_ID and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
             return value

@@ -91,8 +91,8 @@ class OperationStore:
         `poll_interval` is microseconds between two looks for changes that other processes have made and of
         which no notification came. Without `notify` there are no notifications, and only polls.
         `memory_bytes` bounds what is kept of done operations; with 0 every read asks the database.
-        `resume_window` is for how many microseconds at least the rows of what was deleted are kept: those who
-        follow many operations are told to begin anew when nobody could look for longer. With 0 they are not.
+        `resume_window` is how many microseconds the rows of deleted operations are kept at least. When nobody
+        could look for changes for longer, streams of parents end with WatchOutdated. With 0 they never do.
         """
         self._database = database
         self._repository = repository

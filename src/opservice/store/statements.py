@@ -118,9 +118,10 @@ class Statements:
         self.lapse = _sweep(executed, _c.lease_expires_at, {**ended, **_new_error()})
         self.time_out = _sweep(executed, _c.timeout_at, {**ended, **_new_error()})
         self.end_grace = _sweep(executed, _c.cancel_requested_at, ended)
-        # Of one that was deleted, expires_at is when, with a minus. So what is due, of these and of those
-        # that have expired, is one range of the index, and what waits is outside of it. The version before
-        # leaves 0 behind: then the change is what counts (an expression, lest its index is read).
+        # A deleted operation has the negative of its deletion in expires_at. So all that is due, deleted or
+        # expired, is one range of the index by expiry, and what must still be kept is outside of it. Replicas
+        # of the version before write 0 there, which is always in the range: of such a row modified_at says
+        # how long it was kept (`+ 0`, so that the index by change is not read).
         due_by = bindparam("due_by", type_=BigInteger)
         kept = and_(_c.done, _c.expires_at >= -due_by, _c.modified_at + 0 <= due_by)
         expired = _due(kept, executed, _c.expires_at)

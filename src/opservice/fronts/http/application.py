@@ -93,7 +93,10 @@ def _refused(request: Request, fault: Fault) -> Response:
 
 
 def for_monitors(answer: Answer, origins: Origins) -> Answer:
-    """What tells something, and needs no credentials: not for pages, nor under names that others made up."""
+    """The answer, which needs no credentials.
+
+    Web pages get 403, and so does whoever asks under a name that others may have made up.
+    """
 
     async def checked(request: Request) -> Response:
         if not _is_foreign(request, origins):

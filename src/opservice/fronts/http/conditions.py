@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 LONGEST_SECONDS = 86_400.0
 
 _LONGEST_PREFERENCES = 300
-"""Characters. Quotes without an end take as many steps as the square of it."""
+"""Characters of a Prefer that is read. Quotes without an end take a time that grows with their square."""
 _PREFERENCE = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*")+')
 _WAIT = re.compile(r'\s*wait\s*=\s*("?)([0-9]{1,9})\1\s*(;.*)?', re.IGNORECASE)
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
@@ -48,7 +48,7 @@ def matching(if_none_match: str | None, etag: str) -> str | None:
 
 
 def has_condition(header: Callable[[str], str | None]) -> bool:
-    """Whether a request is to be done in some state only of what it is about (RFC 9110, section 13.1)."""
+    """Whether a request is to be done only if its resource is in some state (RFC 9110, section 13.1)."""
     if header("if-none-match") is not None:
         return True
     if_match = header("if-match")

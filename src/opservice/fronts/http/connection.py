@@ -49,7 +49,7 @@ _quiet = logging.getLogger("opservice.http")
 
 
 class Connections:
-    """What those of a server have in common."""
+    """What the connections of one server share."""
 
     def __init__(self) -> None:
         self.stopping = False

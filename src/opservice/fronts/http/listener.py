@@ -15,10 +15,11 @@ from opservice.common.loggers import get_logger
 _BACKLOG = 2048
 """Connections that the kernel keeps for us."""
 _MOST_AT_ONCE = 16
-"""Taken in one turn of the event loop: one at first, and one more in each turn that leaves some waiting.
+"""Connections that are taken in one turn of the event loop. The first turn takes one, and each turn that
+leaves some waiting lets the next take one more.
 
-What hundreds ask for who come together would keep waiting those that are connected, but a flood that is taken
-slowly keeps new clients waiting in the kernel.
+If hundreds were taken together, their requests would keep all others waiting. If only one was, new clients
+would wait in the kernel until a flood is over.
 """
 _LONG_SECONDS = 0.01
 """After a turn that took longer half as many are taken."""

@@ -63,7 +63,7 @@ class HttpServer:
         self._listener.start(sockets)
 
     def replace_tls(self, tls: ssl.SSLContext) -> None:
-        """For new connections."""
+        """Uses this TLS for connections that are taken from now on."""
         self._listener.tls = tls
 
     def keep_time(self) -> Coroutine[Any, Any, None]:

@@ -36,6 +36,7 @@ class MessageStream:
         self._known = 0
         """The revision that the client has."""
         self._is_continued = False
+        """Whether the client has followed before, and has told which event it received last."""
         self._beating: asyncio.Task[None] | None = None
         self._sent_at = 0.0
 
