@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from opservice.domain.errors import WatchOutdated
+from opservice.domain.errors import ServerStopping, WatchOutdated
 from opservice.domain.operation import (
     SECOND,
     Complete,
@@ -238,6 +238,27 @@ async def test_many_changes_are_read_by_and_by(
         assert len(asked) == 5, (
             "the clock, three pages of what has changed, one of what has expired"
         )
+
+
+async def test_a_stream_that_ends_before_it_has_told_all_does_not_say_that_it_has(
+    database_url: str,
+) -> None:
+    """Whoever continued it from there would never learn of the rest."""
+    async with opened(database_url, NEVER, notify=False) as store:
+        ids = [await started(store) for _ in range(3)]
+        follower = Follower(None, None, lambda _: True, lambda _: True)
+
+        async def read_all(_clock: int) -> AsyncGenerator[None]:
+            for id_ in ids:
+                follower.tell(await store.get(id_))
+                yield
+                store.stop_following()
+
+        events = store.follow_many(follower, read_all)
+        first = await anext(events)
+        assert (first.news and first.news.id, first.point) == (ids[0], None)
+        with pytest.raises(ServerStopping):
+            await anext(events)
 
 
 async def test_one_query_looks_for_all_who_follow(database_url: str) -> None:

@@ -263,6 +263,7 @@ class OperationStore:
                 async for _ in reading:
                     while (event := await self._next_event(follower, None)) is not None:
                         yield event
+            follower.check()
             follower.caught_up(began)
             yield Event(None, follower.resume_point(), is_last=follower.ids == set())
             while follower.ids is None or follower.ids:
@@ -279,10 +280,13 @@ class OperationStore:
                     yield Event(None, follower.resume_point())
 
     async def _next_event(self, follower: Follower, clock: int | None) -> Event | None:
-        """None when there is nothing to be told at the moment."""
+        """None when there is nothing to be told at the moment. Raises what the follower was ended with."""
         untold = 0
-        while (taken := follower.take(clock)) is not None:
-            follower.check()
+        while True:
+            follower.check()  # also when nothing is left, because what was not told was forgotten then
+            taken = follower.take(clock)
+            if taken is None:
+                return None
             id_, news = taken
             if news is None:
                 try:
@@ -296,7 +300,6 @@ class OperationStore:
             untold += 1
             if untold % _UNTOLD_AT_ONCE == 0:
                 await asyncio.sleep(0)
-        return None
 
     def tell_gone(self, ends: Iterable[Change]) -> None:
         """Tells whoever follows many operations that these were taken away, other than by `apply`."""
