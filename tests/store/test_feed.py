@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
@@ -259,6 +259,27 @@ async def test_a_stream_that_ends_before_it_has_told_all_does_not_say_that_it_ha
         assert (first.news and first.news.id, first.point) == (ids[0], None)
         with pytest.raises(ServerStopping):
             await anext(events)
+
+
+async def test_a_stream_says_that_it_is_caught_up_also_while_only_others_change(
+    database_url: str,
+) -> None:
+    """Else a proxy would end it, and it could not be continued any more."""
+    async with opened(database_url, NEVER, notify=False) as store:
+        follower = Follower(None, None, lambda _: True, lambda _: False)
+
+        async def nothing(_clock: int) -> AsyncGenerator[None]:
+            return
+            yield
+
+        async def change() -> None:
+            while True:
+                await started(store)
+
+        changing = asyncio.create_task(change())
+        async with aclosing(store.follow_many(follower, nothing, 0.1)) as events:
+            assert [(await soon(anext(events))).news for _ in range(3)] == [None] * 3
+        changing.cancel()
 
 
 async def test_one_query_looks_for_all_who_follow(database_url: str) -> None:

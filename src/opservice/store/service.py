@@ -266,18 +266,18 @@ class OperationStore:
             follower.check()
             follower.caught_up(began)
             yield Event(None, follower.resume_point(), is_last=follower.ids == set())
+            due = _due(repeat_after)
             while follower.ids is None or follower.ids:
-                quiet = False
-                try:
-                    async with asyncio.timeout(repeat_after):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(due):
                         await follower.sleep()
-                except TimeoutError:
-                    quiet = True
                 while (event := await self._next_event(follower, self._feed.clock)) is not None:
-                    quiet = False
                     yield event
-                if quiet:
+                    due = _due(repeat_after)
+                # Also where much has changed of which nothing was to be told.
+                if due is not None and due <= asyncio.get_running_loop().time():
                     yield Event(None, follower.resume_point())
+                    due = _due(repeat_after)
 
     async def _next_event(self, follower: Follower, clock: int | None) -> Event | None:
         """None when there is nothing to be told at the moment. Raises what the follower was ended with."""
@@ -444,6 +444,11 @@ class OperationStore:
 
     def _read_clock(self) -> tuple[int, bool]:
         return self._database.read(self._repository.read_clock)
+
+
+def _due(seconds: float | None) -> float | None:
+    """The event loop's time after so many seconds; None for never."""
+    return None if seconds is None else asyncio.get_running_loop().time() + seconds
 
 
 def _call_each(calls: Sequence[Callable[[], Any]]) -> list[Any]:
