@@ -344,14 +344,15 @@ def test_a_watch_that_is_continued_tells_of_another_operation_by_the_same_id(res
 def test_who_follows_many_by_ids_is_sent_away_after_the_end(rest: Rest) -> None:
     """Else browsers would come back every few seconds, for ever."""
     ids = [rest.start(), rest.start()]
-    path = f"/v1/operationRecords:batchWatch?operationIds={ids[0]}&operationIds={ids[1]}"
+    asked = "&".join(f"operationIds={id_}" for id_ in (*ids, "nowhere"))
+    path = f"/v1/operationRecords:batchWatch?{asked}"
     with rest("GET", path, headers={"accept": "text/event-stream"}, stream=True) as answer:
         told = events(answer)
-        tokens = [next(told)["id"] for _ in range(3)]
+        tokens = [next(told)["id"] for _ in range(4)]
         for id_ in ids:
             rest("POST", f"/operations/{id_}:cancel")
         tokens += [each["id"] for each in told]
-    since = {"accept": "text/event-stream", "last-event-id": tokens[2]}
+    since = {"accept": "text/event-stream", "last-event-id": tokens[3]}
     with rest("GET", path, headers=since, stream=True) as answer:
         assert len(list(events(answer))) > 1  # what has changed since, and that this is all
     known = rest("GET", path, headers={**since, "last-event-id": tokens[-1]})

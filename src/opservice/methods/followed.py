@@ -19,7 +19,7 @@ from opservice.domain.identity import Scope
 from opservice.domain.matching import satisfies
 from opservice.domain.operation import Change, Record
 from opservice.store.feed import LATE, OVERLAP
-from opservice.store.following import MARK_BYTES, MAX_MARKS, Follower, ResumePoint
+from opservice.store.following import ENDED, MARK_BYTES, MAX_MARKS, Follower, ResumePoint
 
 MAX_RESUME_TOKEN = 1024
 
@@ -50,6 +50,11 @@ class Followed:
             return self.condition is None or satisfies(record, self.condition)
 
         return Follower(self.ids, self.parent, admits, matches, self.resumed)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the stream that it continues was told that nothing is to come."""
+        return self.ids is not None and self.resumed == ENDED
 
     def since(self, clock: int) -> int | None:
         """From when on changes may not have been told, None when nothing was told.

@@ -171,6 +171,9 @@ class GuardedStore:
         """
         trusted = self._may_do_everything(caller)
         scope = None if trusted else caller.identity.scope()
+        if followed.has_ended:
+            yield Event(None, followed.resumed, is_last=True)
+            return
 
         def admits(change: Record | Change) -> bool:
             return scope is None or caller.identity.may(Right.SEE, change.parent, change.created_by)

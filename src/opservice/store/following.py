@@ -38,6 +38,10 @@ class ResumePoint:
     marks: tuple[bytes, ...] = ()
 
 
+ENDED = ResumePoint(maxsize)
+"""Of a stream by ids that was told all that it ever will be."""
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """What is told. `news` is None where all was told that there is; `point` is None before that."""
@@ -249,6 +253,8 @@ class Follower:
 
     def resume_point(self) -> ResumePoint | None:
         """Where a stream goes on that continues this one now; None while it has not told all there is."""
+        if self.point is not None and self.ids == set():
+            return ENDED
         return None if self.point is None else ResumePoint(self.point.clock, tuple(self._marks))
 
     def _note(self, operation_id: str, news: Record | Removed) -> None:
