@@ -16,7 +16,7 @@ from opservice.domain.identity import Identity, Right, parse_grant
 from opservice.domain.operation import SECOND, Change, Complete, Delete, Record, Renew
 from opservice.methods import guard
 from opservice.methods.followed import Followed
-from opservice.methods.guard import GuardedStore
+from opservice.methods.guard import MAX_LISTS_PER_CALLER, GuardedStore
 from opservice.store import repository
 from opservice.store.engine import open_database
 from opservice.store.following import ResumePoint
@@ -150,6 +150,27 @@ async def test_who_does_not_see_everything_waits_for_no_changes_of_others(
     assert (await told(guarded, f"viewer:{MINE}", MINE, point))[0] == [(id_, 2)]
 
     assert store.changes_read == 0
+
+
+@pytest.mark.parametrize("grant", SEES.values(), ids=SEES)
+async def test_streams_of_one_caller_that_begin_together_wait_for_each_other(
+    store: Counting, guarded: GuardedStore, grant: str
+) -> None:
+    """As many lists at a time would be refused."""
+    id_ = await started(store, MINE)
+    many = 3 * MAX_LISTS_PER_CALLER
+
+    async def told_to_each(
+        point: ResumePoint | None,
+    ) -> list[tuple[list[tuple[str, int]], ResumePoint]]:
+        return await asyncio.gather(*(told(guarded, grant, MINE, point) for _ in range(many)))
+
+    first = await told_to_each(None)
+    await store.apply(Renew(id_))
+    again = await told_to_each(first[0][1])
+
+    assert [news for news, _ in first] == [[(id_, 1)]] * many
+    assert [news for news, _ in again] == [[(id_, 2)]] * many
 
 
 async def test_where_very_much_has_changed_the_parents_operations_are_walked(

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
+from weakref import WeakValueDictionary
 
 from opservice.auth.authenticator import Authenticator, Caller
 from opservice.domain.errors import (
@@ -68,6 +69,11 @@ class GuardedStore:
         self._lists = Slots(MAX_LISTS_PER_CALLER, partial(_too_many, "lists"))
         self._batches = Slots(MAX_LISTS_PER_CALLER, partial(_too_many, "batches"))
         self._lasting = LastingCalls(authenticator)
+        self._reading: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """By the names of those whose streams read what there is: of each name one at a time.
+
+        The others wait. A stream that was refused, as a list is, would have told much in vain.
+        """
 
     async def get(self, caller: Caller, operation_id: str) -> Record:
         """The operation as it is now."""
@@ -121,9 +127,12 @@ class GuardedStore:
 
         Raises TooManyLists when as many lists of that name are being read as one caller may have.
         """
-        scope = None if self._may_do_everything(caller) else caller.identity.scope()
         with self._lists.held(name):
-            return await self._store.page(replace(query, scope=scope), name)
+            return await self._page(caller, query, name)
+
+    async def _page(self, caller: Caller, query: ListQuery, name: str) -> Listed:
+        scope = None if self._may_do_everything(caller) else caller.identity.scope()
+        return await self._store.page(replace(query, scope=scope), name)
 
     async def apply(self, caller: Caller, command: Command) -> Outcome:
         """Applies the command. Notes it and its outcome with the caller, for the audit log."""
@@ -252,7 +261,8 @@ class GuardedStore:
                     follower.tell(record)
 
         while True:
-            page = await self.page(caller, query, name)
+            async with self._turn_of(name):
+                page = await self._page(caller, query, name)
             tell(page.records)
             end = page.end
             del page  # it may be large, and its reader slow
@@ -279,7 +289,7 @@ class GuardedStore:
         for expired in (False, True):
             after: Change | None = None
             while True:
-                with self._lists.held(name):
+                async with self._turn_of(name):
                     page, after = await self._store.changes(since, after, name, expired=expired)
                 wanted = [change for change in page if follower.wants(change)]
                 for change in wanted:
@@ -303,6 +313,9 @@ class GuardedStore:
                         async for _ in walk:
                             yield
                     return
+
+    def _turn_of(self, name: str) -> asyncio.Lock:
+        return self._reading.setdefault(name, asyncio.Lock())
 
     async def wait(self, caller: Caller, operation_id: str, at_most: int) -> Record:
         """The operation once it is done, or as it is after `at_most` microseconds.
