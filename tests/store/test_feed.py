@@ -20,7 +20,7 @@ from opservice.domain.operation import (
     Start,
     new_id,
 )
-from opservice.store import repository
+from opservice.store import feed, repository
 from opservice.store.engine import open_database
 from opservice.store.feed import LATE, OVERLAP
 from opservice.store.following import Event, Follower
@@ -280,6 +280,41 @@ async def test_a_stream_says_that_it_is_caught_up_also_while_only_others_change(
         async with aclosing(store.follow_many(follower, nothing, 0.1)) as events:
             assert [(await soon(anext(events))).news for _ in range(3)] == [None] * 3
         changing.cancel()
+
+
+async def test_a_stream_does_not_begin_with_a_look_of_long_ago(database_url: str) -> None:
+    """A token that another process gave just now would be from the future."""
+    async with (
+        opened(database_url, NEVER, notify=False) as store,
+        following(store),
+    ):
+        created_at = (await store.get(await started(store))).created_at
+        assert store._feed._looked_at is not None
+        store._feed._looked_at -= 10  # as when polls are rare, or have failed
+
+        assert await store._feed.begin() >= created_at
+
+
+async def test_looks_further_back_go_on_when_the_clock_was_set_back(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "_LATE_EVERY", 1)
+    back = 0
+    clock = clock_that_says(lambda: time.time_ns() // 1000 - back)
+    store = OperationStore(open_database(database_url), Repository(clock), NEVER, notify=False)
+    try:
+        async with following(store) as events:
+            back = 3600 * SECOND
+            await store._feed.look()
+            id_ = await started(store)
+            await told_of(events, id_, 1)
+            execute(database_url, "UPDATE operations SET revision = 2, modified_at = 7")
+
+            await store._feed.look()
+
+            await told_of(events, id_, 2)
+    finally:
+        await store.close()
 
 
 async def test_one_query_looks_for_all_who_follow(database_url: str) -> None:

@@ -34,6 +34,8 @@ OVERLAP = 10 * SECOND
 LATE = 120 * SECOND
 """The same, of the looks for what was committed late, and of streams that are continued."""
 _LATE_EVERY = 30 * SECOND
+_STALE_SECONDS = 5
+"""How long ago the last look may be when a stream begins. Polls may be rarer, or have failed."""
 _AT_ONCE = 20
 """Records that are read together: each may have payloads of megabytes."""
 _CHANGES_AT_ONCE = 1_000
@@ -65,7 +67,7 @@ class Feed:
         self._by_parent: defaultdict[str | None, set[Follower]] = defaultdict(set)
         self._seen: dict[str, tuple[int, int, bool]] = {}
         self._looked_at: float | None = None
-        self._late_at = 0
+        self._late_at = 0.0
         self._looking = asyncio.Lock()
         self._closed = False
         self.clock: int | None = None
@@ -123,13 +125,19 @@ class Feed:
             follower.end(ServerStopping())
 
     async def begin(self) -> int:
-        """Makes sure that changes are looked for from now on. Returns the clock. Raises a StoreError."""
-        if self.clock is None:
+        """Makes sure that changes are looked for from now on. Returns what the clock said some seconds ago at
+        most. Raises a StoreError.
+        """
+        if self._is_stale():
             async with self._looking:
-                if self.clock is None:
+                if self._is_stale():
                     await self._look()
         assert self.clock is not None
         return self.clock
+
+    def _is_stale(self) -> bool:
+        began = self._looked_at
+        return began is None or asyncio.get_running_loop().time() > began + _STALE_SECONDS
 
     async def look(self) -> None:
         """Looks once for what other processes have changed, if anybody follows."""
@@ -148,7 +156,7 @@ class Feed:
         began = loop.time()
         before, looked_at = self.clock, self._looked_at
         first = before is None or looked_at is None
-        late = first or before >= self._late_at + _LATE_EVERY  # type: ignore[operator] # not None
+        late = first or (began - self._late_at) * SECOND >= _LATE_EVERY
         overlap = LATE if late else OVERLAP
         elapsed = 0 if looked_at is None else int((began - looked_at) * SECOND)
         # Back from the clock, too, which may have been set back: what changed since then has earlier times.
@@ -167,7 +175,7 @@ class Feed:
         if late and not first:
             await self._compare()
         if late:
-            self._late_at = clock
+            self._late_at = began
             oldest = clock - LATE - _LATE_EVERY
             self._seen = {id_: each for id_, each in self._seen.items() if each[0] >= oldest}
         self.clock, self._looked_at = clock, began
