@@ -140,26 +140,27 @@ def test_it_is_so_far_as_the_clock_was_once_all_was_told() -> None:
     assert clocks == [EPOCH, EPOCH + 9]
 
 
+LARGE = b"x" * (PENDING_BYTES // 4 - 2_000)
+
+
 def test_large_payloads_are_not_kept_until_they_are_told() -> None:
     follows = follower()
-    large = b"x" * (PENDING_BYTES // 4)
     for number in range(10):
-        follows.tell(record(f"{number}", metadata=large))
+        follows.tell(record(f"{number}", metadata=LARGE))
 
     kept = [taken[1] is not None for _ in range(10) if (taken := follows.take(None))]
 
     assert kept == [True] * 4 + [False] * 6
 
 
-def test_streams_that_read_nothing_keep_payloads_in_one_room() -> None:
+def test_streams_that_read_nothing_keep_records_in_one_room() -> None:
     room = Room(PENDING_BYTES)
-    large = b"x" * (PENDING_BYTES // 4)
 
     def kept_by_another() -> int:
         follows = follower()
         follows.room = room
         for number in range(4):
-            follows.tell(record(f"{number}", metadata=large))
+            follows.tell(record(f"{number}", metadata=LARGE))
         kept = sum(taken[1] is not None for _ in range(3) if (taken := follows.take(None)))
         follows.end(ServerStopping())
         return kept
@@ -167,13 +168,35 @@ def test_streams_that_read_nothing_keep_payloads_in_one_room() -> None:
     first = follower()
     first.room = room
     for number in range(4):
-        first.tell(record(f"{number}", metadata=large))
+        first.tell(record(f"{number}", metadata=LARGE))
     assert kept_by_another() == 0
     first.take(None)
     assert kept_by_another() == 1
-    first.forget_payloads()
+    first.forget_records()
     assert kept_by_another() == 3
     assert room.used == 0
+
+
+def test_records_without_payloads_take_room_too() -> None:
+    room = Room(PENDING_BYTES)
+    first = follower()
+    first.room = room
+    for number in range(MAX_KNOWN):
+        first.tell(record(f"{number}"))
+    kept = sum(taken[1] is not None for _ in range(MAX_KNOWN) if (taken := first.take(None)))
+
+    assert 1_000 < kept < PENDING_BYTES // 1_000
+    assert room.used == 0
+
+
+def test_who_reads_at_once_is_told_without_another_read_whatever_others_keep() -> None:
+    room = Room(PENDING_BYTES, used=PENDING_BYTES)
+    follows = follower()
+    follows.room = room
+
+    follows.tell(record("a"))
+
+    assert told(follows) == [record("a")]
 
 
 def test_whoever_is_ended_is_no_further_than_what_was_told() -> None:

@@ -60,6 +60,10 @@ class Failure:
     status: bytes
 
 
+_RECORD_BYTES = 1_500
+"""What a record takes beside its payloads."""
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """An operation with what the server keeps beside it: one row, in the order of its columns.
@@ -108,6 +112,11 @@ class Record:
     def payload_bytes(self) -> int:
         """Of metadata, response and error together."""
         return sum(len(each) for each in (self.metadata, self.response, self.error) if each)
+
+    @property
+    def kept_bytes(self) -> int:
+        """About what it takes to keep it in memory."""
+        return _RECORD_BYTES + self.payload_bytes
 
     @property
     def progress(self) -> Progress | None:

@@ -9,14 +9,10 @@ from collections.abc import Callable
 from opservice.domain.operation import SECOND, Record
 
 MEMORY_BYTES = 64 << 20
-"""What the operations in memory may take, as `_size` counts it."""
+"""What the operations in memory may take, as Record.kept_bytes counts it."""
 MEMORY_SECONDS = 5
 """How long a done operation is answered from memory. That another process has deleted it may go unnoticed
 for as long."""
-
-_RECORD_BYTES = 1_500
-"""What a record takes beside its payloads."""
-
 
 class DoneRecords:
     """Done operations in memory: they never change. The least recently used make room.
@@ -56,18 +52,13 @@ class DoneRecords:
         assert record.expires_at is not None
         expires_at = record.expires_at / SECOND - self._ahead
         self._kept[record.id] = record, min(self._clock() + MEMORY_SECONDS, expires_at)
-        self._bytes += _size(record)
+        self._bytes += record.kept_bytes
         while self._bytes > self._max_bytes:
             _, (oldest, _) = self._kept.popitem(last=False)
-            self._bytes -= _size(oldest)
+            self._bytes -= oldest.kept_bytes
 
     def drop(self, operation_id: str) -> None:
         """It was deleted; nothing happens when it is not kept."""
         kept = self._kept.pop(operation_id, None)
         if kept is not None:
-            self._bytes -= _size(kept[0])
-
-
-def _size(record: Record) -> int:
-    payloads = (record.metadata, record.response, record.error)
-    return _RECORD_BYTES + sum(len(payload) for payload in payloads if payload is not None)
+            self._bytes -= kept[0].kept_bytes

@@ -1,7 +1,7 @@
 """Those who follow many operations in one stream: what is still to be told to each of them.
 
 A change that is not told yet is replaced by the next one of the same operation. So a slow reader costs no
-more than the operations that have changed, and few of their payloads.
+more than the operations that have changed, and few of their records.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from opservice.domain.operation import Change, Record, Removed
 MAX_KNOWN = 10_000
 """Operations of a stream that are remembered, and that may wait to be told."""
 PENDING_BYTES = 4 << 20
-"""Payloads that are kept for a stream. The others are read when their turn comes."""
+"""Records that are kept for a stream. The others are read when their turn comes."""
 PENDING_BYTES_OF_ALL = 64 << 20
 """The same, of all streams of a process together: of those who read nothing, too."""
+_LEAST_BYTES = 16 << 10
+"""What each stream may keep, also when others keep very much."""
 MAX_MARKS = 64
 MARK_BYTES = 6
 
@@ -54,7 +56,7 @@ class Event:
 
 @dataclass(slots=True)
 class Room:
-    """For payloads that are kept for streams, in bytes."""
+    """For records that are kept for streams, in bytes."""
 
     most: int
     used: int = 0
@@ -170,10 +172,10 @@ class Follower:
         """Ends the stream. The first error counts."""
         if self._error is None:
             self._error = error
-        self.forget_payloads()
+        self.forget_records()
         self._wake()
 
-    def forget_payloads(self) -> None:
+    def forget_records(self) -> None:
         """Nothing is to be told any more."""
         self._pending.clear()
         self._current.clear()
@@ -207,7 +209,7 @@ class Follower:
         operation_id = next(iter(self._current))
         news = self._current.pop(operation_id)
         if isinstance(news, Record):
-            self._keep(-news.payload_bytes)
+            self._keep(-news.kept_bytes)
         return operation_id, news
 
     def read(self, record: Record) -> bool:
@@ -263,11 +265,12 @@ class Follower:
         waiting = self._current if operation_id in self._current else self._pending
         before = waiting.get(operation_id)
         if isinstance(before, Record):
-            self._keep(-before.payload_bytes)
+            self._keep(-before.kept_bytes)
         kept: Record | Removed | None = news
         if isinstance(news, Record):
-            size = news.payload_bytes
-            if self._bytes + size > PENDING_BYTES or self.room.used + size > self.room.most:
+            size = news.kept_bytes
+            most = min(PENDING_BYTES, self._bytes + self.room.most - self.room.used)
+            if self._bytes + size > max(most, _LEAST_BYTES):
                 kept = None
             else:
                 self._keep(size)
