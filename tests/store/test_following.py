@@ -10,6 +10,7 @@ import pytest
 
 from opservice.domain.errors import ServerBusy, ServerStopping
 from opservice.domain.operation import Change, Record, Removed
+from opservice.store import following
 from opservice.store.following import MAX_KNOWN, PENDING_BYTES, Follower, ResumePoint, Room
 from store.conftest import EPOCH
 from store.test_listing import TEMPLATE
@@ -197,6 +198,26 @@ def test_who_reads_at_once_is_told_without_another_read_whatever_others_keep() -
     follows.tell(record("a"))
 
     assert told(follows) == [record("a")]
+
+
+def test_streams_remember_no_more_than_so_much_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "KNOWN_OF_ALL", 30)
+    monkeypatch.setattr(following, "LEAST_KNOWN", 5)
+    room = Room(PENDING_BYTES)
+    streams = [follower() for _ in range(10)]
+    for each in streams:
+        each.room = room
+        for number in range(20):
+            each.tell(record(f"{number}"))
+            told(each)
+
+    assert room.known <= 30 + 10 * 5
+    assert len(streams[-1].running()) == 5
+    streams[-1].tell_gone(Change.end_of(record("0")))
+    assert told(streams[-1]) == [Removed("0")], "which it told, though it does not remember"
+    for each in streams:
+        each.leave()
+    assert room.known == 0
 
 
 def test_whoever_is_ended_is_no_further_than_what_was_told() -> None:

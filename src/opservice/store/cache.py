@@ -14,6 +14,7 @@ MEMORY_SECONDS = 5
 """How long a done operation is answered from memory. That another process has deleted it may go unnoticed
 for as long."""
 
+
 class DoneRecords:
     """Done operations in memory: they never change. The least recently used make room.
 

@@ -99,7 +99,7 @@ class Feed:
             yield
         finally:
             self._followers.discard(follower)
-            follower.forget_records()
+            follower.leave()
             for place in places:
                 place.discard(follower)
             for id_ in ids:

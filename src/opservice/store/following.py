@@ -10,13 +10,19 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from sys import maxsize
+from typing import Any
 
 from opservice.domain.errors import OpserviceError, ServerBusy
 from opservice.domain.operation import Change, Record, Removed
 
 MAX_KNOWN = 10_000
 """Operations of a stream that are remembered, and that may wait to be told."""
+KNOWN_OF_ALL = 500_000
+"""Those that all streams of a process remember together: each takes 240 bytes."""
+LEAST_KNOWN = 1_000
+"""Those that each stream remembers, also when others remember very many."""
 PENDING_BYTES = 4 << 20
 """Records that are kept for a stream. The others are read when their turn comes."""
 PENDING_BYTES_OF_ALL = 64 << 20
@@ -56,10 +62,11 @@ class Event:
 
 @dataclass(slots=True)
 class Room:
-    """For records that are kept for streams, in bytes."""
+    """For records that are kept for streams, in bytes, and how many operations the streams remember."""
 
     most: int
     used: int = 0
+    known: int = 0
 
 
 class Follower:
@@ -91,6 +98,7 @@ class Follower:
         self._pending: dict[str, Record | Removed | None] = {}
         self._current: dict[str, Record | Removed | None] = {}
         self._bytes = 0
+        self._known = 0
         self._clock_after: int | None = None
         self._error: OpserviceError | None = None
         self._sleeper: asyncio.Future[None] | None = None
@@ -152,6 +160,7 @@ class Follower:
     def _note_told(self, record: Record) -> None:
         self._versions[record.id] = (record.created_at, record.revision)
         self._shown[record.id] = record.done
+        self._forget_oldest()
         if record.done:
             self.settle(record.id)
 
@@ -180,6 +189,12 @@ class Follower:
         self._pending.clear()
         self._current.clear()
         self._keep(-self._bytes)
+
+    def leave(self) -> None:
+        """Takes no room any more."""
+        self.forget_records()
+        self._count_known(0)
+        self.room = Room(PENDING_BYTES)
 
     async def sleep(self) -> None:
         """Until there is something to be told. Raises what the stream was ended with."""
@@ -226,9 +241,7 @@ class Follower:
         if isinstance(news, Record) and self._matches(news):
             self._shown.pop(id_, None)
             self._shown[id_] = news.done
-            if len(self._shown) > MAX_KNOWN:
-                del self._shown[next(iter(self._shown))]
-                self._knows_all_shown = False
+            self._forget_oldest()
             self._marks.append(_mark(id_, news.created_at, news.revision))
             del self._marks[:-MAX_MARKS]
             if news.done:
@@ -260,8 +273,7 @@ class Follower:
         return None if self.point is None else ResumePoint(self.point.clock, tuple(self._marks))
 
     def _note(self, operation_id: str, news: Record | Removed) -> None:
-        if len(self._versions) > MAX_KNOWN:
-            del self._versions[next(iter(self._versions))]
+        self._forget_oldest()
         waiting = self._current if operation_id in self._current else self._pending
         before = waiting.get(operation_id)
         if isinstance(before, Record):
@@ -279,6 +291,18 @@ class Follower:
             self.end(ServerBusy("You read too slowly: continue with the resume token."))
         self._wake()
 
+    def _forget_oldest(self) -> None:
+        """So that no more is remembered than may be."""
+        most = MAX_KNOWN if self.room.known < KNOWN_OF_ALL else LEAST_KNOWN
+        _cut(self._versions, most)
+        if _cut(self._shown, most):
+            self._knows_all_shown = False
+        self._count_known(len(self._versions))
+
+    def _count_known(self, known: int) -> None:
+        self.room.known += known - self._known
+        self._known = known
+
     def _keep(self, size: int) -> None:
         self._bytes += size
         self.room.used += size
@@ -286,6 +310,14 @@ class Follower:
     def _wake(self) -> None:
         if self._sleeper is not None and not self._sleeper.done():
             self._sleeper.set_result(None)
+
+
+def _cut(known: dict[str, Any], most: int) -> bool:
+    """Takes out the oldest beyond the most. Returns whether there were any."""
+    oldest = [*islice(known, max(0, len(known) - most))]
+    for id_ in oldest:
+        del known[id_]
+    return bool(oldest)
 
 
 def _mark(operation_id: str, created_at: int, revision: int) -> bytes:
