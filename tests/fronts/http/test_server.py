@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from fronts.http.connections import GET, HOST, WAIT, Served, cycles, idle, serving, until
+from fronts.http.connections import GET, HOST, PATIENCE, WAIT, Served, cycles, idle, serving, until
 from opservice.fronts.http import connection as module
 from opservice.fronts.http.connection import MAX_HEAD_BYTES
 
@@ -36,6 +38,10 @@ REFUSED = {
     "a chunk without end": b"POST /echo HTTP/1.1\r\n%sTransfer-Encoding: chunked\r\n\r\n%s\r\n"
     % (HOST, b"f" * 20),
     "CONNECT": b"CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n",
+    "CONNECT with a path": b"CONNECT /echo HTTP/1.1\r\nHost: a\r\n\r\n",
+    "two codings": b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    "HTTP/0.9": b"GET /echo\r\n\r\n",
+    "HTTP/2 by its name": b"GET /echo HTTP/2.0\r\nHost: a\r\n\r\n",
     "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "no HTTP": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc",
     "no ASCII": b"GET /\xff HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -51,6 +57,47 @@ async def test_what_is_not_plain_http_is_refused_and_ends_the_connection(
         status, _ = await connection.ask(sent)
         assert status == 400
         assert await connection.ended() == b""
+
+
+async def test_each_answer_has_the_time_at_which_it_is_given(served: Served) -> None:
+    """RFC 9110, section 6.6.1. A wait may last a minute."""
+
+    async def date(request: bytes) -> bytes:
+        async with served.connect() as connection:
+            await connection.send(request)
+            return (await connection.ended()).partition(b"\r\ndate: ")[2].partition(b"\r\n")[0]
+
+    end = b"HTTP/1.1\r\nConnection: close\r\n" + HOST + b"\r\n"
+    clock = asyncio.create_task(served.server.keep_time())
+    waited = asyncio.create_task(date(b"GET /wait " + end))
+    await until(lambda: served.application.waiting == 1)
+    began = later = await date(b"GET /echo " + end)
+    async with asyncio.timeout(PATIENCE):
+        while later == began:
+            later = await date(b"no HTTP\r\n\r\n")
+    served.application.release.set()
+    assert later
+    assert await waited not in {b"", began}
+    clock.cancel()
+
+
+async def test_who_knows_no_continue_is_sent_none(served: Served) -> None:
+    """RFC 9110, section 10.1.1."""
+    sent = post(b"x", b"Expect: 100-continue").replace(b"HTTP/1.1", b"HTTP/1.0")
+    async with served.connect() as connection:
+        assert await connection.ask(sent) == (200, b"POST host,expect,content-length x")
+
+
+async def test_a_line_break_after_a_request_begins_no_other_one() -> None:
+    """RFC 9112, section 2.2. Some clients send one behind a body."""
+    async with serving(seconds=0.2) as served, served.connect() as connection:
+        await connection.send(WAIT, b"\r\n")
+        await until(lambda: served.application.waiting == 1)
+        async with served.connect() as silent:
+            assert (await silent.answer())[0] == 408
+        served.application.release.set()
+        assert await connection.answer() == (200, b"released")
+        assert (await connection.ask(GET))[0] == 200
 
 
 async def test_a_body_may_come_in_pieces_of_any_size(served: Served) -> None:

@@ -128,9 +128,6 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        if self._in_head and self._head_timer is None:
-            self._expect_head()
-        self._unset_keepalive_if_required()
         before = self._unparsed_bytes = self._unparsed_bytes + len(data)
         try:
             self._feed(data)
@@ -162,6 +159,9 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._unset_keepalive_if_required()
+        if self._head_timer is None:
+            self._expect_head()
         self._head_bytes = self._body_bytes = self._parts = 0
 
     def on_url(self, url: bytes) -> None:
@@ -178,12 +178,20 @@ class Connection(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self.scope["method"] = self.parser.get_method().decode("ascii")
-        if self.parser.should_upgrade() and self.scope["method"] != "CONNECT":
+        method, version = self.parser.get_method(), self.parser.get_http_version()
+        self.scope["method"] = method.decode("ascii")
+        if method == b"CONNECT" or version not in {"1.0", "1.1"}:
+            raise ValueError("no request to a server of HTTP/1.1")
+        if self.parser.should_upgrade():
             return
         hosts = sum(name == b"host" for name, _ in self.headers)
-        if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
+        if hosts > 1 or (not hosts and version == "1.1"):
             raise ValueError("RFC 9112, section 3.2")
+        codings = [value.lower() for name, value in self.headers if name == b"transfer-encoding"]
+        if codings not in ([], [b"chunked"]):
+            raise ValueError("RFC 9112, section 6.1")
+        if version == "1.0":
+            self.expect_100_continue = False  # RFC 9110, section 10.1.1
         if len(self.pipeline) >= _MAX_PIPELINED:
             raise ValueError("too many requests on one connection at a time")
         super().on_headers_complete()
@@ -227,6 +235,8 @@ class Connection(HttpToolsProtocol):
         if not self.pipeline and not self._in_head:
             self.transport.close()  # nobody wants the rest of the body, however long it is
         super().on_response_complete()
+        if self._head_timer is not None:  # another request has begun to arrive
+            self._unset_keepalive_if_required()
         if self.transport.is_closing():
             self._expect_reading()
 
@@ -289,8 +299,12 @@ class Connection(HttpToolsProtocol):
         if not self._may_answer():
             self.transport.abort()
             return
-        head = b"content-type: text/plain\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
-        self.transport.write(STATUS_LINE[status] + head % len(message) + message.encode())
+        own = [(b"content-type", b"text/plain"), (b"connection", b"close")]
+        own.append((b"content-length", b"%d" % len(message)))
+        lines = (b"%s: %s\r\n" % each for each in (*self.server_state.default_headers, *own))
+        self.transport.write(
+            b"%s%s\r\n%s" % (STATUS_LINE[status], b"".join(lines), message.encode())
+        )
         self.transport.close()
         self._expect_reading()
 

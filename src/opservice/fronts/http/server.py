@@ -60,6 +60,7 @@ class HttpServer:
     def start(self, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None) -> None:
         """Takes connections on the sockets from now on. They are closed when the server stops."""
         self._listener.tls = tls
+        self._tell_time()
         self._listener.start(sockets)
 
     def replace_tls(self, tls: ssl.SSLContext) -> None:
@@ -79,7 +80,8 @@ class HttpServer:
             connection.shutdown()
         deadline = time.monotonic() + seconds
         there = self._state.connections, self._listener.arriving
-        while any(there) and time.monotonic() < deadline:  # noqa: ASYNC110 - one is uvicorn's set
+        while any(there) and time.monotonic() < deadline:
+            self._tell_time()
             await asyncio.sleep(_LOOK_SECONDS)
         self._listener.abort()
         for connection in list(self._state.connections):
@@ -103,8 +105,12 @@ class HttpServer:
 
     async def _keep_time(self) -> None:
         while True:
-            self._state.default_headers = [
-                (b"date", formatdate(time.time(), usegmt=True).encode()),
-                (b"x-content-type-options", b"nosniff"),
-            ]
             await asyncio.sleep(1)
+            self._tell_time()
+
+    def _tell_time(self) -> None:
+        # In the same list: a request keeps it from its beginning on, and may be answered a minute later.
+        self._state.default_headers[:] = [
+            (b"date", formatdate(time.time(), usegmt=True).encode()),
+            (b"x-content-type-options", b"nosniff"),
+        ]
