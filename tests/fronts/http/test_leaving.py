@@ -148,6 +148,24 @@ async def test_a_server_that_stops_answers_who_is_in_a_handshake_and_nobody_who_
         await stopping
 
 
+async def test_a_server_that_stops_waits_for_no_client_to_end_tls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as those that keep a connection in a pool, and do not look at it meanwhile."""
+    monkeypatch.setattr(module, "_GOODBYE_SECONDS", 0.01)
+    authority = Authority(tmp_path)
+    async with serving(tls=server_context(authority.issue())) as served:
+        with socket.create_connection(("127.0.0.1", served.port), PATIENCE) as plain:
+            client = await asyncio.to_thread(
+                client_context(authority).wrap_socket, plain, server_hostname="localhost"
+            )
+            with client:
+                await asyncio.to_thread(client.sendall, GET)
+                assert (await asyncio.to_thread(client.recv, 1_000)).startswith(b"HTTP/1.1 200 ")
+                async with asyncio.timeout(PATIENCE / 2):
+                    await served.server.stop(2 * PATIENCE)
+
+
 async def test_what_a_stopping_server_gives_up_is_no_error(
     served: Served, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -41,6 +41,8 @@ _WRITE_SECONDS = 60.0
 """Without the client reading anything. Then the connection is ended."""
 LATE_SECONDS = 1.0
 """For the request of a connection, or the handshake before it, when the server stops."""
+_GOODBYE_SECONDS = 5.0
+"""For a client of TLS to read the last of an answer, and to end TLS as well, when the server stops."""
 _TOLD_AT_ONCE = 10
 """Connections that learn in one turn of the event loop that they are lost."""
 _TOO_LONG = "The request line and headers are too long."
@@ -278,7 +280,10 @@ class Connection(HttpToolsProtocol):
     def _expect_reading(self) -> None:
         """Ends the connection when the client does not read, in time, what was written for them."""
         if self._unread_timer is None:
-            self._unread_timer = self.loop.call_later(_WRITE_SECONDS, self.transport.abort)
+            # A client that keeps a connection for later does not look whether the server has ended it.
+            ends = self._shared.stopping and self.transport.is_closing() and self.scheme == "https"
+            seconds = _GOODBYE_SECONDS if ends else _WRITE_SECONDS
+            self._unread_timer = self.loop.call_later(seconds, self.transport.abort)
 
     def _forget_unread_timer(self) -> None:
         if self._unread_timer is not None:
