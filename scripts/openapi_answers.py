@@ -156,7 +156,7 @@ _CODES: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     ),
     "412": (
         "PreconditionFailed",
-        "The request has `If-Match` or `If-None-Match`, and is no GET that only reads.",
+        "The request has `If-Match` or `If-None-Match`, and is no GET that only reads; or `If-Match` of a read names another version.",
         {},
     ),
     "415": ("UnsupportedMediaType", "The body is not JSON in UTF-8, or is compressed.", {}),
@@ -183,7 +183,6 @@ def errors_of(
     *,
     takes_body: bool,
     has_variable: bool,
-    takes_conditions: bool,
     is_continued: bool,
 ) -> dict[str, Any]:
     """The errors that a route may answer with."""
@@ -191,7 +190,6 @@ def errors_of(
     only_if = {
         "404": has_variable,
         "409": is_continued,
-        "412": not takes_conditions,
         "415": takes_body,
     }
     left_out = {code for code, is_so in only_if.items() if not is_so}

@@ -176,7 +176,6 @@ def _operation(served: Served, schemas: Schemas) -> dict[str, Any]:
             route.is_yandex,
             takes_body=route.takes_body,
             has_variable="{" in served.path,
-            takes_conditions=route.http_method == "GET" and not policy.writes,
             is_continued="resume_token" in method.input_type.fields_by_name,
         ),
     }

@@ -215,6 +215,32 @@ def test_a_condition_on_a_write_is_not_passed_over(rest: Rest, condition: dict[s
     assert rest("POST", f"/operations/{id_}:cancel", headers={"if-match": "*"}).ok
 
 
+@pytest.mark.parametrize("query", ["", "?parent=x"], ids=["one", "many"])
+def test_a_condition_on_a_read_is_not_passed_over(rest: Rest, query: str) -> None:
+    id_ = rest.start()
+    path = "/v1/operationRecords" + (query or f"/{id_}")
+    assert rest.get(path, if_match="*").ok
+    assert rest.get(path, if_match='"1"').ok is not bool(query)
+    refused = rest.get(path, if_match='"77"')
+    (info,) = refused.json()["error"]["details"]
+    assert (refused.status_code, info["reason"]) == (412, "CONDITION_NOT_MET")
+    watching = rest.get(f"/v1/operationRecords/{id_}:watch", if_match='"1"')
+    assert watching.status_code == 412
+
+
+@pytest.mark.parametrize(
+    "header",
+    [{"x-server-timeout": "soon"}, {"last-event-id": "x"}],
+    ids=lambda each: next(iter(each)),
+)
+def test_a_header_that_cannot_be_read_is_named(rest: Rest, header: dict[str, str]) -> None:
+    path = f"/v1/operationRecords/{rest.start()}:watch"
+    refused = rest("GET", path, headers={"accept": "text/event-stream", **header})
+    assert refused.status_code == 400
+    (name,) = header
+    assert name in refused.json()["error"]["message"].lower()
+
+
 def test_a_read_waits_for_the_end_when_the_client_prefers(rest: Rest, client: Client) -> None:
     id_ = rest.start()
     threading.Timer(0.3, lambda: client.cancel(id_)).start()

@@ -89,10 +89,37 @@ def test_events_for_those_who_ask_for_them(accept: str | None, events: bool) -> 
 
 
 @pytest.mark.parametrize(
-    ("given", "seconds"), [("1.5", 1.5), ("x", None), (None, None), ("-1", None), ("9" * 9, 86_400)]
+    ("given", "seconds"), [("1.5", 1.5), (" 2 ", 2.0), (None, None), ("9" * 9, 86_400)]
 )
 def test_a_deadline(given: str | None, seconds: float | None) -> None:
     assert conditions.server_timeout(given) == seconds
+
+
+@pytest.mark.parametrize("given", ["x", "", "-1", "1s", "nan", "inf", "1e3", "5, 6"])
+def test_a_deadline_that_is_no_number_of_seconds_is_refused(given: str) -> None:
+    with pytest.raises(ValueError, match="X-Server-Timeout"):
+        conditions.server_timeout(given)
+
+
+@pytest.mark.parametrize(
+    ("header", "etag", "met"),
+    [
+        (None, '"5"', True),
+        ('"5"', '"5"', True),
+        ('"4", "5"', '"5"', True),
+        ("*", '"5"', True),
+        ("*", None, True),
+        ('"4"', '"5"', False),
+        ('W/"5"', '"5"', False),
+        ("5", '"5"', False),
+        ("", '"5"', False),
+        ('"5"', None, False),
+    ],
+)
+def test_a_version_that_the_client_asks_for(
+    header: str | None, etag: str | None, met: bool
+) -> None:
+    assert conditions.is_met(header, etag) is met
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,12 @@ from google.rpc.status_pb2 import Status
 from opservice.domain.errors import PermissionDenied
 from opservice.fronts.backpressure import UnreadResponses
 from opservice.fronts.http.call import Codec, HttpCall, wait_of
+from opservice.fronts.http.conditions import server_timeout
 from opservice.fronts.http.counting import RequestCounts
 from opservice.fronts.http.exchange import Exchange, HttpHeaders, Receive, Scope, Send
 from opservice.fronts.http.faults import (
     BAD_PATH,
+    OTHER_VERSION,
     Fault,
     allow,
     fault_of,
@@ -129,12 +131,18 @@ class Api:
             pipeline.refuse(refusal, exchange.peer)
             await self._fail(exchange, refusal.status, is_yandex=route.is_yandex)
             return
-        fault = fault_of(exchange, route, pipeline.policy)
+        fault = fault_of(exchange, route, pipeline)
         if fault is not None:
             await self._refuse(exchange, fault)
             return
         call = HttpCall(
-            exchange, served.codec, path, self._unread, takes_body=route.takes_body, wait=wait
+            exchange,
+            served.codec,
+            path,
+            self._unread,
+            takes_body=route.takes_body,
+            wait=wait,
+            seconds=server_timeout(exchange.header("x-server-timeout")),
         )
         await self._run(exchange, pipeline, call, is_yandex=route.is_yandex)
 
@@ -174,9 +182,11 @@ class Api:
             await self._fail(exchange, status, with_id, is_yandex=is_yandex)
         else:
             headers = [*call.headers_of_answer(), *with_id]
-            answer = call.answer
+            answer, is_other_version = call.answer, call.is_other_version
             call.forget_payloads()  # which may be large, and the client slow
-            if answer is None:
+            if is_other_version:
+                await self._refuse(exchange, OTHER_VERSION)
+            elif answer is None:
                 await exchange.respond(304, headers[1:], b"")
             else:
                 await exchange.respond(200, headers, answer)
@@ -208,7 +218,7 @@ class Api:
         await self._refuse(exchange, wrong_http_method(exchange.method, methods))
 
     async def _refuse(self, exchange: Exchange, fault: Fault) -> None:
-        """Answers what has reached no method."""
+        """Answers what has reached no method, or is not to be told what the method has said."""
         headers, body = fault.answer(exchange.path, exchange.headers)
         await exchange.respond(fault.http_code, headers, body)
 

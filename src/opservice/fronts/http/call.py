@@ -15,12 +15,7 @@ from google.protobuf.message import Message
 
 from opservice.domain.errors import InvalidArgument, Violation
 from opservice.fronts.backpressure import UnreadResponses
-from opservice.fronts.http.conditions import (
-    matching,
-    preferred_wait,
-    server_timeout,
-    wants_events,
-)
+from opservice.fronts.http.conditions import is_met, matching, preferred_wait, wants_events
 from opservice.fronts.http.exchange import LARGE, Exchange, HttpHeaders
 from opservice.fronts.http.requests import merge_path, parse_body, query_to_json
 from opservice.fronts.http.streams import MessageStream
@@ -138,6 +133,7 @@ class HttpCall(Call):
         "_exchange",
         "_path",
         "_read",
+        "_seconds",
         "_takes_body",
         "_trailers",
         "_unread",
@@ -145,6 +141,7 @@ class HttpCall(Call):
         "answer",
         "etag",
         "gone",
+        "is_other_version",
         "sent_headers",
         "stream",
         "wait",
@@ -159,7 +156,9 @@ class HttpCall(Call):
         *,
         takes_body: bool,
         wait: int,
+        seconds: float | None,
     ) -> None:
+        """`wait` is the seconds for which a read is to wait, `seconds` those until the caller's deadline."""
         super().__init__(exchange.peer, exchange.headers)
         self._exchange = exchange
         self._codec = codec
@@ -168,12 +167,15 @@ class HttpCall(Call):
         self._unread = unread
         self._watching: asyncio.Task[None] | None = None
         self._read: Callable[[], None] | None = None
+        self._seconds = seconds
         self.wait = wait
         self.gone = False
         """Whether the client has left before the end."""
         self.answer: bytes | None = None
         """The JSON of the response; None for a client that has this version already."""
         self.etag: str | None = None
+        self.is_other_version = False
+        """Whether the client has asked for another version than there is."""
         self.sent_headers: list[tuple[str, str]] = []
         self.stream: MessageStream | None = None
         if codec.method.streams_responses:
@@ -185,8 +187,8 @@ class HttpCall(Call):
         return self._exchange.certificate
 
     def seconds_left(self) -> float | None:
-        seconds = server_timeout(self._exchange.header("x-server-timeout"))
-        return None if seconds is None else seconds - (time.perf_counter() - self.started)
+        spent = time.perf_counter() - self.started
+        return None if self._seconds is None else self._seconds - spent
 
     def seconds_to_wait(self) -> float:
         left = self.seconds_left()
@@ -212,6 +214,10 @@ class HttpCall(Call):
             return
         if self.found is not None:
             self.etag = f'"{self.found.revision}"'
+        self.is_other_version = not is_met(self._exchange.header("if-match"), self.etag)
+        if self.is_other_version:
+            return
+        if self.etag is not None:
             held = matching(self._exchange.header("if-none-match"), self.etag)
             if held is not None:
                 self.etag = held

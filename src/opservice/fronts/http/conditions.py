@@ -28,9 +28,14 @@ def preferred_wait(prefer: str | None) -> int:
 
 
 def server_timeout(given: str | None) -> float | None:
-    """The seconds of `X-Server-Timeout`, by which Google's REST clients tell a deadline; None for none."""
-    if given is None or not _SECONDS.fullmatch(given.strip()):
+    """The seconds of `X-Server-Timeout`, by which Google's REST clients tell a deadline; None for none.
+
+    Raises ValueError for what is no number of seconds.
+    """
+    if given is None:
         return None
+    if not _SECONDS.fullmatch(given.strip()):
+        raise ValueError(f"X-Server-Timeout is {given[:100]!r}: it takes seconds, such as 2.5")
     return min(float(given), LONGEST_SECONDS)
 
 
@@ -47,12 +52,19 @@ def matching(if_none_match: str | None, etag: str) -> str | None:
     return next(held, None)
 
 
+def is_met(if_match: str | None, etag: str | None) -> bool:
+    """Whether the version is one that the client asks for (RFC 9110, section 13.1.1); None is no version.
+
+    `*` is any. A weak tag is none.
+    """
+    if if_match is None or if_match.strip() == "*":
+        return True
+    return any(not weak and tag == etag for weak, tag in _TAG.findall(if_match))
+
+
 def has_condition(header: Callable[[str], str | None]) -> bool:
     """Whether a request is to be done only if its resource is in some state (RFC 9110, section 13.1)."""
-    if header("if-none-match") is not None:
-        return True
-    if_match = header("if-match")
-    return if_match is not None and if_match.strip() != "*"
+    return header("if-none-match") is not None or not is_met(header("if-match"), None)
 
 
 def wants_events(accept: str | None) -> bool:

@@ -9,13 +9,13 @@ from google.rpc.code_pb2 import Code
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 
-from opservice.fronts.http.conditions import has_condition, is_json
+from opservice.fronts.http.conditions import has_condition, is_json, is_met, server_timeout
 from opservice.fronts.http.exchange import Exchange, HttpHeaders
 from opservice.fronts.http.routes import Route, is_yandex_path
 from opservice.fronts.http.statuses import error_headers, error_to_json
 from opservice.methods.call import REQUEST_ID, Headers, given_request_id
 from opservice.methods.convert import ERROR_DOMAIN
-from opservice.methods.method_policy import MethodPolicy
+from opservice.methods.pipeline import MethodPipeline
 
 _MALFORMED, _UNSUPPORTED = "MALFORMED_REQUEST", "MEDIA_TYPE_UNSUPPORTED"
 _IDENTITY = "identity"
@@ -50,6 +50,12 @@ _CONDITION = Fault(
     "CONDITION_UNSUPPORTED",
     "Only a GET that changes nothing takes conditions (If-Match, If-None-Match)",
 )
+OTHER_VERSION = Fault(
+    412,
+    Code.FAILED_PRECONDITION,
+    "CONDITION_NOT_MET",
+    "If-Match names another version than the one that there is, or a weak ETag",
+)
 _NOT_JSON = Fault(
     415,
     Code.INVALID_ARGUMENT,
@@ -66,11 +72,17 @@ _COMPRESSED = Fault(
 )
 
 
-def fault_of(exchange: Exchange, route: Route, policy: MethodPolicy) -> Fault | None:
+def fault_of(exchange: Exchange, route: Route, pipeline: MethodPipeline) -> Fault | None:
     """What is wrong with a request, whatever its method reads of it; None when nothing is."""
-    is_read = route.http_method == "GET" and not policy.writes
+    is_read = route.http_method == "GET" and not pipeline.policy.writes
     if not is_read and has_condition(exchange.header):
         return _CONDITION
+    if pipeline.method.streams_responses and not is_met(exchange.header("if-match"), None):
+        return OTHER_VERSION
+    try:
+        server_timeout(exchange.header("x-server-timeout"))
+    except ValueError as error:
+        return Fault(400, Code.INVALID_ARGUMENT, _MALFORMED, str(error))
     if not route.takes_body and exchange.has_body:
         message = f"{route.http_method} takes no body here"
         return Fault(400, Code.INVALID_ARGUMENT, _MALFORMED, message)

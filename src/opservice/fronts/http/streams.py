@@ -13,6 +13,7 @@ from typing import Any
 
 from google.rpc.status_pb2 import Status
 
+from opservice.domain.errors import InvalidArgument, Violation
 from opservice.fronts.backpressure import UnreadResponses
 from opservice.fronts.http.exchange import LARGE, Exchange, HttpHeaders
 from opservice.fronts.http.statuses import error_to_json
@@ -23,6 +24,7 @@ HEARTBEAT_SECONDS = 15.0
 FAILURE_EVENT = "failure"
 """The name of the event that tells the error which ends a stream. `error` is what browsers call their own."""
 
+_NO_EVENT_ID = Violation("Last-Event-ID", "is not the id of an event of this stream")
 _HEARTBEAT = b": still there\n\n"
 
 
@@ -46,7 +48,7 @@ class MessageStream:
         return self._exchange.started
 
     def resume(self, request: Any, last_event_id: str | None) -> None:
-        """Goes on after the event that the client has received last."""
+        """Goes on after the event that the client has received last. Raises InvalidArgument."""
         if not last_event_id or not self._as_events:
             return
         if "resume_token" in request.DESCRIPTOR.fields_by_name:
@@ -55,6 +57,8 @@ class MessageStream:
             self._is_continued = True
         elif last_event_id.isdecimal() and len(last_event_id) < 20:
             self._known = int(last_event_id)
+        else:
+            raise InvalidArgument([_NO_EVENT_ID])
 
     async def send(
         self,
