@@ -163,24 +163,7 @@ async def run(
             gc.set_threshold(*_GC_THRESHOLDS)
         await server.start()
         async with Components(stop) as components:
-            components.start(
-                "housekeeping",
-                keep_house(
-                    store,
-                    sweeps_of(settings.operations.cancel_grace, settings.operations.resume_window),
-                    settings.operations.housekeeping_interval,
-                    settings.operations.restart_grace,
-                    lambda: security.keys is None or security.keys.has_keys,
-                ),
-            )
-            components.start("the metrics of calls", keep_flushing())
-            if counts_for_all():
-                counting = keep_counting(store, COUNT_SECONDS)
-                components.start("the count of running operations", counting)
-            if database.driver.embedded:
-                components.start("checkpoints", keep_checkpointing(store, CHECKPOINT_SECONDS))
-            if security.keys is not None:
-                components.start("the reading of keys", security.keys.keep_fresh())
+            _start_background(components, settings, security, database, store)
             if http is not None:
                 await http.start(sockets, components)
             if numbers is not None:
@@ -190,12 +173,12 @@ async def run(
                 shown = demo.run_demo(store, announce, _grpcurl(settings, address))
                 components.start("the demo", shown, may_end=True)
             await stop.wait()
-            log.info("draining", seconds=settings.processes.drain / SECOND)
+            drain = settings.processes.drain / SECOND
+            log.info("draining", seconds=drain)
             state.stop(STOPPING)
             store.stop_following()
             admission.stop()
             components.cancel()
-            drain = settings.processes.drain / SECOND
             stopping = [server.stop(drain)]
             if http is not None:
                 stopping.append(http.stop(drain))
@@ -210,6 +193,35 @@ async def run(
         await _close(store, owns_process=owns_process)
         if traces is not None:
             await OneThread[None]("traces").run(traces.stop)
+
+
+def _start_background(
+    components: Components,
+    settings: Settings,
+    security: Security,
+    database: Database,
+    store: OperationStore,
+) -> None:
+    """Starts what goes on beside calls."""
+    operations = settings.operations
+    components.start(
+        "housekeeping",
+        keep_house(
+            store,
+            sweeps_of(operations.cancel_grace, operations.resume_window),
+            operations.housekeeping_interval,
+            operations.restart_grace,
+            lambda: security.keys is None or security.keys.has_keys,
+        ),
+    )
+    components.start("the metrics of calls", keep_flushing())
+    if counts_for_all():
+        counting = keep_counting(store, COUNT_SECONDS)
+        components.start("the count of running operations", counting)
+    if database.driver.embedded:
+        components.start("checkpoints", keep_checkpointing(store, CHECKPOINT_SECONDS))
+    if security.keys is not None:
+        components.start("the reading of keys", security.keys.keep_fresh())
 
 
 def _announce(
