@@ -29,15 +29,10 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 
 from opservice_client._proto.opservice.v1.operation_record_pb2 import Progress
-from opservice_client._proto.opservice.v1.producer_service_pb2 import (
-    CompleteRequest,
-    FailRequest,
-    RenewRequest,
-    StartResponse,
-)
+from opservice_client._proto.opservice.v1.producer_service_pb2 import StartResponse
 from opservice_client._proto.yandex.cloud.operation.operation_pb2 import Operation
-from opservice_client._proto.yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
-from opservice_client.connection import Connection, attempt_seconds
+from opservice_client.calls import OperationCalls, Outcome
+from opservice_client.connection import Connection
 from opservice_client.errors import Failed, OperationCancelled
 from opservice_client.interruption import Interruption, is_cancelled_by_nobody
 from opservice_client.payloads import Encoder, pack
@@ -45,7 +40,6 @@ from opservice_client.requests import copied
 from opservice_client.retries import (
     ERROR_DOMAIN,
     is_malformed,
-    is_transient_for_results,
     is_transient_for_work,
     jitter,
     retry_delay,
@@ -82,8 +76,6 @@ CLOSED_BY_ITSELF = (
 _MEANS_ENDED = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND)
 
 log: logging.Logger = logging.getLogger("opservice_client")
-
-Outcome = AnyPayload | Status
 
 
 class Phase(Enum):
@@ -136,7 +128,7 @@ class Work:
         self._unended = unended
         self._token = token
         self._lease = lease
-        self._result_timeout = result_timeout
+        self._calls = OperationCalls(connection, self.id, token, lease, result_timeout)
         self._cancel_grace = cancel_grace
         self._interrupt = interrupt
         self._encode = encode
@@ -359,7 +351,7 @@ class Work:
         metadata = self._metadata
         for said, shown in ((outcome, metadata), (outcome, None), (_REFUSED, None)):
             try:
-                self.operation = await self._say(said, shown)
+                self.operation = await self._calls.end(said, shown, self._trace)
             except grpc.aio.AioRpcError as error:
                 log.warning(
                     "operation %s: its result was not taken: %s: %s",
@@ -372,37 +364,12 @@ class Work:
                 await self._note_refusal(error)
             return
 
-    def _say(self, outcome: Outcome, metadata: AnyPayload | None) -> Awaitable[Operation]:
-        if isinstance(outcome, Status):
-            fail = FailRequest(
-                operation_id=self.id, lease_token=self._token, error=outcome, metadata=metadata
-            )
-            return self._connection.call(
-                lambda stubs: stubs.fail,
-                fail,
-                within=self._result_timeout,
-                attempt=attempt_seconds(self._lease),
-                transient=is_transient_for_results,
-                trace=self._trace,
-            )
-        complete = CompleteRequest(
-            operation_id=self.id, lease_token=self._token, response=outcome, metadata=metadata
-        )
-        return self._connection.call(
-            lambda stubs: stubs.complete,
-            complete,
-            within=self._result_timeout,
-            attempt=attempt_seconds(self._lease),
-            transient=is_transient_for_results,
-            trace=self._trace,
-        )
-
     async def _watch_for_cancel(self) -> None:
         revision = -1
         while self._phase is not Phase.ENDED:
             asked = 0.0
             try:
-                async with aclosing(self._connection.watch(self.id)) as records:
+                async with aclosing(self._calls.watch()) as records:
                     async for record in records:
                         if record.revision <= revision:
                             continue  # the server repeats what is old, so that the stream is not quiet
@@ -436,23 +403,11 @@ class Work:
     async def _renew(self) -> None:
         self._reported.clear()
         progress, metadata = self._progress, self._metadata
-        request = RenewRequest(
-            operation_id=self.id,
-            lease_token=self._token,
-            progress=progress,
-            metadata=metadata,
-        )
         # One that only keeps the lease belongs to no trace: over hours these would bury what is there.
         is_report = progress is not None or metadata is not None
+        trace = self._trace if is_report else ()
         try:
-            renewed = await self._connection.call(
-                lambda stubs: stubs.renew,
-                request,
-                within=self._lease,
-                attempt=attempt_seconds(self._lease),
-                transient=is_transient_for_work,
-                trace=self._trace if is_report else (),
-            )
+            renewed = await self._calls.renew(progress, metadata, trace)
         except grpc.aio.AioRpcError as error:
             if is_transient_for_work(error):
                 self._reported.set()  # renew again soon: the lease may be about to lapse
@@ -482,14 +437,7 @@ class Work:
         self._phase = Phase.ENDED
         if refusal.code() == grpc.StatusCode.FAILED_PRECONDITION:
             try:
-                self.operation = await self._connection.call(
-                    lambda stubs: stubs.get,
-                    GetOperationRequest(operation_id=self.id),
-                    within=self._lease,
-                    attempt=attempt_seconds(self._lease),
-                    transient=is_transient_for_work,
-                    trace=self._trace,
-                )
+                self.operation = await self._calls.get(self._trace)
             except grpc.aio.AioRpcError as error:
                 log.warning("operation %s: its end was not read: %s", self.id, error.details())
         self._set_cancelled()
