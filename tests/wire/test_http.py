@@ -298,7 +298,7 @@ def test_options_of_the_server_tell_every_method(rest: Rest) -> None:
         assert (answer.status, answer.headers["allow"]) == (204, "DELETE, GET, HEAD, OPTIONS, POST")
 
 
-def test_metrics_are_not_told_to_pages(rest: Rest) -> None:
+def test_metrics_are_not_told_under_a_name_that_others_made_up(rest: Rest) -> None:
     assert rest.get("/metrics").status_code == 200
     assert rest.get("/metrics", host="evil.example").status_code == 403
 

@@ -57,6 +57,7 @@ class Feed:
     def __init__(
         self, read: Read, find: Find, revisions: Revisions, resume_window: int = 0
     ) -> None:
+        """`resume_window` is as for OperationStore."""
         self._read = read
         self._find = find
         self._revisions = revisions

@@ -19,7 +19,7 @@ from opservice_client.testing.refusals import Refusal, invalid, outdated, stoppi
 from opservice_client.testing.tokens import place_of, token_of
 
 _RESUMABLE = 480 * SECOND
-"""For how long a token can be used."""
+"""Microseconds for which a token can be used."""
 
 
 class Following:
