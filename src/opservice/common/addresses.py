@@ -20,17 +20,22 @@ def is_loopback(host: str) -> bool:
 
 
 def socket_path(address: str) -> Path | None:
-    """The path of unix:PATH, None for other addresses. Raises StartupError when the path is malformed."""
+    """The path of unix:PATH, None for other addresses. Raises StartupError when the path is malformed.
+
+    The address is that of --listen: no other setting takes a socket.
+    """
     scheme, _, path = address.partition(":")
     if scheme != "unix":
         return None
     # gRPC reads it as a URI, where others have a meaning.
     if not re.fullmatch(r"(?!//)[\w./+@,=~-]+", path, re.ASCII):
         raise StartupError(
-            f"{address!r} is no address: expected unix:PATH, of letters, digits and . / _ + @ , = ~ -"
+            f"--listen {address}: expected unix:PATH, of letters, digits and . / _ + @ , = ~ -"
         )
     if len(path) > _MAX_SOCKET_PATH:
-        raise StartupError(f"{address!r}: the path has more than {_MAX_SOCKET_PATH} characters")
+        raise StartupError(
+            f"--listen {address}: the path has more than {_MAX_SOCKET_PATH} characters"
+        )
     return Path(path)
 
 
@@ -42,9 +47,9 @@ def cannot_listen(address: str, flag: str = "--listen") -> StartupError:
     )
 
 
-def split_address(address: str) -> tuple[str, int]:
-    """Host and port of HOST:PORT or [IPV6]:PORT. Raises StartupError when it is neither."""
+def split_address(address: str, flag: str = "--listen") -> tuple[str, int]:
+    """Host and port of HOST:PORT or [IPV6]:PORT. Raises StartupError, with the flag, if it is neither."""
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^:\[\]/\s]+):([0-9]{1,5})", address)
     if match is None or int(match[2]) > 65_535:
-        raise StartupError(f"{address!r} is no address: expected HOST:PORT")
+        raise StartupError(f"{flag} {address}: expected HOST:PORT")
     return match[1], int(match[2])

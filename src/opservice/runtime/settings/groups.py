@@ -386,7 +386,7 @@ class DiscoverySettings:
 
     def __post_init__(self) -> None:
         if self.advertise:
-            split_address(self.advertise)
+            split_address(self.advertise, "--advertise")
         self.endpoints()
 
     def endpoints(self) -> dict[str, str]:
@@ -396,7 +396,7 @@ class DiscoverySettings:
             id_, equals, address = item.partition("=")
             if not (id_ and equals):
                 raise StartupError(f"--endpoint {item}: expected ID=HOST:PORT")
-            split_address(address)
+            split_address(address, "--endpoint")
             listed[id_] = address
         return listed
 

@@ -71,9 +71,9 @@ class ListeningSettings:
         if socket_path(self.listen) is None:
             split_address(self.listen)
         if self.serves_http:
-            split_address(self.http_listen)
+            split_address(self.http_listen, "--http-listen")
         if self.has_metrics_listener:
-            split_address(self.metrics_listen)
+            split_address(self.metrics_listen, "--metrics-listen")
         elif self.metrics_listen == WITH_HTTP and not self.serves_http:
             raise StartupError("--metrics-listen http needs --http-listen, which is off")
         for origin in self.cors_origin:
