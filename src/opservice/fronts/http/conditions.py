@@ -11,7 +11,7 @@ _LONGEST_PREFERENCES = 300
 """Characters of a Prefer that is read. Quotes without an end take a time that grows with their square."""
 _PREFERENCE = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*")+')
 _WAIT = re.compile(r'\s*wait\s*=\s*("?)([0-9]{1,9})\1\s*(;.*)?', re.IGNORECASE)
-_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,30})?")
 _LINES = ("application/json", "application/x-ndjson")
 _TAG = re.compile(r'(W/)?("[^"]*")')
 
