@@ -227,6 +227,7 @@ def test_a_write_on_what_is_done_otherwise_is_refused_with_how_it_ended(
 
     assert refusal.code == StatusCode.FAILED_PRECONDITION
     assert refusal.reason == "OPERATION_DONE"
+    assert refusal.message == "The operation is done already, and stays as it is."
     assert refusal.one(ErrorInfo).metadata == {"operation_id": id_}
     assert refusal.one(Status) == terminal
     assert client.get(id_) == before

@@ -183,7 +183,7 @@ class PreconditionFailed(OpserviceError):
 
 
 class OperationDone(PreconditionFailed):
-    """The operation is done already, with another result."""
+    """The operation is done already, and stays as it is."""
 
 
 class OperationNotCancellable(PreconditionFailed):

@@ -330,7 +330,7 @@ def _done_already(entry: Entry) -> Exception:
     ended = Status(code=Code.OK)
     if operation.HasField("error"):
         ended = Status(code=operation.error.code, message=shortened(operation.error.message))
-    message = "The operation is done already, with another result."
+    message = "The operation is done already, and stays as it is."
     return precondition("OPERATION_DONE", message, operation.id, [ended])
 
 
