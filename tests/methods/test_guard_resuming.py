@@ -14,7 +14,7 @@ from opservice.auth.policy import Policy, StaticToken, hash_token
 from opservice.domain.filters import ListQuery
 from opservice.domain.identity import Identity, Right, parse_grant
 from opservice.domain.operation import SECOND, Change, Complete, Delete, Record, Renew
-from opservice.methods import guard
+from opservice.methods import catching_up
 from opservice.methods.followed import Followed
 from opservice.methods.guard import MAX_LISTS_PER_CALLER, GuardedStore
 from opservice.store import repository
@@ -176,7 +176,7 @@ async def test_streams_of_one_caller_that_begin_together_wait_for_each_other(
 async def test_where_very_much_has_changed_the_parents_operations_are_walked(
     store: Counting, guarded: GuardedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard, "_MOST_PASSED", 4)
+    monkeypatch.setattr(catching_up, "_MOST_PASSED", 4)
     monkeypatch.setattr(repository, "_CHANGES_AT_ONCE", 2)
     others = [await started(store, THEIRS) for _ in range(10)]
     ids = [await started(store, MINE) for _ in range(5)] + [await started(store, MINE, 1)]

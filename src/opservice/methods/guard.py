@@ -9,7 +9,7 @@ again, as another operation. So what is read is checked as well.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import aclosing, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
@@ -29,22 +29,17 @@ from opservice.domain.errors import (
 from opservice.domain.filters import ListQuery
 from opservice.domain.identity import ANYBODY, Identity, Right
 from opservice.domain.operation import SECOND, Change, Command, Outcome, Record, Start
+from opservice.methods.catching_up import AT_ONCE, CatchingUp
 from opservice.methods.followed import Followed
 from opservice.methods.lasting import LastingCalls
 from opservice.methods.slots import Slots
-from opservice.store.following import Event, Follower
+from opservice.store.following import Event
 from opservice.store.listing import PAGE_BYTES, Listed
 from opservice.store.service import MAX_LISTS, OperationStore
 
 MAX_LISTS_PER_CALLER = MAX_LISTS // 8
 """Lists of one caller at a time, and batches. Lists are read one by one, and each may take long."""
 
-_AT_ONCE = 20
-"""Operations of a batch that are read together: each may have payloads of megabytes."""
-_FOLLOWED_PAGE = 500
-"""Operations of a parent that are read at a time."""
-_MOST_PASSED = 10_000
-"""Changes that are looked at before a parent's operations are walked instead: a twentieth of a second."""
 _TOO_LARGE = Violation(
     "operation_ids",
     f"have records of more than {PAGE_BYTES} bytes together, ask for fewer at a time",
@@ -96,11 +91,11 @@ class GuardedStore:
         found: list[Record | None] = []
         size = 0
         with self._batches.held(name):
-            for start in range(0, len(operation_ids), _AT_ONCE):
+            for start in range(0, len(operation_ids), AT_ONCE):
                 for record in await asyncio.gather(
                     *(
                         self._find(caller, operation_id, trusted)
-                        for operation_id in operation_ids[start : start + _AT_ONCE]
+                        for operation_id in operation_ids[start : start + AT_ONCE]
                     )
                 ):
                     size += 0 if record is None else record.payload_bytes
@@ -189,17 +184,20 @@ class GuardedStore:
 
         follower = followed.follower(admits)
 
-        async def read_all(clock: int) -> AsyncGenerator[None]:
-            since = followed.since(clock)
-            if followed.ids is not None:
-                reading = self._tell_ids(caller, followed.ids, follower, since, scope is None)
-            elif since is not None and scope is None:
-                reading = self._tell_changed(caller, followed, name, follower, clock, since)
-            else:
-                reading = self._tell_parent(caller, followed, name, follower, clock, since)
-            async with aclosing(reading):
-                async for _ in reading:
-                    yield
+        def find(operation_id: str) -> Awaitable[Record | None]:
+            return self._find(caller, operation_id, trusted=scope is None)
+
+        async def page(query: ListQuery) -> Listed:
+            async with self._turn_of(name):
+                return await self._page(caller, query, name)
+
+        async def changes(
+            since: int, after: Change | None, expired: bool
+        ) -> tuple[Sequence[Change], Change | None]:
+            async with self._turn_of(name):
+                return await self._store.changes(since, after, name, expired=expired)
+
+        catching_up = CatchingUp(followed, follower, find, page, changes if scope is None else None)
 
         def compare(identity: Identity) -> None:
             if identity.scope() != scope:
@@ -209,110 +207,13 @@ class GuardedStore:
             if lasting is not None:
                 lasting.when_identified = compare
                 lasting.begin(follower.end)
-            following = self._store.follow_many(follower, read_all, repeat_after)
+            following = self._store.follow_many(follower, catching_up.tell, repeat_after)
             async with aclosing(following) as events:
                 async for event in events:
                     if lasting is not None:
                         lasting.confirm()
                         follower.check()
                     yield event
-
-    async def _tell_ids(
-        self,
-        caller: Caller,
-        ids: Sequence[str],
-        follower: Follower,
-        since: int | None,
-        sees_all: bool,
-    ) -> AsyncGenerator[None]:
-        """Tells the follower of the operations with these ids as they are; `since` is as in was_told."""
-        for start in range(0, len(ids), _AT_ONCE):
-            slice_ = ids[start : start + _AT_ONCE]
-            finding = (self._find(caller, id_, sees_all) for id_ in slice_)
-            for id_, record in zip(slice_, await asyncio.gather(*finding), strict=True):
-                if record is None:
-                    follower.remove(id_)
-                elif since is None or not follower.was_told(record, since):
-                    follower.tell(record)
-            yield
-
-    async def _tell_parent(
-        self,
-        caller: Caller,
-        followed: Followed,
-        name: str,
-        follower: Follower,
-        clock: int,
-        since: int | None,
-    ) -> AsyncGenerator[None]:
-        """The same of a parent's operations, of which `since` says which may have changed."""
-        query = ListQuery(
-            followed.parent,
-            _FOLLOWED_PAGE,
-            followed.condition if since is None else None,
-            changed_since=since,
-        )
-
-        def tell(records: Sequence[Record]) -> None:
-            for record in records:
-                if record.expires_at is not None and record.expires_at <= clock:
-                    follower.tell_gone(Change.end_of(record))
-                elif since is None or not follower.was_told(record, since):
-                    follower.tell(record)
-
-        while True:
-            async with self._turn_of(name):
-                page = await self._page(caller, query, name)
-            tell(page.records)
-            end = page.end
-            del page  # it may be large, and its reader slow
-            yield
-            if end is None:
-                return
-            query = replace(query, after=end)
-
-    async def _tell_changed(
-        self,
-        caller: Caller,
-        followed: Followed,
-        name: str,
-        follower: Follower,
-        clock: int,
-        since: int,
-    ) -> AsyncGenerator[None]:
-        """The same of those that have changed since then, which are found by when they changed.
-
-        Only for who sees everything: how long it takes tells how much has changed, whoever may see it. When
-        that is much, the parent's operations are walked after all, which may be few.
-        """
-        passed = 0
-        for expired in (False, True):
-            after: Change | None = None
-            while True:
-                async with self._turn_of(name):
-                    page, after = await self._store.changes(since, after, name, expired=expired)
-                wanted = [change for change in page if follower.wants(change)]
-                for change in wanted:
-                    if change.gone:
-                        follower.tell_gone(change)
-                yield
-                ids = [change.id for change in wanted if not change.gone]
-                for start in range(0, len(ids), _AT_ONCE):
-                    slice_ = ids[start : start + _AT_ONCE]
-                    finding = (self._find(caller, id_, trusted=True) for id_ in slice_)
-                    for record in await asyncio.gather(*finding):
-                        if record is not None:  # else the feed tells of what became of it meanwhile
-                            follower.tell(record)
-                    yield
-                if after is None:
-                    break
-                passed += len(page)
-                if passed >= _MOST_PASSED and followed.parent is not None:
-                    walk = self._tell_parent(caller, followed, name, follower, clock, since)
-                    async with aclosing(walk):
-                        async for _ in walk:
-                            yield
-                    return
 
     def _turn_of(self, name: str) -> asyncio.Lock:
         return self._reading.setdefault(name, asyncio.Lock())
