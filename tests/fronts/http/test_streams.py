@@ -11,6 +11,7 @@ from google.protobuf import descriptor_pool
 
 from opservice._proto.opservice.v1.operation_record_pb2 import OperationRecord
 from opservice.fronts.backpressure import UnreadResponses
+from opservice.fronts.http.conversions import Conversions
 from opservice.fronts.http.exchange import Exchange
 from opservice.fronts.http.streams import MessageStream
 from opservice.methods.protojson import ProtoJson
@@ -35,7 +36,9 @@ async def test_a_stream_that_has_ended_is_freed_without_garbage_collection() -> 
         "client": None,
     }
     stream = MessageStream(
-        Exchange(scope, receive, send), ProtoJson(descriptor_pool.Default()), as_events=True
+        Exchange(scope, receive, send),
+        Conversions(ProtoJson(descriptor_pool.Default())),
+        as_events=True,
     )
     await stream.send(OperationRecord(revision=1), (), UnreadResponses(1 << 20), "", is_last=False)
     await asyncio.sleep(0)  # the heartbeat begins

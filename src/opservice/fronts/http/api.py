@@ -14,6 +14,7 @@ from opservice.domain.errors import PermissionDenied
 from opservice.fronts.backpressure import UnreadResponses
 from opservice.fronts.http.call import Codec, HttpCall, wait_of
 from opservice.fronts.http.conditions import server_timeout
+from opservice.fronts.http.conversions import Conversions
 from opservice.fronts.http.counting import RequestCounts
 from opservice.fronts.http.exchange import Exchange, HttpHeaders, Receive, Scope, Send
 from opservice.fronts.http.faults import (
@@ -70,7 +71,7 @@ class Api:
         self._origins = origins
         self._methods: dict[str, _Served] = {}
         routes: list[Route] = []
-        converting = asyncio.Lock()
+        conversions = Conversions(json)
         for method in methods:
             own = routes_of(method.descriptor, method.path)
             if own and not method.streams_requests:
@@ -78,7 +79,7 @@ class Api:
                 self._methods[method.path] = _Served(
                     through,
                     pipeline.of(method, waits=True),
-                    Codec(method, through.policy, json, max_message_bytes, converting),
+                    Codec(method, through.policy, conversions, max_message_bytes),
                 )
                 routes += own
         self.routes = Routes(routes)

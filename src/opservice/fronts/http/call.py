@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, cast
@@ -16,14 +16,14 @@ from google.protobuf.message import Message
 from opservice.domain.errors import InvalidArgument, Violation
 from opservice.fronts.backpressure import UnreadResponses
 from opservice.fronts.http.conditions import is_met, matching, preferred_wait, wants_events
-from opservice.fronts.http.exchange import LARGE, Exchange, HttpHeaders
-from opservice.fronts.http.requests import merge_path, parse_body, query_to_json
+from opservice.fronts.http.conversions import Conversions
+from opservice.fronts.http.exchange import Exchange, HttpHeaders
+from opservice.fronts.http.requests import count_values, merge_path, parse_body, query_to_json
 from opservice.fronts.http.streams import MessageStream
-from opservice.methods.call import Call, Headers
+from opservice.methods.call import Call, Headers, name_of
 from opservice.methods.json_messages import NotJson
 from opservice.methods.method_policy import MethodPolicy
 from opservice.methods.pages import slices
-from opservice.methods.protojson import ProtoJson
 from opservice.methods.read import poll_seconds
 from opservice.methods.registry import Method
 from opservice.methods.wire import decoder_of
@@ -32,6 +32,8 @@ _TIMES_OF_JSON = 3
 """Many clients write `\\ud83d\\ude00` for the four bytes of a character."""
 _ROOM_OF_JSON = 16 << 10
 """What the JSON of a request may have beyond that: names, spaces."""
+_BYTES_OF_VALUE = 32
+"""Of text that is read in the time of one value of JSON, however short."""
 _ENDPOINTS = "yandex.cloud.endpoint.ApiEndpointService"
 
 
@@ -42,15 +44,12 @@ class Codec:
         self,
         method: Method,
         policy: MethodPolicy,
-        converter: ProtoJson,
+        conversions: Conversions,
         max_message_bytes: int,
-        converting: asyncio.Lock,
     ) -> None:
-        """`converting` is held while a large message is converted: many threads would hold up all others."""
         self.method = method
         self.policy = policy
-        self.json = converter
-        self._converting = converting
+        self.conversions = conversions
         self.max_body = _TIMES_OF_JSON * (policy.max_bytes or max_message_bytes) + _ROOM_OF_JSON
         self._decode = decoder_of(method.request, policy)
 
@@ -71,33 +70,24 @@ class Codec:
         merge_path(value, path, kind)
         message = self.method.request()
         try:
-            self.json.fill(message, value)
+            self.conversions.json.fill(message, value)
         except NotJson as error:
             raise InvalidArgument([Violation(error.field or "request", str(error))]) from error
         # As bytes it meets the same limits as by gRPC.
         return self._decode(message.SerializeToString())
 
     async def read(
-        self, body: bytes, query: bytes, path: dict[str, str], *, takes_body: bool
+        self, caller: str, body: bytes, query: bytes, path: dict[str, str], *, takes_body: bool
     ) -> Message:
-        """As `request`, on a thread when there is much to read."""
+        """As `request`, when it is the caller's turn."""
         read = partial(self.request, body, query, path, takes_body=takes_body)
-        if len(body) < LARGE:
-            return read()
-        async with self._converting:
-            return await asyncio.to_thread(read)
+        size = max(len(body), len(query), _BYTES_OF_VALUE * count_values(body))
+        return await self.conversions.run(size, caller, read)
 
-    async def response(self, message: Message) -> bytes:
-        """The JSON of a response. Large ones are made on a thread, and pages in slices."""
-        if self.policy.pages:
-            async with self._converting:
-                return await self._page(message)
-        if message.ByteSize() < LARGE:
-            return await self._one(message)
-        async with self._converting:
-            return await self._one(message)
-
-    async def _page(self, message: Message) -> bytes:
+    async def response(self, message: Message, caller: str) -> bytes:
+        """The JSON of a response, when it is the caller's turn. Pages are made in slices."""
+        if not self.policy.pages:
+            return await self.conversions.to_json(message, caller)
         lists: list[bytes] = []
         page = type(message)()
         for field, value in message.ListFields():
@@ -105,22 +95,23 @@ class Codec:
                 setattr(page, field.name, value)
             elif field.message_type is None:
                 getattr(page, field.name).extend(value)
-        shown = self.json.to_dict(page, with_defaults=True)
+        shown = self.conversions.json.to_dict(page, with_defaults=True)
         for field, value in message.ListFields():
             if field.is_repeated and field.message_type is not None:
                 records: list[bytes] = []
                 for index, slice_ in enumerate(slices(value)):
                     if index:
                         await asyncio.sleep(0)
-                    records += [await self._one(each) for each in slice_]
+                    size = sum(each.ByteSize() for each in slice_)
+                    records += await self.conversions.run(size, caller, partial(self._each, slice_))
                 del shown[field.json_name]
                 lists.append(b'"%s":[%s]' % (field.json_name.encode(), b",".join(records)))
         rest = json.dumps(shown, ensure_ascii=False, separators=(",", ":")).encode()[1:-1]
         return b"{" + b",".join(part for part in (*lists, rest) if part) + b"}"
 
-    async def _one(self, message: Message) -> bytes:
-        convert = partial(self.json.to_json, message, with_defaults=True)
-        return convert() if message.ByteSize() < LARGE else await asyncio.to_thread(convert)
+    def _each(self, messages: Sequence[Message]) -> list[bytes]:
+        to_json = self.conversions.json.to_json
+        return [to_json(each, with_defaults=True) for each in messages]
 
 
 class HttpCall(Call):
@@ -180,8 +171,13 @@ class HttpCall(Call):
         self.stream: MessageStream | None = None
         if codec.method.streams_responses:
             self.stream = MessageStream(
-                exchange, codec.json, as_events=wants_events(exchange.header("accept"))
+                exchange, codec.conversions, as_events=wants_events(exchange.header("accept"))
             )
+
+    @property
+    def _name(self) -> str:
+        """What the caller is known by."""
+        return name_of(self.caller, self.peer)
 
     def certificate(self) -> bytes | None:
         return self._exchange.certificate
@@ -202,7 +198,9 @@ class HttpCall(Call):
         body = await exchange.body(codec.max_body if self._takes_body else 0)
         if self._codec.policy.waits or self.wait:
             self._watching = asyncio.create_task(self._watch(asyncio.current_task()))
-        message = await codec.read(body, exchange.query, self._path, takes_body=self._takes_body)
+        message = await codec.read(
+            self._name, body, exchange.query, self._path, takes_body=self._takes_body
+        )
         if self.stream is not None:
             self.stream.resume(message, exchange.header("last-event-id"))
         return message
@@ -210,7 +208,8 @@ class HttpCall(Call):
     async def send(self, response: Message) -> None:
         if self.stream is not None:
             headers = self._headers_of_stream()
-            await self.stream.send(response, headers, self._unread, self.peer, is_last=self.is_last)
+            name, is_last = self._name, self.is_last
+            await self.stream.send(response, headers, self._unread, name, is_last=is_last)
             return
         if self.found is not None:
             self.etag = f'"{self.found.revision}"'
@@ -222,7 +221,7 @@ class HttpCall(Call):
             if held is not None:
                 self.etag = held
                 return
-        answer = await self._codec.response(response)
+        answer = await self._codec.response(response, self._name)
         self._read = self._unread.add(self.peer, len(answer))
         self.answer = answer
 

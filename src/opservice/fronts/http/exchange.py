@@ -17,8 +17,8 @@ Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 HttpHeaders: TypeAlias = Sequence[tuple[str, str]]
 
-LARGE = 64 << 10
-"""Bytes from which on work on a message or a body is done on a thread."""
+_LARGE = 64 << 10
+"""Bytes from which on a body is compressed on a thread."""
 
 _BODY_SECONDS = 30.0
 """For a whole body to arrive."""
@@ -169,7 +169,7 @@ def accepts_gzip(accept_encoding: str | None) -> bool:
 
 
 async def _compressed(body: bytes) -> bytes:
-    if len(body) < LARGE:
+    if len(body) < _LARGE:
         return gzipped(body)
     return await asyncio.to_thread(gzipped, body)
 

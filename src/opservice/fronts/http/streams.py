@@ -15,10 +15,10 @@ from google.rpc.status_pb2 import Status
 
 from opservice.domain.errors import InvalidArgument, Violation
 from opservice.fronts.backpressure import UnreadResponses
-from opservice.fronts.http.exchange import LARGE, Exchange, HttpHeaders
+from opservice.fronts.http.conversions import Conversions
+from opservice.fronts.http.exchange import Exchange, HttpHeaders
 from opservice.fronts.http.statuses import error_to_json
 from opservice.methods.call import ClientGone
-from opservice.methods.protojson import ProtoJson
 
 HEARTBEAT_SECONDS = 15.0
 FAILURE_EVENT = "failure"
@@ -31,9 +31,9 @@ _HEARTBEAT = b": still there\n\n"
 class MessageStream:
     """The response to one call."""
 
-    def __init__(self, exchange: Exchange, json: ProtoJson, *, as_events: bool) -> None:
+    def __init__(self, exchange: Exchange, conversions: Conversions, *, as_events: bool) -> None:
         self._exchange = exchange
-        self._json = json
+        self._conversions = conversions
         self._as_events = as_events
         self._known = 0
         """The revision that the client has."""
@@ -65,11 +65,14 @@ class MessageStream:
         message: Any,
         headers: HttpHeaders,
         unread: UnreadResponses,
-        peer: str,
+        caller: str,
         *,
         is_last: bool,
     ) -> None:
-        """Sends a message, unless the client has it. Raises ServerBusy or ClientGone."""
+        """Sends a message when it is the caller's turn, unless the client has it.
+
+        Raises ServerBusy or ClientGone.
+        """
         if is_last and self._is_continued and not self.started:
             return  # it says no more than that there is nothing more to come
         id_ = _event_id(message)
@@ -82,11 +85,8 @@ class MessageStream:
                     await self._start(headers)  # a proxy takes silence for a failure
                 return
             self._known = revision
-        if message.ByteSize() < LARGE:
-            line = self._json.to_json(message, with_defaults=True)
-        else:
-            line = await asyncio.to_thread(self._json.to_json, message, with_defaults=True)
-        with unread.written(peer, len(line)):
+        line = await self._conversions.to_json(message, caller)
+        with unread.written(self._exchange.peer, len(line)):
             if not self.started:
                 await self._start(headers)
             if self._as_events:
