@@ -185,3 +185,11 @@ def test_tls_files_that_do_not_work_are_wrong_usage(
         result = run("get", "any", *map(str, files))
         assert result.exit_code == 2, files
         assert "Error: " in result.stderr
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:50080", "HTTPS://ops.example.com"])
+def test_the_url_of_a_server_is_refused_with_what_is_expected(run: Run, url: str) -> None:
+    result = run("get", "any", "--server", url)
+
+    assert result.exit_code == 2
+    assert f"'--server' (env var: 'OPSERVICE_SERVER'): {url}: expected HOST:PORT" in result.stderr

@@ -30,6 +30,14 @@ _CHANNEL_OPTIONS = [
     ("grpc.keepalive_time_ms", 30_000),
 ]
 
+
+def _check_server(_context: click.Context, _parameter: click.Parameter, server: str) -> str:
+    """The target of gRPC. Raises BadParameter for a URL, which gRPC would take for a name and not find."""
+    if server.lower().startswith(("http://", "https://")):
+        raise click.BadParameter(f"{server}: expected HOST:PORT, that of --listen of the server")
+    return server
+
+
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 _OPTIONS = [
     click.option(
@@ -39,6 +47,7 @@ _OPTIONS = [
         envvar="OPSERVICE_SERVER",
         show_envvar=True,
         metavar="HOST:PORT",
+        callback=_check_server,
         help="Address of the server: HOST:PORT or unix:PATH.",
     ),
     click.option("--tls", is_flag=True, help="Use TLS, and trust the authorities of this system."),
