@@ -150,7 +150,7 @@ def test_a_caller_may_wait_so_many_times_at_once() -> None:
     waits = wait_slots(most=10, most_of_caller=2)
 
     with waits.held("alice"), waits.held("alice"):
-        assert refusal(waits, "alice").message.startswith("You wait for or watch 2 operations")
+        assert refusal(waits, "alice").message.startswith("You have 2 Waits and Watches open")
         assert refusal(waits, "alice").subject == "alice"
         with waits.held("bob"):
             pass

@@ -143,7 +143,7 @@ def test_one_caller_may_wait_for_so_much_and_all_together_for_so_much(limited: S
     with refused() as refusal:
         watch(ann, id_)
     assert is_limit(refusal, "TOO_MANY_WAITS", "subject:ann")
-    assert refusal.message == "You wait for or watch 2 operations, which is the limit"
+    assert refusal.message == "You have 2 Waits and Watches open, which is the limit"
     with refused() as refusal:
         wait(ann, id_)
     assert is_limit(refusal, "TOO_MANY_WAITS", "subject:ann")

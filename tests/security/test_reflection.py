@@ -65,9 +65,7 @@ def test_a_caller_has_few_streams_and_they_are_no_waits(
             next(stream(server, token, held()))
         refusal = refusal_from(caught.value)
         assert refusal.reason == "TOO_MANY_WAITS"
-        assert (
-            refusal.message == "You wait for or watch 10 streams of reflection, which is the limit"
-        )
+        assert refusal.message == "You have 10 streams of reflection open, which is the limit"
 
         ann = calling_with(server.client.channel, issuer.token("ann", "admin:*"))
         assert next(ann.records.Watch(WatchOperationRecordRequest(operation_id=ann.started())))

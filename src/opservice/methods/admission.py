@@ -74,13 +74,13 @@ class Rates:
         return min(self._burst, tokens + (now - at) * self._per_second), now
 
 
-def wait_slots(most: int, most_of_caller: int, waited_for: str = "operations") -> Slots:
+def wait_slots(most: int, most_of_caller: int, calls: str = "Waits and Watches") -> Slots:
     """Slots of calls that wait or watch. Without one TooManyWaits is raised."""
 
     def refuse(caller: str | None) -> TooManyWaits:
         if caller is None:
             return TooManyWaits("The server has as many waiting calls as it allows", "server")
-        message = f"You wait for or watch {most_of_caller} {waited_for}, which is the limit"
+        message = f"You have {most_of_caller} {calls} open, which is the limit"
         return TooManyWaits(message, caller)
 
     return Slots(most_of_caller, refuse, most)
