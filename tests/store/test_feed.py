@@ -23,7 +23,7 @@ from opservice.domain.operation import (
 from opservice.store import feed, repository
 from opservice.store.engine import open_database
 from opservice.store.feed import LATE, OVERLAP
-from opservice.store.following import Event, Follower
+from opservice.store.following import Event, Follower, ResumePoint
 from opservice.store.repository import Repository
 from opservice.store.service import OperationStore
 from opservice.store.sql import clock_that_says
@@ -280,6 +280,36 @@ async def test_a_stream_says_that_it_is_caught_up_also_while_only_others_change(
         async with aclosing(store.follow_many(follower, nothing, 0.1)) as events:
             assert [(await soon(anext(events))).news for _ in range(3)] == [None] * 3
         changing.cancel()
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["in time", "too late"])
+async def test_whoever_reads_for_longer_than_deleted_rows_stay_begins_anew(
+    database_url: str, *, late: bool
+) -> None:
+    away, window = 0, 600 * SECOND
+    clock = clock_that_says(lambda: time.time_ns() // 1000 + away)
+    store = OperationStore(
+        open_database(database_url), Repository(clock), NEVER, notify=False, resume_window=window
+    )
+    point = ResumePoint(time.time_ns() // 1000)
+
+    async def read_all(_clock: int) -> AsyncGenerator[None]:
+        nonlocal away
+        for _ in range(2):  # with looks between, none of which comes too late
+            away += (window + SECOND if late else window - 60 * SECOND) // 2
+            await store._feed.look()
+        yield
+
+    follower = Follower(None, None, lambda _: True, lambda _: True, point)
+    try:
+        async with aclosing(store.follow_many(follower, read_all)) as events:
+            if late:
+                with pytest.raises(WatchOutdated):
+                    await soon(anext(events))
+            else:
+                assert (await soon(anext(events))).news is None
+    finally:
+        await store.close()
 
 
 async def test_a_stream_does_not_begin_with_a_look_of_long_ago(database_url: str) -> None:

@@ -136,6 +136,18 @@ class Feed:
         assert self.clock is not None
         return self.clock
 
+    async def has_read(self, follower: Follower) -> None:
+        """The follower was told of what there is, or of what has changed since its point.
+
+        Raises a StoreError, or WatchOutdated when that took so long that what was deleted since may have had
+        no row any more.
+        """
+        point = follower.point
+        if follower.ids is None and point is not None and self._resume_window:
+            clock = await self.begin()
+            if clock - point.clock > self._resume_window:
+                raise WatchOutdated
+
     def _is_stale(self) -> bool:
         began = self._looked_at
         return began is None or asyncio.get_running_loop().time() > began + _STALE_SECONDS

@@ -263,6 +263,7 @@ class OperationStore:
                 async for _ in reading:
                     while (event := await self._next_event(follower, None)) is not None:
                         yield event
+            await self._feed.has_read(follower)
             follower.check()
             follower.caught_up(began)
             yield Event(None, follower.resume_point(), is_last=follower.ids == set())
