@@ -312,6 +312,30 @@ async def test_whoever_reads_for_longer_than_deleted_rows_stay_begins_anew(
         await store.close()
 
 
+async def test_a_stream_that_begins_during_a_look_begins_where_that_ends(database_url: str) -> None:
+    """What expired before the end of the look is told to others, and to nobody by the next look."""
+    async with opened(database_url, NEVER, notify=False) as store, following(store):
+        read, was_read, may_go_on = store._feed._read, asyncio.Event(), asyncio.Event()
+
+        async def slow(back: int, at_most: int) -> object:
+            found = await read(back, at_most)
+            was_read.set()
+            await may_go_on.wait()
+            return found
+
+        setattr(store._feed, "_read", slow)  # noqa: B010 - mypy would not have it assigned
+        looking = asyncio.create_task(store._feed.look())
+        await soon(was_read.wait())
+        beginning = asyncio.create_task(store._feed.begin())
+        await asyncio.sleep(0)
+        may_go_on.set()
+
+        began = await soon(beginning)
+
+        await soon(looking)
+        assert began == store._feed.clock
+
+
 async def test_a_stream_does_not_begin_with_a_look_of_long_ago(database_url: str) -> None:
     """A token that another process gave just now would be from the future."""
     async with (

@@ -129,10 +129,10 @@ class Feed:
         """Makes sure that changes are looked for from now on. Returns what the clock said some seconds ago at
         most. Raises a StoreError.
         """
-        if self._is_stale():
-            async with self._looking:
-                if self._is_stale():
-                    await self._look()
+        # A look under way has a later clock than this one, and others were told of what has expired by then.
+        async with self._looking:
+            if self._is_stale():
+                await self._look()
         assert self.clock is not None
         return self.clock
 
