@@ -15,6 +15,7 @@ from grpc import StatusCode
 from prometheus_client.parser import text_string_to_metric_families
 
 from opservice._proto.opservice.v1.operation_record_service_pb2 import WatchOperationRecordRequest
+from support.batch_watch import Stream
 from support.client import Client, refused
 from support.server import ServerProcess, eventually, serving
 from support.tools import require_tool
@@ -96,12 +97,23 @@ def test_a_wait_is_counted_while_it_waits(numbers: Numbers, client: Client) -> N
     id_ = client.started()
     watching = client.records.Watch(WatchOperationRecordRequest(operation_id=id_))
     next(watching)
+    woken = numbers.value("opservice_wake_seconds_count")
     method = "/opservice.v1.OperationRecordService/Watch"
     assert numbers.value("opservice_waits", method=method) == 1
     client.cancel(id_)
     assert [record.operation.done for record in watching] == [True]
-    assert numbers.value("opservice_wake_seconds_count") == 1
+    assert numbers.value("opservice_wake_seconds_count") == woken + 1
     eventually(lambda: numbers.value("opservice_waits", method=method) == 0)
+
+
+def test_a_stream_of_many_that_is_woken_is_counted(numbers: Numbers, client: Client) -> None:
+    id_ = client.started()
+    stream = Stream(client, operation_ids=[id_])
+    stream.first()
+    woken = numbers.value("opservice_wake_seconds_count")
+    client.cancel(id_)
+    assert stream.record().operation.done
+    assert numbers.value("opservice_wake_seconds_count") == woken + 1
 
 
 def test_a_client_that_leaves_waits_no_longer(

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from sys import maxsize
 from typing import Any
 
+from opservice.common.metrics import WAKE_SECONDS
 from opservice.domain.errors import OpserviceError, ServerBusy
 from opservice.domain.operation import Change, Record, Removed
 
@@ -102,6 +104,7 @@ class Follower:
         self._clock_after: int | None = None
         self._error: OpserviceError | None = None
         self._sleeper: asyncio.Future[None] | None = None
+        self._woken_at = 0.0
 
     def wants(self, change: Record | Change) -> bool:
         """Whether it follows the operation, may be told of it, and does not know of this change."""
@@ -202,6 +205,7 @@ class Follower:
             self.check()
             self._sleeper = asyncio.get_running_loop().create_future()
             await self._sleeper
+            WAKE_SECONDS.observe(time.perf_counter() - self._woken_at)
         self.check()
 
     def check(self) -> None:
@@ -309,6 +313,7 @@ class Follower:
 
     def _wake(self) -> None:
         if self._sleeper is not None and not self._sleeper.done():
+            self._woken_at = time.perf_counter()
             self._sleeper.set_result(None)
 
 
