@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 
 import pytest
+from sqlalchemy import Connection
 
 from opservice.domain.errors import ServerStopping, WatchOutdated
 from opservice.domain.operation import (
@@ -334,6 +335,39 @@ async def test_a_stream_that_begins_during_a_look_begins_where_that_ends(databas
 
         await soon(looking)
         assert began == store._feed.clock
+
+
+async def test_a_look_tells_of_nothing_that_has_expired_after_its_clock(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream that begins with that clock would not know that it is not told again."""
+    ahead = 0
+    clock = clock_that_says(lambda: time.time_ns() // 1000 + ahead)
+    store = OperationStore(open_database(database_url), Repository(clock), NEVER, notify=False)
+    read_now = store._repository.read_now
+
+    def read_and_pause(connection: Connection) -> int:
+        nonlocal ahead
+        now = read_now(connection)
+        ahead = 10 * SECOND
+        return now
+
+    follower = Follower(None, None, lambda _: True, lambda _: True)
+    try:
+        with store._feed.follow(follower):
+            await store._feed.begin()
+            id_ = (await store.apply(Start(new_id(), 5 * SECOND))).record.id
+            await store.apply(Complete(id_, b"response"))
+            assert follower.take(None) is not None
+            monkeypatch.setattr(store._repository, "read_now", read_and_pause)
+
+            await store._feed.look()
+            assert follower.take(None) is None
+
+            await store._feed.look()
+            assert follower.take(None) == (id_, Removed(id_))
+    finally:
+        await store.close()
 
 
 async def test_a_stream_does_not_begin_with_a_look_of_long_ago(database_url: str) -> None:

@@ -344,7 +344,7 @@ class OperationStore:
                     self._repository.changes, since=since, after=after, expired=expired
                 )
                 page, after = await read(changes)
-                found.update((each.id, each) for each in page)
+                found.update((each.id, _as_of(clock, each)) for each in page)
                 if after is None:
                     break
         return clock, list(found.values())
@@ -445,6 +445,16 @@ class OperationStore:
 
     def _read_clock(self) -> tuple[int, bool]:
         return self._database.read(self._repository.read_clock)
+
+
+def _as_of(clock: int, change: Change) -> Change:
+    """The change as it was when the clock was read. What has expired since is gone for the next look.
+
+    Streams begin with that clock: by it they take what has expired later for what they will be told of.
+    """
+    if change.gone and change.expires_at is not None and change.expires_at > clock:
+        return change._replace(gone=False)
+    return change
 
 
 def _due(seconds: float | None) -> float | None:
