@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
 import pytest
 from sqlalchemy import Connection
@@ -313,28 +313,49 @@ async def test_whoever_reads_for_longer_than_deleted_rows_stay_begins_anew(
         await store.close()
 
 
+@asynccontextmanager
+async def looking(store: OperationStore) -> AsyncIterator[asyncio.Event]:
+    """During a look that has read its clock, and what has changed; it ends once the event is set."""
+    read, was_read, may_end = store._feed._read, asyncio.Event(), asyncio.Event()
+
+    async def slow(back: int, at_most: int) -> object:
+        found = await read(back, at_most)
+        was_read.set()
+        await may_end.wait()
+        return found
+
+    setattr(store._feed, "_read", slow)  # noqa: B010 - mypy would not have it assigned
+    look = asyncio.create_task(store._feed.look())
+    await soon(was_read.wait())
+    yield may_end
+    await soon(look)
+
+
+async def begun(store: OperationStore, look_may_end: asyncio.Event) -> int:
+    """The clock of a stream that begins during a look."""
+    beginning = asyncio.create_task(store._feed.begin())
+    await asyncio.sleep(0)
+    look_may_end.set()
+    return await soon(beginning)
+
+
 async def test_a_stream_that_begins_during_a_look_begins_where_that_ends(database_url: str) -> None:
     """What expired before the end of the look is told to others, and to nobody by the next look."""
     async with opened(database_url, NEVER, notify=False) as store, following(store):
-        read, was_read, may_go_on = store._feed._read, asyncio.Event(), asyncio.Event()
+        async with looking(store) as may_end:
+            began = await begun(store, may_end)
 
-        async def slow(back: int, at_most: int) -> object:
-            found = await read(back, at_most)
-            was_read.set()
-            await may_go_on.wait()
-            return found
-
-        setattr(store._feed, "_read", slow)  # noqa: B010 - mypy would not have it assigned
-        looking = asyncio.create_task(store._feed.look())
-        await soon(was_read.wait())
-        beginning = asyncio.create_task(store._feed.begin())
-        await asyncio.sleep(0)
-        may_go_on.set()
-
-        began = await soon(beginning)
-
-        await soon(looking)
         assert began == store._feed.clock
+
+
+async def test_the_look_for_a_stream_that_has_ended_is_none_for_the_next(database_url: str) -> None:
+    async with opened(database_url, NEVER, notify=False) as store, AsyncExitStack() as ended:
+        await ended.enter_async_context(following(store))
+        async with looking(store) as may_end:
+            await ended.aclose()
+            created_at = (await store.get(await started(store))).created_at
+            with store._feed.follow(Follower(None, None, lambda _: True, lambda _: True)):
+                assert await begun(store, may_end) >= created_at
 
 
 async def test_a_look_tells_of_nothing_that_has_expired_after_its_clock(

@@ -70,6 +70,8 @@ class Feed:
         self._looked_at: float | None = None
         self._late_at = 0.0
         self._looking = asyncio.Lock()
+        self._begins_anew = True
+        """Nobody has followed for a while: what has changed meanwhile is of no interest to the next look."""
         self._closed = False
         self.clock: int | None = None
         """Of what changed until then, all has been told to the followers, unless it was committed later."""
@@ -86,7 +88,7 @@ class Feed:
         if self._closed:
             follower.end(ServerStopping())
         if not self._followers:
-            self._forget()
+            self._begins_anew = True
         self._followers.add(follower)
         places: list[set[Follower]]
         if follower.ids is None:
@@ -150,7 +152,11 @@ class Feed:
 
     def _is_stale(self) -> bool:
         began = self._looked_at
-        return began is None or asyncio.get_running_loop().time() > began + _STALE_SECONDS
+        return (
+            self._begins_anew
+            or began is None
+            or asyncio.get_running_loop().time() > began + _STALE_SECONDS
+        )
 
     async def look(self) -> None:
         """Looks once for what other processes have changed, if anybody follows."""
@@ -167,6 +173,10 @@ class Feed:
     async def _look(self) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
+        if self._begins_anew:
+            self._begins_anew = False
+            self._seen.clear()
+            self.clock = self._looked_at = None
         before, looked_at = self.clock, self._looked_at
         first = before is None or looked_at is None
         late = first or (began - self._late_at) * SECOND >= _LATE_EVERY
@@ -254,11 +264,6 @@ class Feed:
             *self._by_parent.get(parent, ()),
             *self._by_parent.get(None, ()),
         ]
-
-    def _forget(self) -> None:
-        """Nobody has followed for a while: what has changed meanwhile is of no interest."""
-        self._seen.clear()
-        self.clock = self._looked_at = None
 
 
 def _state(change: Change) -> tuple[int, int, bool]:
