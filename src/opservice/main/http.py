@@ -8,6 +8,7 @@ import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from opservice.common.addresses import is_loopback, split_address
+from opservice.common.loggers import get_logger
 from opservice.common.open_files import connections_of
 from opservice.domain.operation import SECOND
 from opservice.fronts.backpressure import UnreadResponses
@@ -37,6 +38,10 @@ HTTP_PART = 2 / 3
 """Of the files for connections. The calls of a gRPC client share one; a stream of HTTP has its own."""
 _MONITORS = 100
 """Connections that may monitor at a time."""
+_RETRY_SECONDS = 1.0
+"""After TLS files could not be taken over."""
+
+log = get_logger("opservice.http")
 
 
 class HttpFront:
@@ -92,20 +97,27 @@ class HttpFront:
             self._tls.when_replaced = replaced.set
             context = await asyncio.to_thread(ssl_context, self._tls.files)
             self._server.start(sockets, context)
-            components.start("TLS of HTTP", self._follow(self._tls, replaced))
+            components.start("TLS of HTTP", follow_tls(self._server, self._tls, replaced))
         components.start("the clock of HTTP", self._server.keep_time())
 
     async def stop(self, seconds: float) -> None:
         """Lets requests end, at most for so many seconds."""
         await self._server.stop(seconds)
 
-    async def _follow(self, tls: ReloadableTls, replaced: asyncio.Event) -> None:
-        """Uses TLS files that were reloaded."""
-        while True:
-            await replaced.wait()
-            replaced.clear()
+
+async def follow_tls(server: HttpServer, tls: ReloadableTls, replaced: asyncio.Event) -> None:
+    """Has the server use TLS files that were reloaded, whenever `replaced` is set."""
+    while True:
+        await replaced.wait()
+        replaced.clear()
+        try:
             context = await asyncio.to_thread(ssl_context, tls.files)
-            self._server.replace_tls(context)
+        except OSError as error:  # OpenSSL opens files to read these, and there may be none left
+            log.warning("HTTP has to wait for the new TLS files", reason=error.strerror)
+            replaced.set()
+            await asyncio.sleep(_RETRY_SECONDS)
+        else:
+            server.replace_tls(context)
 
 
 class MetricsFront:
