@@ -332,6 +332,8 @@ def test_an_interrupt_ends_the_operations_of_a_program(server: ServerProcess) ->
                 async with works[1]:
                     await asyncio.sleep(60)
 
+        # Also when what runs the tests has it ignored, as a shell does for what runs in its background.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         asyncio.run(main())
     """
     command = [sys.executable, "-c", textwrap.dedent(program), server.address]
