@@ -7,6 +7,7 @@ where it expects a duration, a number or an enum. What it says of other values i
 from __future__ import annotations
 
 import re
+import sys
 from decimal import Decimal
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -27,6 +28,7 @@ _BOUNDS = {
     FieldDescriptor.TYPE_UINT64: _UINT64,
     FieldDescriptor.TYPE_FIXED64: _UINT64,
 }
+_MOST_FLOAT = float.fromhex("0x1.fffffep+127")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _LONGEST_NUMBER = 100
 _NO_NUMBERS = {"NaN", "Infinity", "-Infinity"}
@@ -56,7 +58,9 @@ def problem_of(field: FieldDescriptor, value: object) -> str | None:
         least, most = _BOUNDS[field.type]
         fits = _is_whole(value, least, most)
         return None if fits else f"must be a whole number from {least} to {most}"
-    return None if _is_number(value) else "must be a number"
+    largest = _MOST_FLOAT if field.type == FieldDescriptor.TYPE_FLOAT else sys.float_info.max
+    fits = _is_number(value, largest)
+    return None if fits else f"must be a number from {-largest:g} to {largest:g}"
 
 
 def problem_of_duration(value: object) -> str | None:
@@ -107,10 +111,12 @@ def _is_whole(value: object, least: int, most: int) -> bool:
     return isinstance(value, int) and least <= value <= most
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object, most: float) -> bool:
     if isinstance(value, str):
-        return value in _NO_NUMBERS or _NUMBER.fullmatch(value) is not None
-    return isinstance(value, int | float) and not isinstance(value, bool)
+        if value in _NO_NUMBERS:
+            return True
+        return _NUMBER.fullmatch(value) is not None and abs(float(value)) <= most
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= most
 
 
 def _is_enum(field: FieldDescriptor, value: object) -> bool:
