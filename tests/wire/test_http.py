@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -179,6 +180,22 @@ def test_a_path_that_is_not_served_is_told_as_json(rest: Rest, path: str) -> Non
     assert answer.status_code == 404
     told = answer.json()
     assert told.get("error", {}).get("status") == "NOT_FOUND" or told["code"] == 5
+
+
+@pytest.mark.parametrize("length", [9, 900_000_000], ids=["unwanted", "too large"])
+def test_a_body_that_is_not_wanted_is_not_asked_for(rest: Rest, length: int) -> None:
+    """RFC 9110, section 10.1.1: who sends `Expect: 100-continue` waits for an answer."""
+    path = "nothing" if length == 9 else "v1/producer/operations:start"
+    head = (
+        f"POST /{path} HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+    )
+    host, _, port = rest.url.removeprefix("http://").rpartition(":")
+    with socket.create_connection((host, int(port)), 30) as client:
+        client.sendall(head.encode())
+        answer = b"".join(iter(lambda: client.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 40")
+    assert b"\r\nconnection: close\r\n" in answer
 
 
 def test_a_large_body_is_not_taken_for_headers(rest: Rest) -> None:

@@ -27,6 +27,7 @@ _CORS_METHODS = ("GET", "HEAD", "POST", "DELETE")
 _CORS_HEADERS = (
     "Authorization",
     "Content-Type",
+    "If-Match",
     "If-None-Match",
     "Last-Event-ID",
     "Prefer",

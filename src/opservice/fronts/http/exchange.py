@@ -48,6 +48,10 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._body_was_read = False
+        self._body_is_held = (self.header("expect") or "").lower() == "100-continue" and scope[
+            "http_version"
+        ] != "1.0"
+        """Whether the client waits for an answer, or to be asked, before they send the body."""
         self.started = False
         """Whether the response has begun."""
         self.status = 499
@@ -82,6 +86,7 @@ class Exchange:
         declared = self.header("content-length")
         if declared is not None and int(declared) > most:
             raise RequestTooLarge(f"The body has {declared} bytes, at most {most} are allowed")
+        self._body_is_held = False
         parts: list[bytes] = []
         size = 0
         try:
@@ -139,6 +144,8 @@ class Exchange:
 
     async def _skip_body(self) -> bool:
         """Reads a short body that nobody wants. Returns whether that was all of it."""
+        if self._body_is_held:
+            return False
         size = 0
         with suppress(TimeoutError):
             async with asyncio.timeout(_SKIP_SECONDS):
