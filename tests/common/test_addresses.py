@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from opservice.common.addresses import is_loopback, split_address
+from opservice.common.addresses import is_loopback, overlap, split_address
 from opservice.domain.errors import StartupError
 
 
@@ -49,3 +49,21 @@ def test_an_address_is_split(address: str, host: str, port: int) -> None:
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(StartupError, match="expected HOST:PORT"):
         split_address(address)
+
+
+@pytest.mark.parametrize(
+    ("address", "other", "both"),
+    [
+        ("127.0.0.1:1", "127.0.0.1:1", False),
+        ("127.0.0.1:1", "localhost:1", False),
+        ("0.0.0.0:1", "10.0.0.1:1", False),
+        ("[::]:1", "127.0.0.1:1", False),
+        ("127.0.0.1:1", "127.0.0.1:2", True),
+        ("127.0.0.1:0", "127.0.0.1:0", True),
+        ("10.0.0.1:1", "10.0.0.2:1", True),
+        ("localhost:1", "10.0.0.1:1", True),
+    ],
+)
+def test_two_addresses_that_can_both_be_listened_on(address: str, other: str, both: bool) -> None:
+    assert overlap(address, other) is not both
+    assert overlap(other, address) is not both

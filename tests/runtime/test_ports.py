@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from opservice.domain.errors import StartupError
 from opservice.runtime.ports import listening_sockets, reserved_port
 
 LOOPBACK = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))
@@ -37,3 +38,10 @@ def test_a_port_of_a_name_is_reserved_where_this_machine_has_it() -> None:
         socket.create_server(("127.0.0.1", int(address.rpartition(":")[2])), reuse_port=True),
     ):
         pass
+
+
+def test_a_port_is_had_once_also_before_connections_are_taken() -> None:
+    with listening_sockets("127.0.0.1:0", "--http-listen", share=False) as (_, address):  # noqa: SIM117
+        with pytest.raises(StartupError, match=f"cannot listen on {address}: the port is taken"):
+            with listening_sockets(address, "--metrics-listen", share=False):
+                pass

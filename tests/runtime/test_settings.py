@@ -92,6 +92,14 @@ def test_a_duration_of_a_century_is_named(name: str) -> None:
         ({"listen": "unix:a b"}, "--listen unix:a b: expected unix:PATH, of letters"),
         ({"http_listen": "localhost"}, "--http-listen localhost: expected HOST:PORT"),
         ({"metrics_listen": "h:99999"}, "--metrics-listen h:99999: expected HOST:PORT"),
+        (
+            {"http_listen": "127.0.0.1:50051"},
+            "--listen 127.0.0.1:50051 and --http-listen 127.0.0.1:50051 are one port",
+        ),
+        (
+            {"metrics_listen": "localhost:50080"},
+            "--http-listen 127.0.0.1:50080 and --metrics-listen localhost:50080 are one port",
+        ),
         ({"advertise": "host:port"}, "--advertise host:port: expected HOST:PORT"),
         ({"endpoint": ("compute",)}, "--endpoint compute: expected ID=HOST:PORT"),
         ({"endpoint": ("=h:1",)}, "--endpoint =h:1: expected ID=HOST:PORT"),

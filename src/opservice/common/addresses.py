@@ -8,6 +8,7 @@ from pathlib import Path
 
 from opservice.domain.errors import StartupError
 
+_EVERY_HOST = {"0.0.0.0", "[::]"}  # noqa: S104 - nothing is bound to it here
 _MAX_SOCKET_PATH = 107  # bytes; the kernel's limit
 
 
@@ -17,6 +18,22 @@ def is_loopback(host: str) -> bool:
         return ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def overlap(address: str, other: str) -> bool:
+    """Whether two of HOST:PORT cannot both be listened on, as they are one, or one contains the other.
+
+    Of names, only `localhost` is known.
+    """
+    (host, port), (other_host, other_port) = split_address(address), split_address(other)
+    if port != other_port or port == 0:
+        return False
+    hosts = {host, other_host}
+    return (
+        len(hosts) == 1
+        or not hosts.isdisjoint(_EVERY_HOST)
+        or ("localhost" in hosts and all(map(is_loopback, hosts)))
+    )
 
 
 def socket_path(address: str) -> Path | None:

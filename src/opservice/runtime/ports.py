@@ -51,6 +51,8 @@ def listening_sockets(
         try:
             for family, address in _addresses(host):
                 made = held.enter_context(_bound(family, address, port, share=share))
+                if not share:
+                    made.listen()  # two sockets may be bound to one port until one of them listens
                 sockets.append(made)
                 port = made.getsockname()[1]
         except OSError as error:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import combinations
 from typing import ClassVar
 
-from opservice.common.addresses import is_loopback, socket_path, split_address
+from opservice.common.addresses import is_loopback, overlap, socket_path, split_address
 from opservice.domain.errors import StartupError
 from opservice.runtime.settings.setting import setting
 
@@ -68,18 +69,30 @@ class ListeningSettings:
             raise StartupError(
                 f"--unix-socket-mode is {self.unix_socket_mode!r}: expected three octal digits, such as 0660"
             )
-        if socket_path(self.listen) is None:
-            split_address(self.listen)
-        if self.serves_http:
-            split_address(self.http_listen, "--http-listen")
-        if self.has_metrics_listener:
-            split_address(self.metrics_listen, "--metrics-listen")
-        elif self.metrics_listen == WITH_HTTP and not self.serves_http:
+        self._check_addresses()
+        if self.metrics_listen == WITH_HTTP and not self.serves_http:
             raise StartupError("--metrics-listen http needs --http-listen, which is off")
         for origin in self.cors_origin:
             if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
                 raise StartupError(
                     f"--cors-origin {origin}: expected an origin, such as https://ops.example.com, or *"
+                )
+
+    def _check_addresses(self) -> None:
+        """Raises StartupError when one is malformed, or two cannot both be listened on."""
+        addresses: dict[str, str] = {}
+        if socket_path(self.listen) is None:
+            addresses["--listen"] = self.listen
+        if self.serves_http:
+            addresses["--http-listen"] = self.http_listen
+        if self.has_metrics_listener:
+            addresses["--metrics-listen"] = self.metrics_listen
+        for flag, address in addresses.items():
+            split_address(address, flag)
+        for (flag, address), (other_flag, other) in combinations(addresses.items(), 2):
+            if overlap(address, other):
+                raise StartupError(
+                    f"{flag} {address} and {other_flag} {other} are one port: give each a port of its own"
                 )
 
     @property
