@@ -157,8 +157,18 @@ def test_a_collector_that_is_away_costs_nobody_anything(tmp_path: Path, sqlite_u
 
 
 @pytest.mark.slow
-def test_traces_that_cannot_be_had_are_a_refusal_to_start(sqlite_url: str) -> None:
-    wrong = {"OTEL_TRACES_EXPORTER": "nothing", "OPSERVICE_DATABASE": sqlite_url}
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"OTEL_TRACES_EXPORTER": "nothing"},
+        {"OTEL_TRACES_EXPORTER": "console", "OTEL_PROPAGATORS": "nothing"},
+    ],
+    ids=str,
+)
+def test_traces_that_cannot_be_had_are_a_refusal_to_start(
+    sqlite_url: str, wrong: dict[str, str]
+) -> None:
+    wrong = {**wrong, "OPSERVICE_DATABASE": sqlite_url}
     result = run_opservice("serve", environment=wrong, listen="127.0.0.1:0", http_listen="off")
     assert result.returncode != 0
     assert "traces cannot be started" in result.stderr

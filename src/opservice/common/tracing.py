@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import Context as ContextOfTask
 from typing import TYPE_CHECKING, Any, cast
 
-from opentelemetry import propagate, trace
+from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -56,8 +56,13 @@ class Traces:
     """Makes spans. `start` makes one, when traces are asked for."""
 
     def __init__(self, tracer: Tracer, provider: TracerProvider) -> None:
+        """Raises ValueError when OTEL_PROPAGATORS has one that is not installed."""
+        # Not before, as it reads that variable: a server without traces has no use for it.
+        from opentelemetry.propagate import extract
+
         self._tracer = tracer
         self._provider = provider
+        self._extract = extract
 
     @classmethod
     def start(cls, version: str) -> Traces:
@@ -78,6 +83,8 @@ class Traces:
 
             configurator: Any = cast("Any", Configurator)()
             configurator.configure(resource_attributes={"service.version": version})
+            provider: Any = trace.get_tracer_provider()
+            return cls(provider.get_tracer("opservice", version), provider)
         except ImportError as error:
             raise StartupError(
                 "traces are asked for by the environment (OTEL_…), and OpenTelemetry's SDK is not"
@@ -86,8 +93,6 @@ class Traces:
         except Exception as error:
             # Such as an exporter that there is not. The SDK has no class for what it raises.
             raise StartupError(f"traces cannot be started: {error}") from error
-        provider: Any = trace.get_tracer_provider()
-        return cls(provider.get_tracer("opservice", version), provider)
 
     def stop(self) -> None:
         """Sends what was not sent yet, for a few seconds at most. May block."""
@@ -103,7 +108,7 @@ class Traces:
         attributes = {key.replace("__", "."): value for key, value in known.items()}
         with self._tracer.start_as_current_span(
             name,
-            propagate.extract(carrier),
+            self._extract(carrier),
             SpanKind.SERVER,
             attributes,
             record_exception=False,
