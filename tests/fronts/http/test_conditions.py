@@ -18,6 +18,8 @@ from opservice.fronts.http.origins import Origins
         ('wait="7"; foo', 7),
         ("wait=-1", 0),
         ("wait=1, wait=2", 1),
+        ("wait=x, wait=2", 0),
+        ("wait, wait=2", 0),
         ('foo="a, wait=1"', 0),
         (r'foo="\", wait=1", wait=2', 2),
         ("foo; wait=1", 0),

@@ -21,9 +21,9 @@ def preferred_wait(prefer: str | None) -> int:
     if prefer is None or len(prefer) > _LONGEST_PREFERENCES:
         return 0
     for preference in _PREFERENCE.findall(prefer):
-        found = _WAIT.fullmatch(preference)
-        if found is not None:
-            return int(found[2])
+        if re.split("[=;]", preference, maxsplit=1)[0].strip().lower() == "wait":
+            found = _WAIT.fullmatch(preference)
+            return 0 if found is None else int(found[2])  # only the first counts (section 2)
     return 0
 
 
