@@ -29,6 +29,7 @@ call() { timeout 20 grpcurl -plaintext -d "$2" "127.0.0.1:$port" "$1"; }
 try() { # PYTHON [OPTION OF serve]…
     local python=$1 id
     echo "$("$python" --version): opservice serve ${*:2}"
+    : >"$made/out" # so that it is there, and says nothing of the server before
     (cd "$made" && exec env/bin/opservice serve --listen 127.0.0.1:0 --http-listen 127.0.0.1:0 --database "sqlite:///$made/try.db" "${@:2}") >"$made/out" 2>"$made/log" &
     server=$!
     for _ in {1..300}; do

@@ -23,10 +23,10 @@ fi
 .venv/bin/opservice token --subject tester --grant 'admin:*' >"$made/tokens.yaml" 2>"$made/said"
 TOKEN=$(sed 's/.*: //' "$made/said")
 export TOKEN
+: >"$made/out" # so that it is there
 .venv/bin/opservice serve --listen 127.0.0.1:0 --http-listen 127.0.0.1:0 --database "sqlite:///$made/try.db" \
     --tokens "$made/tokens.yaml" --max-wait 100ms >"$made/out" 2>"$made/log" &
 server=$!
-touch "$made/out"
 url=
 for _ in {1..300}; do
     url=$(sed -n 's|.*, \(http://127\.0\.0\.1:[0-9]*\)$|\1|p' "$made/out")

@@ -244,6 +244,30 @@ async def test_a_database_that_is_away_is_not_asked_more_than_once_a_while(
     assert attempts == 1
 
 
+async def test_an_outage_is_logged_once(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    on_loop = PostgresqlReads(connections_of(database), REPOSITORY.records, ORIGINS)
+
+    async def outage() -> None:
+        for _ in range(3):
+            await on_loop.find([])
+            assert on_loop._connecting is not None
+            await asyncio.wait_for(on_loop._connecting, PATIENCE)
+
+    async def refuse(**_: object) -> None:
+        raise psycopg.OperationalError
+
+    for number in (1, 2):
+        with monkeypatch.context() as patched:
+            patched.setattr(psycopg.AsyncConnection, "connect", refuse)
+            await outage()
+        assert caplog.text.count("reads take a thread") == number
+        await connection_of(on_loop)
+        on_loop.give_up()
+    on_loop.close()
+
+
 async def test_a_connection_on_which_nothing_can_be_prepared_is_not_kept(
     database: Database, postgres: PostgresServer
 ) -> None:

@@ -41,6 +41,8 @@ class FastConnection(ABC, Generic[Opened]):
         self._made_in: object = None
         self._connecting: asyncio.Task[None] | None = None
         self._not_before = 0.0
+        self._told = False
+        """Whether it is logged that there is none."""
         self._closed = False
 
     def close(self) -> None:
@@ -79,6 +81,7 @@ class FastConnection(ABC, Generic[Opened]):
             self._disconnect(error)
         else:
             self._connection, self._made_in = connection, generation
+            self._told = False
             if self._closed:
                 self._disconnect()
         finally:
@@ -88,8 +91,12 @@ class FastConnection(ABC, Generic[Opened]):
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
-        if error is not None:
-            log.warning("reads go through a thread", cause=str(error))
+        if error is not None and not self._told:
+            self._told = True
+            log.warning(
+                "reads take a thread, and longer, until a connection for them is made",
+                cause=str(error),
+            )
 
 
 class CompiledQuery(Generic[Found]):
