@@ -205,7 +205,7 @@ class Feed:
 
     def _end_those_who_missed(self, elapsed: int) -> None:
         """Ends streams of parents if operations and their rows may have been deleted since the last look."""
-        if self._resume_window and elapsed > max(self._resume_window, LATE):
+        if self._resume_window and elapsed > max(self._resume_window, OVERLAP):
             for follower in self._followers:
                 if follower.ids is None:
                     follower.end(WatchOutdated())
