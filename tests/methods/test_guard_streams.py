@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from random import Random
 
 import pytest
+from sqlalchemy import Connection
 
 from opservice.auth.authenticator import Authenticator, Caller, Credentials
 from opservice.auth.policy import Policy, StaticToken, hash_token
@@ -20,6 +22,7 @@ from opservice.domain.operation import (
     DAY,
     SECOND,
     Cancel,
+    Change,
     Command,
     Complete,
     Delete,
@@ -46,9 +49,19 @@ PARENTS = ("p/a", "p/b", "q")
 FILTERS = ("", "done = false", "done = true", 'method = "a"')
 
 
+class Slow(Repository):
+    """In which others change something between two queries of a look."""
+
+    def changes(
+        self, connection: Connection, since: int, after: Change | None = None, *, expired: bool
+    ) -> tuple[list[Change], Change | None]:
+        time.sleep(0.03)
+        return super().changes(connection, since, after, expired=expired)
+
+
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[OperationStore]:
-    store = OperationStore(open_database(url), Repository(), SOON, resume_window=WINDOW)
+    store = OperationStore(open_database(url), Slow(), SOON, resume_window=WINDOW)
     await store.read_clock()
     try:
         yield store
