@@ -16,7 +16,7 @@ from collections.abc import Callable
 from sqlalchemy import insert
 
 from opservice.domain.filters import ListQuery
-from opservice.domain.operation import SECOND, CancelPolicy, new_id
+from opservice.domain.operation import DAY, SECOND, CancelPolicy, new_id
 from opservice.methods.filtering import parse_filter
 from opservice.store.engine import Database, open_database
 from opservice.store.listing import Listed, read_page
@@ -70,7 +70,7 @@ def fill(database: Database, count: int = OPERATIONS) -> list[str]:
         "created_by": "bench",
         "revision": 1,
         "cancel_policy": CancelPolicy.IMMEDIATE,
-        "retention": SECOND,
+        "retention": 30 * DAY,
     }
 
     def row(number: int) -> dict[str, object]:
@@ -84,7 +84,7 @@ def fill(database: Database, count: int = OPERATIONS) -> list[str]:
             "modified_at": created_at,
             "done": done,
             "error_code": 5 if number % 100 == 2 else None,
-            "expires_at": NOW + count * SECOND if done else None,
+            "expires_at": NOW + DAY if done else None,
         }
 
     ids: list[str] = []

@@ -11,8 +11,8 @@ from select import select
 
 from support.server import PATIENCE, ServerProcess, clean_environment, command_line
 
-_ENDED_BY_SIGNALS = ["env", "--default-signal=INT,QUIT"]
-"""Also when what runs the tests has them ignored, as a shell does for what runs in its background."""
+_ENDED_BY_SIGNALS = ["env", "--default-signal=INT,QUIT,HUP"]
+"""Also when what runs the tests has them ignored, as nohup does, and a shell for its background."""
 
 
 @contextmanager
