@@ -59,6 +59,13 @@ async def test_what_is_not_plain_http_is_refused_and_ends_the_connection(
         assert await connection.ended() == b""
 
 
+async def test_spaces_after_a_value_are_none_of_it(served: Served) -> None:
+    """RFC 9112, section 5.1."""
+    sent = b"POST /echo HTTP/1.1\r\n%sTransfer-Encoding: chunked \r\n\r\n1\r\nx\r\n0\r\n\r\n" % HOST
+    async with served.connect() as connection:
+        assert await connection.ask(sent) == (200, b"POST host,transfer-encoding x")
+
+
 async def test_each_answer_has_the_time_at_which_it_is_given(served: Served) -> None:
     """RFC 9110, section 6.6.1. A wait may last a minute."""
 

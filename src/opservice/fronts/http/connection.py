@@ -177,7 +177,7 @@ class Connection(HttpToolsProtocol):
             if len(self.headers) >= _MAX_HEADERS:
                 self._is_too_long = True
                 raise ValueError("too many headers")
-            super().on_header(name, value)
+            super().on_header(name, value.rstrip(b" \t"))  # RFC 9112, section 5.1
 
     def on_headers_complete(self) -> None:
         method, version = self.parser.get_method(), self.parser.get_http_version()
