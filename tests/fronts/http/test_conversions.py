@@ -65,6 +65,28 @@ async def test_large_ones_are_made_one_at_a_time_by_turns_and_not_on_the_event_l
     assert "".join(order) == "aabaa"
 
 
+async def test_a_large_one_that_was_cancelled_ends_before_the_next_begins() -> None:
+    """Else clients who leave, or whose time is over, would have many made at once."""
+    made, began, ends, order = conversions(lambda: 0.0), threading.Event(), threading.Event(), []
+
+    def convert() -> None:
+        began.set()
+        ends.wait()
+        order.append("cancelled")
+
+    cancelled = asyncio.create_task(made.run(LARGE, "a", convert))
+    try:
+        await asyncio.to_thread(began.wait)
+        following = asyncio.create_task(made.run(LARGE, "b", partial(order.append, "next")))
+        cancelled.cancel()
+        await asyncio.wait((following,), timeout=0.05)
+    finally:
+        ends.set()
+    await following
+    assert order == ["cancelled", "next"]
+    assert cancelled.cancelled()
+
+
 async def test_what_cannot_be_converted_keeps_nobody_waiting() -> None:
     made = conversions(lambda: 0.0)
     for size in (SMALL, MEDIUM, LARGE):

@@ -43,7 +43,7 @@ class Conversions:
             return convert()
         if size >= _LARGE:
             async with self._on_thread.turn(caller):
-                return await asyncio.to_thread(convert)
+                return await _on_thread(convert)
         async with self._here.turn(caller):
             began = self._clock()
             converted = convert()
@@ -55,3 +55,12 @@ class Conversions:
         """The JSON of the message, with the fields that have their default values."""
         convert = partial(self.json.to_json, message, with_defaults=True)
         return await self.run(message.ByteSize(), caller, convert)
+
+
+async def _on_thread(convert: Callable[[], Converted]) -> Converted:
+    """What `convert` returns. When this is cancelled, the thread is waited for all the same."""
+    converting = asyncio.create_task(asyncio.to_thread(convert))
+    try:
+        return await asyncio.shield(converting)
+    finally:
+        await asyncio.wait((converting,))
