@@ -13,6 +13,7 @@ import uvloop
 
 from fronts.http.connections import (
     GET,
+    HOST,
     PATIENCE,
     WAIT,
     Served,
@@ -148,8 +149,17 @@ async def test_a_server_that_stops_answers_who_is_in_a_handshake_and_nobody_who_
         await stopping
 
 
+@pytest.mark.parametrize(
+    ("sent", "ends"),
+    [
+        (GET, False),
+        (GET.replace(HOST, HOST + b"Connection: close\r\n"), True),
+        (b"no\r\n\r\n", True),
+    ],
+    ids=["kept", "ended before", "refused before"],
+)
 async def test_a_server_that_stops_waits_for_no_client_to_end_tls(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: bytes, ends: bool
 ) -> None:
     """Such as those that keep a connection in a pool, and do not look at it meanwhile."""
     monkeypatch.setattr(module, "_GOODBYE_SECONDS", 0.01)
@@ -160,8 +170,10 @@ async def test_a_server_that_stops_waits_for_no_client_to_end_tls(
                 client_context(authority).wrap_socket, plain, server_hostname="localhost"
             )
             with client:
-                await asyncio.to_thread(client.sendall, GET)
-                assert (await asyncio.to_thread(client.recv, 1_000)).startswith(b"HTTP/1.1 200 ")
+                await asyncio.to_thread(client.sendall, sent)
+                assert (await asyncio.to_thread(client.recv, 1_000)).startswith(b"HTTP/1.1 ")
+                (connection,) = served.server._state.connections
+                await until(lambda: connection.transport.is_closing() is ends)
                 async with asyncio.timeout(PATIENCE / 2):
                     await served.server.stop(2 * PATIENCE)
 

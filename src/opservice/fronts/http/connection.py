@@ -257,6 +257,9 @@ class Connection(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """Ends the connection after its last answer. A request may have been sent that was not read yet."""
+        if self.transport.is_closing():
+            self._expect_reading()
+            return
         if self._head_timer is not None and (self.cycle is None or self.cycle.response_complete):
             self._forget_head_timer()
             self._expect_head()
@@ -279,9 +282,11 @@ class Connection(HttpToolsProtocol):
 
     def _expect_reading(self) -> None:
         """Ends the connection when the client does not read, in time, what was written for them."""
+        # A client that keeps a connection for later does not look whether the server has ended it.
+        ends = self._shared.stopping and self.transport.is_closing() and self.scheme == "https"
+        if ends:
+            self._forget_unread_timer()
         if self._unread_timer is None:
-            # A client that keeps a connection for later does not look whether the server has ended it.
-            ends = self._shared.stopping and self.transport.is_closing() and self.scheme == "https"
             seconds = _GOODBYE_SECONDS if ends else _WRITE_SECONDS
             self._unread_timer = self.loop.call_later(seconds, self.transport.abort)
 
