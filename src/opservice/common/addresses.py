@@ -8,7 +8,7 @@ from pathlib import Path
 
 from opservice.domain.errors import StartupError
 
-_EVERY_HOST = {"0.0.0.0", "[::]"}  # noqa: S104 - nothing is bound to it here
+_EVERY_HOST = {"0.0.0.0", "::"}  # noqa: S104 - nothing is bound to it here
 _MAX_SOCKET_PATH = 107  # bytes; the kernel's limit
 
 
@@ -28,12 +28,20 @@ def overlap(address: str, other: str) -> bool:
     (host, port), (other_host, other_port) = split_address(address), split_address(other)
     if port != other_port or port == 0:
         return False
-    hosts = {host, other_host}
+    hosts = {_canonical(host), _canonical(other_host)}
     return (
         len(hosts) == 1
         or not hosts.isdisjoint(_EVERY_HOST)
         or ("localhost" in hosts and all(map(is_loopback, hosts)))
     )
+
+
+def _canonical(host: str) -> str:
+    """The one form of an address that may be written in several; of names the one in lower case."""
+    try:
+        return str(ip_address(host.strip("[]")))
+    except ValueError:
+        return host.lower()
 
 
 def socket_path(address: str) -> Path | None:
