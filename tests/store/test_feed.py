@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 import pytest
 from sqlalchemy import Connection
 
-from opservice.domain.errors import ServerStopping, WatchOutdated
+from opservice.domain.errors import ServerStopping, StoreUnavailable, WatchOutdated
 from opservice.domain.operation import (
     SECOND,
     Complete,
@@ -389,6 +389,30 @@ async def test_a_look_tells_of_nothing_that_has_expired_after_its_clock(
             assert follower.take(None) == (id_, Removed(id_))
     finally:
         await store.close()
+
+
+async def test_streams_that_wait_for_a_look_that_fails_take_none_each(database_url: str) -> None:
+    """Each may take seconds, one after another, until the database is found to be away."""
+    async with opened(database_url, NEVER, notify=False) as store:
+        looks, may_fail = 0, asyncio.Event()
+
+        async def fail(_back: int, _at_most: int) -> object:
+            nonlocal looks
+            looks += 1
+            await may_fail.wait()
+            raise StoreUnavailable
+
+        setattr(store._feed, "_read", fail)  # noqa: B010 - mypy would not have it assigned
+        streams = [asyncio.create_task(store._feed.begin()) for _ in range(10)]
+        await asyncio.sleep(0)
+        may_fail.set()
+        told = await soon(asyncio.gather(*streams, return_exceptions=True))
+
+        assert [type(each) for each in told] == [StoreUnavailable] * 10
+        assert looks == 1
+        with pytest.raises(StoreUnavailable):
+            await store._feed.begin()
+        assert looks == 2, "who comes later asks the database again"
 
 
 async def test_a_stream_does_not_begin_with_a_look_of_long_ago(database_url: str) -> None:

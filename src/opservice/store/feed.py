@@ -70,6 +70,8 @@ class Feed:
         self._looked_at: float | None = None
         self._late_at = 0.0
         self._looking = asyncio.Lock()
+        self._failures = 0
+        """Looks for which the database was not available."""
         self._begins_anew = True
         """Nobody has followed for a while: what has changed meanwhile is of no interest to the next look."""
         self._closed = False
@@ -131,9 +133,12 @@ class Feed:
         """Makes sure that changes are looked for from now on. Returns what the clock said some seconds ago at
         most. Raises a StoreError.
         """
+        failures = self._failures
         # A look under way has a later clock than this one, and others were told of what has expired by then.
         async with self._looking:
             if self._is_stale():
+                if self._failures != failures:  # while this one waited: each may take seconds
+                    raise StoreUnavailable
                 await self._look()
         assert self.clock is not None
         return self.clock
@@ -184,7 +189,11 @@ class Feed:
         elapsed = 0 if looked_at is None else int((began - looked_at) * SECOND)
         # Back from the clock, too, which may have been set back: what changed since then has earlier times.
         at_most = _FOREVER if before is None else before - overlap
-        clock, changes = await self._read(elapsed + overlap, at_most)
+        try:
+            clock, changes = await self._read(elapsed + overlap, at_most)
+        except StoreUnavailable:
+            self._failures += 1
+            raise
         if before is not None:
             self._end_those_who_missed(clock - before)
         for start in range(0, len(changes), _CHANGES_AT_ONCE):
