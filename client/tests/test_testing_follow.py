@@ -91,6 +91,19 @@ def test_a_stream_can_be_continued_for_eight_minutes(
     )
 
 
+def test_whoever_continues_a_stream_after_its_end_is_told_nothing_again(client: Client) -> None:
+    ids = [client.started(), "unknown"]
+    stream = Stream(client, operation_ids=ids)
+    stream.first()
+    client.complete(ids[0])
+    stream.record()
+    assert stream.next() is None
+
+    again = Stream(client, operation_ids=ids, resume_token=stream.token)
+    assert again.first() == []
+    assert again.next() is None
+
+
 def test_a_quiet_stream_says_again_that_it_is_caught_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_WATCH_REPEAT_SECONDS", 0.05)
     with OperationServer(backend="memory") as server, open_channel(server.target) as channel:

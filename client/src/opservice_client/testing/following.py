@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import suppress
+from sys import maxsize
 
 from google.protobuf.empty_pb2 import Empty
 
@@ -20,6 +21,8 @@ from opservice_client.testing.tokens import place_of, token_of
 
 _RESUMABLE = 480 * SECOND
 """Microseconds for which a token can be used."""
+_ENDED = maxsize
+"""The position of a stream by ids that was told all that it ever will be."""
 
 
 class Following:
@@ -34,6 +37,8 @@ class Following:
         self._asked = ("BatchWatch", request.parent, *(self._ids or ()))
         self._position = _checked(request, self._asked, operations.changes.clock())
         """Until there all changes were told; None before all was told that there is."""
+        if self._position == _ENDED:
+            self._ids = {}
         self._told: dict[str, int] = {}
         """How far the changes of each operation were told."""
 
@@ -90,7 +95,7 @@ class Following:
 
     def _event(self, operation_id: str) -> OperationRecordEvent:
         """The operation as it is now."""
-        event = OperationRecordEvent(resume_token=self._token())
+        event = OperationRecordEvent()
         self._told[operation_id] = self._operations.changes.last_of(operation_id)
         try:
             record = self._operations.find(operation_id).record
@@ -100,10 +105,14 @@ class Following:
             event.record.CopyFrom(record)
         if self._ids is not None and (event.removed_id or event.record.operation.done):
             del self._ids[operation_id]
+        event.resume_token = self._token()
         return event
 
     def _token(self) -> str:
-        return "" if self._position is None else token_of(str(self._position), self._asked)
+        if self._position is None:
+            return ""
+        position = _ENDED if self._ids == {} else self._position
+        return token_of(str(position), self._asked)
 
 
 def _checked(
@@ -126,6 +135,7 @@ def _checked(
     place = place_of(request.resume_token, asked)
     if place is None:
         raise invalid([("resume_token", "is not one that this server gave for this request")])
-    if not clock - _RESUMABLE <= int(place) <= clock:
+    position = int(place)
+    if position != _ENDED and not clock - _RESUMABLE <= position <= clock:
         raise outdated()
-    return int(place)
+    return position
