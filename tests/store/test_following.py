@@ -97,6 +97,25 @@ def test_whoever_continues_a_stream_is_told_of_all_that_does_not_match() -> None
     assert told(follows) == [Removed("a")]
 
 
+@pytest.mark.parametrize("is_told", [False, True])
+def test_what_an_older_look_tells_a_stream_that_is_continued_is_not_the_last(
+    *, is_told: bool
+) -> None:
+    first = follower()
+    first.caught_up(EPOCH)
+    first.tell(record("a", 3))
+    told(first)
+    again = follower(resumed=first.resume_point())
+
+    again.tell(record("a", 2))  # read before the stream began
+    if is_told:
+        assert told(again) == [record("a", 2)]
+    assert not again.was_told(record("a", 3), since=0)
+    again.tell(record("a", 3))
+
+    assert told(again) == [record("a", 3)]
+
+
 def test_a_stream_that_is_continued_knows_what_was_told() -> None:
     first = follower()
     first.caught_up(EPOCH)

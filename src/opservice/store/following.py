@@ -146,6 +146,8 @@ class Follower:
 
         It has told all that had changed before `since`.
         """
+        if record.id in self._versions:  # what it was told of it meanwhile may be older
+            return False
         if record.modified_at >= since and not self._has_mark(record):
             return False
         self._note_told(record)
@@ -154,9 +156,10 @@ class Follower:
     def _has_mark(self, record: Record) -> bool:
         """Whether the stream that it continues has told the record lately.
 
-        The feed may tell of it before what there is was read.
+        The feed may tell of it before what there is was read. If by then this stream has told another state,
+        of a look that had read it long before, it counts no more: that one must not be the last.
         """
-        if not self._continues:
+        if not self._continues or record.id in self._versions:
             return False
         return _mark(record.id, record.created_at, record.revision) in self._marks
 
