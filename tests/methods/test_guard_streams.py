@@ -190,8 +190,11 @@ async def test_whoever_breaks_off_again_and_again_knows_all_in_the_end(database_
             last = [asyncio.create_task(each.follow(random.choice(guards))) for each in readers]
             async with asyncio.timeout(PATIENCE):
                 for each in readers:
-                    while not each.knows(await all_of(stores[0])):  # noqa: ASYNC110 - nothing signals it
+                    while not each.knows(await all_of(stores[0])):
                         await asyncio.sleep(0.1)
+                        for stream in last:
+                            if stream.done():
+                                stream.result()
             for stream in last:
                 stream.cancel()
             await asyncio.wait(last)

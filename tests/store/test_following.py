@@ -116,6 +116,23 @@ def test_what_an_older_look_tells_a_stream_that_is_continued_is_not_the_last(
     assert told(again) == [record("a", 3)]
 
 
+def test_a_stream_that_begins_forgets_what_a_look_has_read_but_not_what_was_removed() -> None:
+    """Else it would tell an older state than the stream has that it continues."""
+    first = follower()
+    first.caught_up(EPOCH)
+    first.tell(record("a", 3))
+    told(first)
+    again = follower(resumed=first.resume_point())
+
+    again.tell(record("a", 2))
+    again.tell_gone(Change.end_of(record("b", 2)))
+    again.begin()
+
+    assert again.was_told(record("a", 3), since=0)
+    assert told(again) == [Removed("b")]
+    assert again.room.used == 0
+
+
 def test_a_stream_that_is_continued_knows_what_was_told() -> None:
     first = follower()
     first.caught_up(EPOCH)

@@ -190,6 +190,21 @@ class Follower:
         self.forget_records()
         self._wake()
 
+    def begin(self) -> None:
+        """Forgets the records that it was told: what there is will be read from now on.
+
+        A look that was under way may have told an older state than the stream has that this one continues.
+        What was removed is kept, as nothing may be left of it to be read.
+        """
+        for id_, news in [*self._pending.items()]:
+            if not isinstance(news, Removed):
+                self._keep(0 if news is None else -news.kept_bytes)
+                del self._pending[id_]
+        self._versions = {
+            id_: version for id_, version in self._versions.items() if version[1] == _GONE
+        }
+        self._count_known(len(self._versions))
+
     def forget_records(self) -> None:
         """Nothing is to be told any more."""
         self._pending.clear()

@@ -259,6 +259,7 @@ class OperationStore:
         """
         with self._changes.follow_many(follower):
             began = await self._feed.begin()
+            follower.begin()
             async with aclosing(read_all(began)) as reading:
                 async for _ in reading:
                     while (event := await self._next_event(follower, None)) is not None:
