@@ -177,7 +177,7 @@ def test_a_key_whose_operation_has_expired_starts_a_new_one_only_where_there_is_
 
 @pytest.fixture
 def replicas(database_url: str) -> Iterator[Replicas]:
-    opened = Replicas(database_url)
+    opened = Replicas(database_url, patient=True)
     yield opened
     opened.close()
 

@@ -95,7 +95,7 @@ def each(argument: str, *rivals: Rival) -> pytest.MarkDecorator:
 
 @pytest.fixture
 def replicas(database_url: str) -> Iterator[Replicas]:
-    opened = Replicas(database_url)
+    opened = Replicas(database_url, patient=True)
     yield opened
     opened.close()
 

@@ -52,7 +52,7 @@ ROUNDS = pytest.mark.parametrize("rounds", [5, pytest.param(50, marks=pytest.mar
 
 @pytest.fixture
 def replicas(database_url: str) -> Iterator[Replicas]:
-    opened = Replicas(database_url)
+    opened = Replicas(database_url, patient=True)
     yield opened
     opened.close()
 

@@ -22,8 +22,11 @@ REPOSITORY = Repository()
 class Replicas:
     """As many as are asked for, by their index."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, patient: bool = False) -> None:
+        """Patient ones wait long for each other's locks: on a busy machine they may be held for long."""
         self._url = url
+        if patient and not url.startswith("sqlite"):
+            self._url += "?options=-c%20lock_timeout=10s"
         self._databases: list[Database] = []
 
     def __getitem__(self, index: int) -> Database:
