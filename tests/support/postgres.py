@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -40,13 +41,24 @@ class PostgresServer:
         self.port = stable_port()
         self._names = count(1)
         self._process: subprocess.Popen[bytes] | None = None
+        try:
+            self._init()
+        except (OSError, subprocess.SubprocessError) as error:
+            # Seen once in some hundred times, before it had made anything, and nobody knows why. All tests of
+            # the process would fail for it.
+            said = getattr(error, "stderr", None)
+            print("initdb failed, and is tried again:", error, said, file=sys.__stderr__)
+            shutil.rmtree(self._data, ignore_errors=True)
+            self._init()
+        rules = self._data / "pg_hba.conf"
+        rules.write_text(f"host all {WITH_PASSWORD} all scram-sha-256\n{rules.read_text()}")
+        self.start()
+
+    def _init(self) -> None:
         self._run(
             "initdb", "--no-sync", "--auth=trust", "--username=tests", "--encoding=UTF8",
             "--locale=C", "-D", str(self._data),
         )  # fmt: skip
-        rules = self._data / "pg_hba.conf"
-        rules.write_text(f"host all {WITH_PASSWORD} all scram-sha-256\n{rules.read_text()}")
-        self.start()
 
     @property
     def _data(self) -> Path:
