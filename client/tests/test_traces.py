@@ -100,12 +100,8 @@ def server(
     collecting: Collector, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServerProcess]:
     directory = tmp_path_factory.mktemp("traced")
-    environment = {
-        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{collecting.address}",
-        "OTEL_BSP_SCHEDULE_DELAY": "100",
-    }
     url = f"sqlite:///{directory}/operations.db"
-    with serving(directory, url, environment=environment, **SETTINGS) as running:
+    with serving(directory, url, environment=collecting.environment, **SETTINGS) as running:
         yield running
 
 

@@ -39,8 +39,7 @@ def traced(
 ) -> Iterator[ServerProcess]:
     directory = tmp_path_factory.mktemp("traced")
     environment = {
-        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{collecting.address}",
-        "OTEL_BSP_SCHEDULE_DELAY": "100",
+        **collecting.environment,
         # An empty variable is as good as none.
         "OTEL_TRACES_EXPORTER": "",
         "OTEL_SERVICE_NAME": "",

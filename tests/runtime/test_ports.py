@@ -41,7 +41,9 @@ def test_a_port_of_a_name_is_reserved_where_this_machine_has_it() -> None:
 
 
 def test_a_port_is_had_once_also_before_connections_are_taken() -> None:
-    with listening_sockets("127.0.0.1:0", "--http-listen", share=False) as (_, address):  # noqa: SIM117
-        with pytest.raises(StartupError, match=f"cannot listen on {address}: the port is taken"):
-            with listening_sockets(address, "--metrics-listen", share=False):
-                pass
+    with (
+        listening_sockets("127.0.0.1:0", "--http-listen", share=False) as (_, address),
+        pytest.raises(StartupError, match=f"cannot listen on {address}: the port is taken"),
+        listening_sockets(address, "--metrics-listen", share=False),
+    ):
+        pass

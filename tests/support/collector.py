@@ -21,6 +21,14 @@ class Collector(otlp_grpc.TraceServiceServicer):
         self.resource: dict[str, str] = {}
         self.address = ""
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """With which a server sends its spans here, soon."""
+        return {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{self.address}",
+            "OTEL_BSP_SCHEDULE_DELAY": "100",
+        }
+
     def Export(  # noqa: N802 - as OTLP has it
         self, request: otlp.ExportTraceServiceRequest, _context: Any
     ) -> otlp.ExportTraceServiceResponse:
